@@ -1,0 +1,37 @@
+"""Predict the genes of a patch, first with this package and then with timm alone.
+
+python examples/predict_patch.py [patch.png]
+"""
+
+import sys
+from pathlib import Path
+
+import timm
+import torch
+from PIL import Image
+
+import tcgn_hub
+
+
+def main() -> None:
+    patch = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent / "patch.png"
+
+    result = tcgn_hub.predict([patch])
+    values = dict(zip(result.genes, result.values[0], strict=True))
+    print(f"{patch.name}, in {result.units}")
+    for gene in sorted(filter(result.reliable, result.genes), key=values.get, reverse=True)[:10]:
+        print(f"  {gene:10} {values[gene]:6.3f}   held-out PCC {result.pcc(gene):.2f}")
+
+    # what happened: the central 112 px of a 20x image, resized to 224 and normalised
+    model = timm.create_model("tcgn_base", pretrained=True).eval()
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+    image = Image.open(patch).convert("RGB")
+    left, top = (image.width - 112) // 2, (image.height - 112) // 2
+    with torch.inference_mode():
+        logits = model(transform(image.crop((left, top, left + 112, top + 112)))[None])[0]
+    difference = max(abs(logits[i].item() - values[gene]) for i, gene in enumerate(model.pretrained_cfg["label_names"]))
+    print(f"timm alone agrees to {difference:.3f} (it resizes 8-bit pixels, we resize in floating point)")
+
+
+if __name__ == "__main__":
+    main()

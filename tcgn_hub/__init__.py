@@ -1,0 +1,41 @@
+"""Gene expression from H&E images with TCGN: pretrained weights, prediction and fine-tuning.
+
+`import tcgn_hub` makes the architecture `tcgn_base` known to timm, whichever of the two is imported first. It imports
+neither torch nor timm itself, so that the command line answers at once.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from tcgn_hub._timm_hook import register_with_timm
+
+if TYPE_CHECKING:
+    from tcgn_hub.prediction import Prediction, predict
+    from tcgn_hub.registry import load_model
+    from tcgn_hub.training import finetune
+
+__all__ = ["Prediction", "finetune", "load_model", "predict"]
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Prediction": "tcgn_hub.prediction",
+    "finetune": "tcgn_hub.training",
+    "load_model": "tcgn_hub.registry",
+    "predict": "tcgn_hub.prediction",
+}
+
+register_with_timm()
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

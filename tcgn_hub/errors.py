@@ -1,0 +1,54 @@
+"""Every error a user can meet, each saying what was wrong and what to do."""
+
+__all__ = [
+    "CheckpointError",
+    "DeviceError",
+    "ImageError",
+    "ManifestError",
+    "OutputError",
+    "PanelError",
+    "SectionError",
+    "TcgnError",
+    "TrainingError",
+    "WeightsError",
+]
+
+
+class TcgnError(Exception):
+    """Base of all errors of this package; the command line prints its message and exits with 2."""
+
+
+class CheckpointError(TcgnError, RuntimeError):
+    """A file of weights does not fit the model."""
+
+
+class DeviceError(TcgnError, RuntimeError):
+    """The device asked for is not there."""
+
+
+class ImageError(TcgnError, ValueError):
+    """An image cannot be read, or not be used as it is."""
+
+
+class ManifestError(TcgnError, ValueError):
+    """A manifest of weights is malformed, or does not list what was asked for."""
+
+
+class OutputError(TcgnError, OSError):
+    """A file cannot be written."""
+
+
+class PanelError(TcgnError, ValueError):
+    """A gene panel cannot be read, or a gene is not in it."""
+
+
+class SectionError(TcgnError, ValueError):
+    """The data of a section are missing, malformed, or do not fit together."""
+
+
+class TrainingError(TcgnError, ValueError):
+    """A training run cannot start or continue as asked."""
+
+
+class WeightsError(TcgnError, RuntimeError):
+    """Weights cannot be had, or are not what the manifest says."""

@@ -1,0 +1,732 @@
+"""TCGN: Transformer with Convolution and Graph-Node co-embedding
+
+A vision backbone that predicts local gene expression from a histology patch: a CMT-Tiny trunk (convolution and
+attention) with two graph branches whose node embeddings are mixed into its third stage.
+
+Papers:
+    Xiao et al., "Transformer with convolution and graph-node co-embedding: An accurate and interpretable vision
+    backbone for predicting gene expressions from local histopathological image", Medical Image Analysis 2024
+    Guo et al., "CMT: Convolutional Neural Networks Meet Vision Transformers", CVPR 2022 (the trunk)
+    Jiang et al., "CensNet", IJCAI 2019 (the co-embedding, in censnet.py)
+
+Written from a description of the published network; every part names the section of the paper it belongs to.
+"""
+
+import re
+from typing import Dict, List, Optional, Tuple, Union
+
+import torch
+import torch.nn.functional as F
+from timm.layers import (
+    DropPath,
+    GroupNorm1,
+    LayerScale2d,
+    NormMlpClassifierHead,
+    calculate_drop_path_rates,
+    trunc_normal_,
+)
+from timm.layers.trace_utils import _assert
+from timm.models import checkpoint, named_apply
+from timm.models._features import feature_take_indices
+from torch import nn
+
+from ..errors import CheckpointError
+from .censnet import GraphEmbed
+
+__all__ = ["TCGN", "checkpoint_filter_fn"]
+
+IMG_SIZE = 224
+GRID_SIZE = 14  # three attention layers mix over the 14 x 14 graph nodes, which fixes the image size
+
+
+def _tokens(x: torch.Tensor) -> torch.Tensor:
+    """(B, C, H, W) -> (B, H * W, C), a view where the map is stored channels last."""
+    B, C, H, W = x.shape
+    return x.permute(0, 2, 3, 1).reshape(B, H * W, C)
+
+
+def _map(x: torch.Tensor, size: List[int]) -> torch.Tensor:
+    """(B, H * W, C) -> (B, C, H, W), stored channels last.
+
+    Not transpose and reshape: at batch 1 that leaves a batch stride of C, with which PyTorch's CPU backward of
+    BatchNorm in eval mode gives wrong gradients.
+    """
+    B, _, C = x.shape
+    return x.reshape(B, size[0], size[1], C).permute(0, 3, 1, 2)
+
+
+class Stem(nn.Module):
+    """Three 3x3 convolutions, GELU before BatchNorm, the first one of stride 2. (CMT, section 3.1)"""
+
+    def __init__(self, in_chans: int, dim: int, device=None, dtype=None):
+        dd = {"device": device, "dtype": dtype}
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_chans, dim, 3, stride=2, padding=1, **dd)
+        self.norm1 = nn.BatchNorm2d(dim, **dd)
+        self.conv2 = nn.Conv2d(dim, dim, 3, padding=1, **dd)
+        self.norm2 = nn.BatchNorm2d(dim, **dd)
+        self.conv3 = nn.Conv2d(dim, dim, 3, padding=1, **dd)
+        self.norm3 = nn.BatchNorm2d(dim, **dd)
+        self.act = nn.GELU()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.norm1(self.act(self.conv1(x)))
+        x = self.norm2(self.act(self.conv2(x)))
+        return self.norm3(self.act(self.conv3(x)))
+
+
+class PatchEmbed(nn.Module):
+    """Non-overlapping patches to tokens, and the size of their grid."""
+
+    def __init__(self, patch_size: int, in_dim: int, dim: int, device=None, dtype=None):
+        dd = {"device": device, "dtype": dtype}
+        super().__init__()
+        self.proj = nn.Conv2d(in_dim, dim, patch_size, stride=patch_size, **dd)
+        self.norm = nn.LayerNorm(dim, **dd)
+
+    def forward(self, x: torch.Tensor) -> Tuple[torch.Tensor, List[int]]:
+        x = self.proj(x)
+        return self.norm(_tokens(x)), x.shape[-2:]
+
+
+class Attention(nn.Module):
+    """Attention with a position bias and, where ``sr_ratio`` > 1, keys and values from a smaller map. (CMT, 3.2)"""
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        sr_ratio: int = 1,
+        qkv_bias: bool = True,
+        device=None,
+        dtype=None,
+    ):
+        dd = {"device": device, "dtype": dtype}
+        super().__init__()
+        self.num_heads = num_heads
+        self.head_dim = dim // num_heads
+        self.q = nn.Linear(dim, dim, bias=qkv_bias, **dd)
+        self.k = nn.Linear(dim, dim, bias=qkv_bias, **dd)
+        self.v = nn.Linear(dim, dim, bias=qkv_bias, **dd)
+        if sr_ratio > 1:
+            self.sr = nn.Sequential(
+                nn.Conv2d(dim, dim, sr_ratio, stride=sr_ratio, groups=dim, **dd),
+                nn.BatchNorm2d(dim, **dd),
+            )
+        else:
+            self.sr = None
+        self.proj = nn.Linear(dim, dim, **dd)
+
+    def forward(self, x: torch.Tensor, size: List[int], relative_pos: torch.Tensor) -> torch.Tensor:
+        B, N, C = x.shape
+        q = self.q(x).reshape(B, N, self.num_heads, self.head_dim).transpose(1, 2)
+        if self.sr is not None:
+            x = _tokens(self.sr(_map(x, size)))
+        k = self.k(x).reshape(B, -1, self.num_heads, self.head_dim).transpose(1, 2)
+        v = self.v(x).reshape(B, -1, self.num_heads, self.head_dim).transpose(1, 2)
+        x = F.scaled_dot_product_attention(q, k, v, attn_mask=relative_pos.to(q.dtype).unsqueeze(0))
+        return self.proj(x.transpose(1, 2).reshape(B, N, C))
+
+
+class InvertedResidualFfn(nn.Module):
+    """Inverted residual feed-forward: widen, depthwise 3x3 with a shortcut, narrow. (CMT, 3.2)"""
+
+    def __init__(self, dim: int, hidden_dim: int, device=None, dtype=None):
+        dd = {"device": device, "dtype": dtype}
+        super().__init__()
+        self.conv1 = nn.Conv2d(dim, hidden_dim, 1, **dd)
+        self.norm1 = nn.BatchNorm2d(hidden_dim, **dd)
+        self.dw = nn.Conv2d(hidden_dim, hidden_dim, 3, padding=1, groups=hidden_dim, **dd)
+        self.norm_dw = nn.BatchNorm2d(hidden_dim, **dd)
+        self.conv2 = nn.Conv2d(hidden_dim, dim, 1, **dd)
+        self.norm2 = nn.BatchNorm2d(dim, **dd)
+        self.act = nn.GELU()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.norm1(self.act(self.conv1(x)))
+        x = self.norm_dw(self.act(self.dw(x) + x))
+        return self.norm2(self.conv2(x))
+
+
+class CmtBlock(nn.Module):
+    """Local perception, attention, inverted residual feed-forward. (CMT, 3.2)"""
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        hidden_dim: int,
+        sr_ratio: int = 1,
+        qkv_bias: bool = True,
+        norm_eps: float = 1e-6,
+        drop_path: float = 0.0,
+        device=None,
+        dtype=None,
+    ):
+        dd = {"device": device, "dtype": dtype}
+        super().__init__()
+        self.local = nn.Conv2d(dim, dim, 3, padding=1, groups=dim, **dd)
+        self.norm1 = nn.LayerNorm(dim, eps=norm_eps, **dd)
+        self.attn = Attention(dim, num_heads, sr_ratio=sr_ratio, qkv_bias=qkv_bias, **dd)
+        self.norm2 = nn.LayerNorm(dim, eps=norm_eps, **dd)
+        self.ffn = InvertedResidualFfn(dim, hidden_dim, **dd)
+        self.drop_path = DropPath(drop_path) if drop_path > 0.0 else nn.Identity()
+
+    def forward(self, x: torch.Tensor, relative_pos: torch.Tensor) -> torch.Tensor:
+        size = x.shape[-2:]
+        x = _tokens(self.local(x) + x)
+        x = x + self.drop_path(self.attn(self.norm1(x), size, relative_pos))
+        return _map(x, size) + self.drop_path(self.ffn(_map(self.norm2(x), size)))
+
+
+class EncoderBlock(nn.Module):
+    """Transformer encoder block; scores are divided by the root of the whole width. (TCGN, feature fusion)
+
+    Args:
+        dim: Width of the last axis.
+        num_heads: Attention heads.
+        self_bias: Add the identity to the scores, before they are divided.
+        drop: Dropout rate after attention and in the feed-forward.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        self_bias: bool = False,
+        drop: float = 0.0,
+        device=None,
+        dtype=None,
+    ):
+        dd = {"device": device, "dtype": dtype}
+        super().__init__()
+        self.num_heads = num_heads
+        self.self_bias = self_bias
+        self.scale = dim**-0.5
+        self.norm1 = nn.LayerNorm(dim, **dd)
+        self.qkv = nn.Linear(dim, dim * 3, **dd)
+        self.norm2 = nn.LayerNorm(dim, **dd)
+        self.fc1 = nn.Linear(dim, dim * 4, **dd)
+        self.fc2 = nn.Linear(dim * 4, dim, **dd)
+        self.act = nn.GELU()
+        self.drop = nn.Dropout(drop)
+
+    def forward(self, x: torch.Tensor, num_out: int) -> torch.Tensor:
+        """Mix the tokens (B, N, dim), and return the first ``num_out`` of them, (B, num_out, dim)."""
+        B, N, C = x.shape
+        qkv = self.qkv(self.norm1(x)).reshape(B, N, 3, self.num_heads, C // self.num_heads).permute(2, 0, 3, 1, 4)
+        q, k, v = qkv.unbind(0)
+        bias: Optional[torch.Tensor] = None
+        if self.self_bias:
+            bias = torch.eye(num_out, N, dtype=q.dtype, device=q.device) * self.scale
+        mixed = F.scaled_dot_product_attention(q[:, :, :num_out], k, v, attn_mask=bias, scale=self.scale)
+        x = x[:, :num_out] + self.drop(mixed.transpose(1, 2).reshape(B, num_out, C))
+        return x + self.drop(self.fc2(self.drop(self.act(self.fc1(self.norm2(x))))))
+
+
+class ChannelAttention(nn.Module):
+    """Mix node embeddings into a trunk map, channel with channel over the 196 positions. (TCGN, feature fusion)"""
+
+    def __init__(self, num_heads: int = 4, drop: float = 0.0, device=None, dtype=None):
+        super().__init__()
+        self.encoder = EncoderBlock(GRID_SIZE**2, num_heads, self_bias=True, drop=drop, device=device, dtype=dtype)
+
+    def forward(self, x: torch.Tensor, nodes: torch.Tensor) -> torch.Tensor:
+        """Tokens (B, 196, C) and nodes (B, 196, D) -> tokens (B, 196, C)"""
+        mixed = torch.cat([x, nodes], dim=2).transpose(1, 2)
+        return self.encoder(mixed, x.shape[2]).transpose(1, 2)
+
+
+class ConvNeXtBlock(nn.Module):
+    """Depthwise 7x7, normalisation over the whole map, pointwise feed-forward, layer scale."""
+
+    def __init__(self, dim: int, layer_scale: float = 0.1, device=None, dtype=None):
+        dd = {"device": device, "dtype": dtype}
+        super().__init__()
+        self.dw = nn.Conv2d(dim, dim, 7, padding=3, groups=dim, bias=False, **dd)
+        self.norm = GroupNorm1(dim, **dd)
+        self.conv1 = nn.Conv2d(dim, dim * 4, 1, **dd)
+        self.act = nn.GELU()
+        self.conv2 = nn.Conv2d(dim * 4, dim, 1, **dd)
+        self.scale = LayerScale2d(dim, layer_scale, **dd)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.scale(self.conv2(self.act(self.conv1(self.norm(self.dw(x))))))
+
+
+class GraphBlock(nn.Module):
+    """A trunk map as a graph of 196 patches, embedded with its edges. (TCGN, graph-node co-embedding)
+
+    Args:
+        in_dim: Channels of the trunk map.
+        conv_stages: (channels, residual blocks) of the ConvNeXt stages that halve the map down to 14 x 14.
+        out_dim: Channels of the node embeddings.
+        num_heads: Heads of the connection analyser and of the CMT blocks.
+        drop: Dropout rate in CensNet and the encoder blocks.
+    """
+
+    def __init__(
+        self,
+        in_dim: int,
+        conv_stages: Tuple[Tuple[int, int], ...],
+        out_dim: int = 48,
+        num_heads: int = 2,
+        drop: float = 0.0,
+        device=None,
+        dtype=None,
+    ):
+        dd = {"device": device, "dtype": dtype}
+        super().__init__()
+        self.grid_size = GRID_SIZE
+        num_nodes = GRID_SIZE**2
+        dim = conv_stages[-1][0]
+        edge_dim = out_dim // 4
+
+        layers: List[nn.Module] = []
+        prev_dim = in_dim
+        for width, depth in conv_stages:
+            layers += [GroupNorm1(prev_dim, **dd), nn.Conv2d(prev_dim, width, 2, stride=2, **dd)]
+            layers += [ConvNeXtBlock(width, **dd) for _ in range(depth)]
+            prev_dim = width
+        self.conv_embed = nn.Sequential(*layers)
+
+        def cmt_block(width: int) -> CmtBlock:
+            return CmtBlock(width, num_heads, hidden_dim=4 * width, qkv_bias=False, norm_eps=1e-5, **dd)
+
+        self.patch_embed = PatchEmbed(2 ** len(conv_stages), in_dim, dim, **dd)
+        self.relative_pos = nn.Parameter(torch.empty(num_heads, num_nodes, num_nodes, **dd))
+        self.patch_block = cmt_block(dim)
+        self.co_embed = GraphEmbed(dim, num_heads=num_heads, grid_size=GRID_SIZE, drop=drop, **dd)
+        self.edge_block = EncoderBlock(edge_dim, num_heads=2, drop=drop, **dd)
+        self.node_block = cmt_block(out_dim)
+        self.mix_block = EncoderBlock(num_nodes, num_heads=4, drop=drop, **dd)
+        self.fuse = nn.Linear(out_dim + edge_dim, out_dim, **dd)
+
+    def views(self, x: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
+        """The two views of the nodes that the graph is built from: patch tokens and convolution tokens."""
+        tokens, size = self.patch_embed(x)
+        patch_tokens = _tokens(self.patch_block(_map(tokens, size), self.relative_pos))
+        return patch_tokens, _tokens(self.conv_embed(x))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        patch_tokens, conv_tokens = self.views(x)
+        nodes, edges = self.co_embed(patch_tokens, conv_tokens)
+        edges = self.edge_block(edges, edges.shape[1])
+        nodes = _tokens(self.node_block(_map(nodes, [self.grid_size, self.grid_size]), self.relative_pos))
+        mixed = torch.cat([nodes, edges], dim=2).transpose(1, 2)
+        return self.fuse(self.mix_block(mixed, mixed.shape[1]).transpose(1, 2))
+
+
+class Stage(nn.Module):
+    """A stage of the trunk: patch embedding and CMT blocks that share one position bias.
+
+    A stage may feed the graph (``graph``: its map becomes node embeddings) or take node embeddings of earlier stages
+    in before its first block (``fuse_in``) and after its last (``fuse_out``).
+    """
+
+    def __init__(
+        self,
+        in_dim: int,
+        dim: int,
+        depth: int,
+        num_heads: int,
+        sr_ratio: int,
+        grid_size: int,
+        mlp_ratio: float,
+        drop_path: List[float],
+        graph: Optional[nn.Module] = None,
+        fuse_in: Optional[nn.Module] = None,
+        fuse_out: Optional[nn.Module] = None,
+        device=None,
+        dtype=None,
+    ):
+        dd = {"device": device, "dtype": dtype}
+        super().__init__()
+        self.grad_checkpointing = False
+        self.patch_embed = PatchEmbed(2, in_dim, dim, **dd)
+        num_tokens = grid_size**2
+        self.relative_pos = nn.Parameter(torch.empty(num_heads, num_tokens, num_tokens // sr_ratio**2, **dd))
+        self.blocks = nn.ModuleList(
+            [
+                CmtBlock(
+                    dim,
+                    num_heads,
+                    hidden_dim=int(dim * mlp_ratio),
+                    sr_ratio=sr_ratio,
+                    drop_path=drop_path[i],
+                    **dd,
+                )
+                for i in range(depth)
+            ]
+        )
+        self.graph = graph
+        self.fuse_in = fuse_in
+        self.fuse_out = fuse_out
+
+    def forward(self, x: torch.Tensor, nodes: List[torch.Tensor]) -> torch.Tensor:
+        """Args: x: Map (B, C, H, W). nodes: Node embeddings of earlier stages, to which this stage adds its own."""
+        x, size = self.patch_embed(x)
+        if self.fuse_in is not None:
+            x = self.fuse_in(x, nodes[0])
+        x = _map(x, size)
+        for blk in self.blocks:
+            if self.grad_checkpointing and not torch.jit.is_scripting():
+                x = checkpoint(blk, x, self.relative_pos)
+            else:
+                x = blk(x, self.relative_pos)
+        if self.fuse_out is not None:
+            x = _map(self.fuse_out(_tokens(x), nodes[1]), size)
+        if self.graph is not None:
+            if self.grad_checkpointing and not torch.jit.is_scripting():
+                nodes.append(checkpoint(self.graph, x))
+            else:
+                nodes.append(self.graph(x))
+        return x
+
+
+class Head(NormMlpClassifierHead):
+    """Pool, dropout, hidden layer, classifier. The dropout acts on the pooled features, as published."""
+
+    def forward(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
+        x = self.flatten(self.global_pool(x))
+        x = self.pre_logits(self.drop(x))
+        if pre_logits:
+            return x
+        return self.fc(x)
+
+
+class TCGN(nn.Module):
+    """Transformer with Convolution and Graph-Node co-embedding. (Xiao et al., Medical Image Analysis 2024)
+
+    Args:
+        img_size: Image size; only 224 exists, because three attention layers mix over the 196 graph nodes.
+        in_chans: Input channels.
+        num_classes: Outputs, one per gene.
+        global_pool: 'avg', 'max' and the other non-concatenating types of timm, or '' for none.
+        drop_rate: Dropout rate of the pooled features.
+        graph_drop_rate: Dropout rate in CensNet and in the encoder blocks.
+        drop_path_rate: Stochastic depth rate of the trunk's last block, rising linearly from 0.
+
+    Raises:
+        ValueError: ``img_size`` is not 224.
+    """
+
+    def __init__(
+        self,
+        img_size: Union[int, Tuple[int, int]] = IMG_SIZE,
+        in_chans: int = 3,
+        num_classes: int = 785,
+        global_pool: str = "avg",
+        stem_dim: int = 16,
+        embed_dims: Tuple[int, ...] = (46, 92, 184, 368),
+        depths: Tuple[int, ...] = (2, 2, 10, 2),
+        num_heads: Tuple[int, ...] = (1, 2, 4, 8),
+        sr_ratios: Tuple[int, ...] = (8, 4, 2, 1),
+        mlp_ratio: float = 3.6,
+        graph_dim: int = 48,
+        num_features: int = 1280,
+        head_hidden_size: int = 5120,
+        drop_rate: float = 0.1,
+        graph_drop_rate: float = 0.1,
+        drop_path_rate: float = 0.0,
+        device=None,
+        dtype=None,
+    ):
+        dd = {"device": device, "dtype": dtype}
+        super().__init__()
+        size = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
+        if size != (IMG_SIZE, IMG_SIZE):
+            raise ValueError(f"TCGN takes {IMG_SIZE} x {IMG_SIZE} images only, got img_size {size}.")
+        self.img_size = size
+        self.num_classes = num_classes
+        self.in_chans = in_chans
+        self.num_features = num_features
+        self.head_hidden_size = head_hidden_size
+        self.embed_dims = embed_dims
+
+        self.stem = Stem(in_chans, stem_dim, **dd)
+
+        dpr = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
+        graphs: Dict[int, nn.Module] = {
+            0: GraphBlock(embed_dims[0], ((46, 2), (92, 1)), graph_dim, drop=graph_drop_rate, **dd),
+            1: GraphBlock(embed_dims[1], ((184, 2),), graph_dim, drop=graph_drop_rate, **dd),
+        }
+        self.stages = nn.ModuleList()
+        self.feature_info = []
+        prev_dim = stem_dim
+        for i, dim in enumerate(embed_dims):
+            reduction = 2 ** (i + 2)
+            self.stages.append(
+                Stage(
+                    prev_dim,
+                    dim,
+                    depths[i],
+                    num_heads=num_heads[i],
+                    sr_ratio=sr_ratios[i],
+                    grid_size=IMG_SIZE // reduction,
+                    mlp_ratio=mlp_ratio,
+                    drop_path=dpr[i],
+                    graph=graphs.get(i),
+                    fuse_in=ChannelAttention(drop=graph_drop_rate, **dd) if i == 2 else None,
+                    fuse_out=ChannelAttention(drop=graph_drop_rate, **dd) if i == 2 else None,
+                    **dd,
+                )
+            )
+            self.feature_info.append({"num_chs": dim, "reduction": reduction, "module": f"stages.{i}"})
+            prev_dim = dim
+
+        self.final_conv = nn.Sequential(
+            nn.Conv2d(prev_dim, num_features, 1, **dd),
+            nn.BatchNorm2d(num_features, **dd),
+            nn.SiLU(),
+        )
+        self.head = Head(
+            num_features,
+            num_classes,
+            hidden_size=head_hidden_size,
+            pool_type=global_pool,
+            drop_rate=drop_rate,
+            norm_layer=nn.Identity,
+            act_layer="gelu",
+            **dd,
+        )
+        self.init_weights()
+
+    @torch.jit.ignore
+    def init_weights(self) -> None:
+        named_apply(_init_weights, self)
+
+    @torch.jit.ignore
+    def no_weight_decay(self):
+        return {name for name, _ in self.named_parameters() if name.endswith("relative_pos")}
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False):
+        return {
+            "stem": r"^stem",
+            "blocks": r"^stages\.(\d+)"
+            if coarse
+            else [
+                (r"^stages\.(\d+)\.(?:patch_embed|relative_pos|fuse_in)", (0,)),
+                (r"^stages\.(\d+)\.blocks\.(\d+)", None),
+                (r"^stages\.(\d+)\.(?:graph|fuse_out)", (999,)),
+                (r"^final_conv", (99999,)),
+            ],
+        }
+
+    @torch.jit.ignore
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        for stage in self.stages:
+            stage.grad_checkpointing = enable
+
+    @torch.jit.ignore
+    def get_classifier(self) -> nn.Module:
+        return self.head.fc
+
+    def reset_classifier(self, num_classes: int, global_pool: Optional[str] = None) -> None:
+        """Replace the last layer; the hidden layer before it stays."""
+        self.num_classes = num_classes
+        self.head.reset(num_classes, global_pool)
+
+    def forward_intermediates(
+        self,
+        x: torch.Tensor,
+        indices: Optional[Union[int, List[int]]] = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> Union[List[torch.Tensor], Tuple[torch.Tensor, List[torch.Tensor]]]:
+        """Forward features that returns intermediates.
+
+        Args:
+            x: Input image tensor.
+            indices: Take last n stages if int, all if None, select matching indices if sequence.
+            norm: No effect, the stages of this model end without a normalisation layer.
+            stop_early: Stop iterating over stages when last desired intermediate hit.
+            output_fmt: Shape of intermediate feature outputs.
+            intermediates_only: Only return intermediate features.
+
+        Returns:
+            Features and list of intermediate features or just intermediate features.
+        """
+        assert output_fmt == "NCHW", "Output format must be NCHW."
+        intermediates: List[torch.Tensor] = []
+        take_indices, max_index = feature_take_indices(len(self.stages), indices)
+
+        x = self.stem(x)
+        nodes: List[torch.Tensor] = []
+        for i, stage in enumerate(self.stages):
+            if stop_early and i > max_index:
+                break
+            x = stage(x, nodes)
+            if i in take_indices:
+                intermediates.append(x)
+
+        if intermediates_only:
+            return intermediates
+        if i == len(self.stages) - 1:
+            x = self.final_conv(x)
+        return x, intermediates
+
+    def prune_intermediate_layers(
+        self,
+        indices: Union[int, List[int]] = 1,
+        prune_norm: bool = False,
+        prune_head: bool = True,
+    ) -> List[int]:
+        """Prune layers not required for specified intermediates.
+
+        Args:
+            indices: Indices of the stages to keep.
+            prune_norm: Whether to prune the final convolution, which goes in any case with the last stage.
+            prune_head: Whether to prune the classifier head.
+
+        Returns:
+            List of indices that were kept.
+        """
+        take_indices, max_index = feature_take_indices(len(self.stages), indices)
+        if prune_norm or max_index < len(self.stages) - 1:
+            self.final_conv = nn.Identity()
+            self.num_features = self.embed_dims[max_index]
+        self.stages = self.stages[: max_index + 1]
+        if max_index < 2:
+            for stage in self.stages:
+                stage.graph = None
+        if prune_head:
+            self.head.reset(0, "", reset_other=True, in_features=self.num_features)
+            self.num_classes = 0
+            self.head_hidden_size = self.num_features
+        return take_indices
+
+    def forward_features(self, x: torch.Tensor) -> torch.Tensor:
+        """Image (B, C, 224, 224) -> final map (B, num_features, 7, 7); its mean over positions is *the* feature."""
+        _assert(x.shape[-2] == self.img_size[0], "TCGN takes 224 x 224 images only, resize the input.")
+        _assert(x.shape[-1] == self.img_size[1], "TCGN takes 224 x 224 images only, resize the input.")
+        x = self.stem(x)
+        nodes: List[torch.Tensor] = []
+        for stage in self.stages:
+            x = stage(x, nodes)
+        return self.final_conv(x)
+
+    def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
+        return self.head(x, pre_logits=pre_logits)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.forward_head(self.forward_features(x))
+
+
+def _init_weights(module: nn.Module, name: str = "") -> None:
+    if isinstance(module, nn.Linear):
+        trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.Conv2d):
+        nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, (Stage, GraphBlock)):
+        trunc_normal_(module.relative_pos, std=0.02)
+
+
+_CMT_KEYS = [
+    (r"\.mlp\.conv1\.0\.", r".ffn.conv1."),
+    (r"\.mlp\.conv1\.2\.", r".ffn.norm1."),
+    (r"\.mlp\.proj\.", r".ffn.dw."),
+    (r"\.mlp\.proj_bn\.", r".ffn.norm_dw."),
+    (r"\.mlp\.conv2\.0\.", r".ffn.conv2."),
+    (r"\.mlp\.conv2\.1\.", r".ffn.norm2."),
+    (r"^(blocks_[abcd]\.\d+|.*CMT_encoder1|.*node_transformer)\.proj\.", r"\1.local."),
+]
+_ENCODER_KEYS = [
+    (r"\.layernorm([12])\.", r".norm\1."),
+    (r"\.Attention\.qkv\.", r".qkv."),
+    (r"\.FFN\.0\.", r".fc1."),
+    (r"\.FFN\.3\.", r".fc2."),
+]
+_CONVNEXT_KEYS = [
+    (r"\.convnext1\.0\.(\d)\.", r".conv_embed.\1."),
+    (r"\.convnext1\.1\.", r".conv_embed.2."),
+    (r"\.convnext1\.2\.", r".conv_embed.3."),
+    (r"\.convnext2\.0\.0\.", r".conv_embed.4."),
+    (r"\.convnext2\.0\.1\.", r".conv_embed.5."),
+    (r"\.convnext2\.1\.", r".conv_embed.6."),
+    (r"\.block\.0\.", r".dw."),
+    (r"\.block\.1\.", r".norm."),
+    (r"\.block\.2\.", r".conv1."),
+    (r"\.block\.4\.", r".conv2."),
+    (r"\.layer_scaler\.", r".scale."),
+]
+_TOP_KEYS = [
+    (r"^stem_(conv|norm)(\d)\.", r"stem.\1\2."),
+    (r"^relative_pos_([abcd])$", r"stages.\1.relative_pos"),
+    (r"^patch_embed_([abcd])\.", r"stages.\1.patch_embed."),
+    (r"^blocks_([abcd])\.", r"stages.\1.blocks."),
+    (r"^gnn_block0\.", r"stages.a.graph."),
+    (r"^gnn_block1\.", r"stages.b.graph."),
+    (r"^channel_attention0\.transformer\.", r"stages.c.fuse_in.encoder."),
+    (r"^channel_attention1\.transformer\.", r"stages.c.fuse_out.encoder."),
+    (r"\.patch_embedding\.", r".patch_embed."),
+    (r"\.CMT_encoder1\.", r".patch_block."),
+    (r"\.MHSA\.([qk])\.", r".co_embed.\1."),
+    (r"\.MHSA\.value_transform\.", r".co_embed.value."),
+    (r"\.censnet\.gc1\.", r".co_embed.censnet.node1."),
+    (r"\.censnet\.gc2\.", r".co_embed.censnet.edge."),
+    (r"\.censnet\.gc3\.", r".co_embed.censnet.node2."),
+    (r"\.transformer_fusion_encoder\.edge_transformer\.", r".edge_block."),
+    (r"\.transformer_fusion_encoder\.node_transformer\.", r".node_block."),
+    (r"\.transformer_fusion_encoder\.channel_attention_196\.", r".mix_block."),
+    (r"\.transformer_fusion_encoder\.linear_fusion\.", r".fuse."),
+    (r"^_fc\.", r"final_conv.0."),
+    (r"^_bn\.", r"final_conv.1."),
+    (r"^head\.0\.", r"head.pre_logits.fc."),
+    (r"^head\.2\.", r"head.fc."),
+]
+_PUBLISHED_KEYS = [(re.compile(old), new) for old, new in _CMT_KEYS + _ENCODER_KEYS + _CONVNEXT_KEYS + _TOP_KEYS]
+_STAGE_LETTER = re.compile(r"^stages\.([abcd])\.")
+
+
+def _rename_published(key: str) -> str:
+    """Our name of a parameter of the published checkpoint."""
+    for old, new in _PUBLISHED_KEYS:
+        key = old.sub(new, key)
+    return _STAGE_LETTER.sub(lambda m: f"stages.{'abcd'.index(m[1])}.", key)
+
+
+def checkpoint_filter_fn(state_dict: Dict[str, torch.Tensor], model: nn.Module) -> Dict[str, torch.Tensor]:
+    """Remap a published checkpoint to our names, and account for every key of any checkpoint.
+
+    timm loads with ``strict=False`` as soon as the number of classes differs; the check here keeps a wrong file from
+    ending in random weights. Only the classifier may have another shape than the model's.
+
+    Raises:
+        CheckpointError: A key is missing, unexpected, or has another shape than the model's.
+    """
+    if "stem_conv1.weight" in state_dict:
+        heads = {"edge_block": 2, "mix_block": 4, "encoder": 4}
+        published, state_dict = state_dict, {}
+        for key, value in published.items():
+            key = _rename_published(key)
+            *_, block, leaf, _ = ("", "", *key.split("."))
+            if leaf == "qkv":
+                # published rows are laid out (head, channel, qkv), ours (qkv, head, channel)
+                value = value.reshape(heads[block], -1, 3, *value.shape[1:]).movedim(2, 0).reshape(value.shape)
+            state_dict[key] = value
+
+    expected = model.state_dict()
+    classifier = {"head.fc.weight", "head.fc.bias"}
+    missing = [k for k in expected if k not in state_dict]
+    unexpected = [k for k in state_dict if k not in expected and k not in classifier]
+    reshaped = [
+        k
+        for k, v in expected.items()
+        if k in state_dict and k not in classifier and k != "stem.conv1.weight" and v.numel() != state_dict[k].numel()
+    ]
+    problems = [
+        f"{len(keys)} {what} ({', '.join(keys[:5])}{', ...' if len(keys) > 5 else ''})"
+        for what, keys in (("missing", missing), ("unexpected", unexpected), ("of another size", reshaped))
+        if keys
+    ]
+    if problems:
+        raise CheckpointError(f"The checkpoint does not fit {type(model).__name__}: keys {'; '.join(problems)}.")
+    return state_dict

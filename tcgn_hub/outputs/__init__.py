@@ -1,0 +1,1 @@
+"""Predictions as files. Knows nothing of models."""

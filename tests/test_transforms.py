@@ -1,0 +1,108 @@
+import golden
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms.v2 import functional as tv
+
+from tcgn_hub.data.images import find_images, read_image
+from tcgn_hub.data.transforms import CROP_PX, IMAGENET_MEAN, IMAGENET_STD, center_crop, to_input, to_rgb
+from tcgn_hub.errors import ImageError
+
+
+def _pixels(image: Image.Image) -> torch.Tensor:
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
+
+
+def test_golden_input():
+    patches = [_pixels(read_image(golden.FOLDER / f"patch_{i}.png")) for i in range(4)]
+    torch.testing.assert_close(to_input(torch.cat(patches)), golden.expected()["input"], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("size", [56, 112, 224, 300])
+def test_equals_torchvision(size):
+    pixels = torch.randint(0, 256, (2, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(size))
+    want = tv.resize(pixels.float() / 255, [224, 224], antialias=True)
+    want = tv.normalize(want, list(IMAGENET_MEAN), list(IMAGENET_STD))
+    torch.testing.assert_close(to_input(pixels), want, atol=1e-4, rtol=0)
+
+
+def test_batch_equals_one_by_one():
+    pixels = torch.randint(0, 256, (3, 3, 112, 112), dtype=torch.uint8)
+    assert torch.equal(to_input(pixels), torch.cat([to_input(p[None]) for p in pixels]))
+
+
+@pytest.mark.parametrize(("magnification", "size"), CROP_PX.items())
+def test_crop_is_central(magnification, size):
+    image = Image.new("RGB", (301, 401))
+    image.putpixel((150, 200), (255, 0, 0))
+    crop = np.array(center_crop(image, size))
+    assert crop.shape == (size, size, 3)
+    assert crop[size // 2, size // 2, 0] == 255
+
+
+def test_too_small_is_refused():
+    with pytest.raises(ImageError, match="100 x 300 px, smaller than the crop of 112 x 112"):
+        center_crop(Image.new("RGB", (100, 300)), 112)
+
+
+def test_modes_agree_on_the_same_picture():
+    gray = np.tile(np.arange(256, dtype=np.uint8), (256, 1))
+    want = np.repeat(gray[..., None], 3, axis=2)
+    rgb = Image.fromarray(want)
+    for image in (
+        rgb,
+        Image.fromarray(gray),
+        rgb.convert("RGBA"),
+        Image.fromarray(gray).convert("LA"),
+        Image.fromarray(gray).convert("P"),
+        Image.fromarray(gray.astype(np.uint16) * 256),
+    ):
+        assert np.array_equal(np.array(to_rgb(image)), want), image.mode
+    assert np.array(to_rgb(rgb.convert("CMYK"))).shape == want.shape
+    assert np.array(to_rgb(rgb.convert("1"))).shape == want.shape
+
+
+def test_transparent_is_glass():
+    assert np.array(to_rgb(Image.new("RGBA", (4, 4), (0, 0, 0, 0)))).min() == 255
+
+
+def test_unknown_ranges_are_refused():
+    with pytest.raises(ImageError, match="range is unknown"):
+        to_rgb(Image.new("F", (4, 4)))
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif", ".bmp", ".webp"])
+def test_reads_formats_and_odd_names(tmp_path, suffix):
+    path = tmp_path / f"пятно №1 {suffix}"
+    Image.new("RGB", (8, 8), "white").save(path)
+    assert read_image(path).size == (8, 8)
+
+
+def test_unreadable_files_are_named(tmp_path):
+    (tmp_path / "text.png").write_text("no image")
+    Image.effect_noise((300, 300), 50).convert("RGB").save(tmp_path / "whole.jpg")
+    whole = (tmp_path / "whole.jpg").read_bytes()
+    (tmp_path / "cut.jpg").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "empty.png").touch()
+    for name in ("text.png", "cut.jpg", "empty.png", "absent.png", "."):
+        with pytest.raises(ImageError) as raised:
+            read_image(tmp_path / name)
+        assert str(tmp_path) in str(raised.value)
+        assert "\n" not in str(raised.value)
+
+
+def test_decompression_bomb_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    Image.new("RGB", (40, 40)).save(tmp_path / "large.png")
+    with pytest.raises(ImageError, match="too large"):
+        read_image(tmp_path / "large.png")
+
+
+def test_folders_are_searched(tmp_path):
+    for name in ("b.png", "a.JPG", "notes.txt"):
+        (tmp_path / name).touch()
+    (tmp_path / "empty").mkdir()
+    assert [p.name for p in find_images([tmp_path, "x.png"])] == ["a.JPG", "b.png", "x.png"]
+    with pytest.raises(ImageError, match="holds no image"):
+        find_images([tmp_path / "empty"])

@@ -1,0 +1,205 @@
+"""The manifest, verified files, and loading by tag, folder or file."""
+
+import copy
+import json
+import os
+import shutil
+
+import golden
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+
+import tcgn_hub
+from tcgn_hub import registry
+from tcgn_hub.errors import CheckpointError, ManifestError, TcgnError, WeightsError
+from tcgn_hub.weights import manifest
+from tcgn_hub.weights.manifest import find_weights, load_manifest, parse_manifest
+from tcgn_hub.weights.model_dir import manifest_entry, read_model_dir
+from tcgn_hub.weights.resolve import resolve, sha256_of
+
+TAG = "tcgn_base.her2st_c6"
+
+
+@pytest.fixture
+def document():
+    return json.loads(manifest.manifest_path().read_text())
+
+
+def test_the_manifest_describes_the_bundled_folder(document):
+    entry = find_weights(TAG)
+    assert document["models"][0] == manifest_entry(entry.folder, tag=TAG, bundled=True)
+    assert len(entry.genes) == len(entry.held_out["pcc"]) == 785
+    assert set(entry.held_out["reliable"]) < set(entry.genes)
+    assert entry.training_data["held_out"] == ["C6"]
+    assert "C6" not in entry.training_data["sections"]
+
+
+def test_the_checkout_and_not_a_stale_copy_is_read():
+    assert manifest.manifest_path().name == "weights_manifest.json"
+    assert not (manifest.manifest_path().parent / "tcgn_hub" / "weights_manifest.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "where"),
+    [
+        (lambda d: d.update(schema=2), r"\$\.schema"),
+        (lambda d: d.pop("models"), r"\$\.models is missing"),
+        (lambda d: d["models"][0].pop("units"), r"\$\.models\[0\]\.units is missing"),
+        (lambda d: d["models"][0].update(tag="nodot"), r"\$\.models\[0\]\.tag"),
+        (lambda d: d["models"][0].update(panel="unknown"), r"\$\.models\[0\]\.panel"),
+        (lambda d: d["models"][0].update(panel=["A", 1]), r"\$\.models\[0\]\.panel"),
+        (lambda d: d["models"][0]["files"][0].update(size="big"), r"\$\.models\[0\]\.files\[0\]\.size should be a int"),
+        (lambda d: d["models"][0]["files"].pop(0), r"\$\.models\[0\]\.files lacks"),
+        (lambda d: d["models"][0]["held_out"]["pcc"].pop(), r"\$\.models\[0\]\.held_out\.pcc has 784"),
+        (lambda d: d["models"].append(d["models"][0]), r"\$\.models\[1\]\.tag repeats"),
+        (lambda d: d.update(models=[3]), r"\$\.models\[0\] should be a dict"),
+    ],
+)
+def test_a_malformed_manifest_names_the_path(document, change, where):
+    change(document)
+    with pytest.raises(ManifestError, match=where):
+        parse_manifest(document, source="mine.json")
+
+
+def test_unknown_tags_are_named():
+    with pytest.raises(ManifestError, match=r"'tcgn_base\.nothing'.*her2st_c6"):
+        find_weights("tcgn_base.nothing")
+
+
+def test_timm_lists_the_tag_as_default():
+    assert timm.list_models("tcgn_*") == ["tcgn_base"]
+    assert timm.list_pretrained("tcgn_*") == [TAG]
+    assert timm.get_pretrained_cfg("tcgn_base").tag == "her2st_c6"
+
+
+def test_pretrained_offline(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    model = timm.create_model("tcgn_base", pretrained=True)
+    assert list(model.pretrained_cfg["label_names"]) == list(load_manifest()[TAG].genes)
+    file = load_file(find_weights(TAG).folder / "model.safetensors")
+    state = model.state_dict()
+    assert all(torch.equal(state[key], value.to(state[key].dtype)) for key, value in file.items())
+    assert next(model.parameters()).dtype == torch.float32
+    data = timm.data.resolve_model_data_config(model)
+    assert (data["input_size"], data["crop_pct"], data["crop_mode"], data["interpolation"]) == (
+        (3, 224, 224),
+        1.0,
+        "squash",
+        "bilinear",
+    )
+
+
+def test_new_outputs_have_no_old_names():
+    model = timm.create_model("tcgn_base", pretrained=True, num_classes=10, in_chans=4, cache_dir="unused")
+    assert "label_names" not in model.pretrained_cfg
+    assert model(torch.zeros(1, 4, 224, 224)).shape == (1, 10)
+    assert timm.create_model("tcgn_base.her2st_c6", pretrained=True, features_only=True)
+
+
+def test_checkpoint_path(tmp_path, golden_model):
+    torch.save(golden_model.state_dict(), tmp_path / "mine.pth")
+    model = timm.create_model("tcgn_base", checkpoint_path=str(tmp_path / "mine.pth")).eval()
+    with torch.inference_mode():
+        got = model(golden.expected()["input"][:1])
+    torch.testing.assert_close(got, golden.expected()["logits"][:1], atol=1e-4, rtol=0)
+
+
+def test_a_weaker_source_of_the_user_is_not_overruled():
+    overlay = registry._verified_source("tcgn_base", None, {"url": "http://127.0.0.1:9/x.pth"})
+    assert overlay == {"url": "http://127.0.0.1:9/x.pth", "file": None}
+
+
+def _copy_of(entry, folder):
+    """The entry, its bundled files read from another folder."""
+    shutil.copytree(entry.folder, folder)
+    other = copy.copy(entry)
+    object.__setattr__(other, "__class__", type("Moved", (type(entry),), {"folder": folder}))
+    return other
+
+
+def test_same_size_corruption_is_found(tmp_path):
+    entry = _copy_of(find_weights(TAG), tmp_path / "weights")
+    path = resolve(entry)
+    with open(path, "r+b") as handle:
+        handle.seek(-1, os.SEEK_END)
+        last = handle.read(1)
+        handle.seek(-1, os.SEEK_END)
+        handle.write(bytes([last[0] ^ 1]))
+    with pytest.raises(WeightsError, match="sha256 differs"):
+        resolve(entry)
+    path.unlink()
+    with pytest.raises(WeightsError, match="missing"):
+        resolve(entry)
+
+
+def test_load_model_by_tag_folder_and_file(tmp_path):
+    entry = find_weights(TAG)
+    x = golden.expected()["input"][:1]
+    outputs = []
+    for weights in (None, TAG, "tcgn_base", entry.folder, entry.folder / "model.safetensors"):
+        model, info = tcgn_hub.load_model(weights)
+        assert not model.training
+        assert info.genes == entry.genes
+        assert info.sha256 == entry.model_file.sha256 == sha256_of(entry.folder / "model.safetensors")
+        assert info.reliable == set(entry.held_out["reliable"])
+        with torch.inference_mode():
+            outputs.append(model(x))
+    assert all(torch.equal(outputs[0], output) for output in outputs)
+    assert "state_dict" not in model.pretrained_cfg
+
+
+@pytest.mark.parametrize("panel", [785, 171])
+def test_load_published_file(tmp_path, panel):
+    torch.save(golden.published_state_dict(panel), tmp_path / "published.pth")
+    model, info = tcgn_hub.load_model(tmp_path / "published.pth")
+    assert len(info.genes) == model.num_classes == panel
+    assert info.reliable is None
+
+
+class Evil:
+    def __reduce__(self):
+        return os.mkdir, ("evil",)
+
+
+def test_bad_files_are_refused(tmp_path, monkeypatch, golden_file):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"stem_conv1.weight": Evil()}, "evil.pth")
+    whole = golden_file.read_bytes()
+    (tmp_path / "cut.safetensors").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "text.pth").write_text("no weights")
+    torch.save([1, 2], "list.pth")
+    save_file({"head.2.bias": torch.zeros(33)}, tmp_path / "panel.safetensors")
+    save_file({"fc.weight": torch.zeros(3)}, tmp_path / "other.safetensors")
+    for name in ("evil.pth", "cut.safetensors", "text.pth", "list.pth", "panel.safetensors", "other.safetensors"):
+        with pytest.raises((WeightsError, CheckpointError)) as raised:
+            tcgn_hub.load_model(tmp_path / name)
+        assert name in str(raised.value)
+        assert "\n" not in str(raised.value)
+    assert not (tmp_path / "evil").exists()
+
+
+def test_bad_folders_are_refused(tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(find_weights(TAG).folder, folder)
+    config = json.loads((folder / "config.json").read_text())
+
+    def write(**changes):
+        (folder / "config.json").write_text(json.dumps({**config, **changes}))
+
+    for changes, why in (
+        ({"label_names": config["label_names"][:5]}, "names 5 genes"),
+        ({"architecture": "resnet50"}, "resnet50"),
+        ({"num_classes": 3, "label_names": ["A", "B", "C"]}, "predicts 785 genes"),
+    ):
+        write(**changes)
+        with pytest.raises(TcgnError, match=why):
+            tcgn_hub.load_model(folder)
+    (folder / "config.json").write_text("{")
+    with pytest.raises(WeightsError, match=r"config\.json"):
+        read_model_dir(folder)
+    with pytest.raises(WeightsError, match=r"no config\.json"):
+        read_model_dir(tmp_path)
+    with pytest.raises(WeightsError, match="neither a tag"):
+        tcgn_hub.load_model(tmp_path / "absent")
