@@ -8,10 +8,10 @@
 Rows. ``tcgn_base`` is our model, ``literal`` the same model with the matrices of CensNet formed and multiplied as
 matrices, one image after another (``tests/oracle.py``); ``resnet50``, ``densenet121`` and ``vit_large_patch16_224``
 are timm's. All weights are random and all images 224 x 224 noise: nothing here depends on their values. ``compiled``
-is ``torch.compile`` with its default options but ``dynamic=False``, one compilation for each batch size; with
-``--freeze`` it is compiled with ``torch._inductor.config.freezing``, which folds and repacks the weights, and the rows
-say so. ``bf16`` is autocast to bfloat16. A row ``train`` is one forward and backward pass in training mode, without
-the optimiser.
+is ``torch.compile`` with ``dynamic=False``, one compilation for each batch size, and with
+``torch._inductor.config.freezing``, which folds and repacks the weights for inference (``--no-freeze`` leaves it
+off). ``bf16`` is autocast to bfloat16. A row ``train`` is one forward and backward pass in training mode, without the
+optimiser.
 
 Columns.
     images/s   From the median time of a call. The rows of one batch size take turns, round after round, so that a
@@ -19,11 +19,11 @@ Columns.
     memory     MiB: the weights, and the most that torch's allocator held at once during one call beyond what it held
                before. Measured on CUDA by ``torch.cuda.max_memory_allocated`` and on the CPU by the events of
                ``torch.profiler``. Not in it: the batch of images, and memory taken outside torch's allocator, such as
-               the packing buffers of a BLAS or the repacked weights of ``--freeze``.
+               the packing buffers of a BLAS or the repacked weights of freezing.
     GFLOPs     An image, by ``torch.utils.flop_counter``: 2 for each multiply-add of matrix products, convolutions and
                attention. Elementwise work, gathers and scatters count nothing.
     limit      Images/s if these FLOPs ran at the rate of a large matrix product in the same dtype, measured between
-               the rows of the same run; the best of several sizes and moments.
+               the rows of the same run: the best of several sizes, and like the rows the median over moments.
     of limit   Images/s as a share of that limit.
     off by     Largest difference of the logits from those of the same model in eager float32, and of ``literal`` from
                ``tcgn_base``, whose weights it has; relative to the largest of these logits. A compiled model may round
@@ -46,6 +46,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -114,15 +115,16 @@ def seconds_of(call: Callable[[], Any], device: torch.device, at_least: float) -
 
 
 def gemm_rates(device: torch.device, sizes: Sequence[int], repeats: int) -> dict[str, float]:
-    """FLOPs a second of a square matrix product, the best over sizes and repeats, for each dtype."""
+    """FLOPs a second of a square matrix product, the best size's median over repeats, for each dtype."""
     rates = dict.fromkeys(DTYPES, 0.0)
     for name, dtype in DTYPES.items():
         for size in sizes:
             a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
             out = torch.empty(size, size, device=device, dtype=dtype)
             torch.mm(a, b, out=out)
-            best = min(seconds_of(lambda a=a, b=b, out=out: torch.mm(a, b, out=out), device, 0) for _ in range(repeats))
-            rates[name] = max(rates[name], 2 * size**3 / best)
+            product = partial(torch.mm, a, b, out=out)
+            seconds = statistics.median(seconds_of(product, device, 0) for _ in range(repeats))
+            rates[name] = max(rates[name], 2 * size**3 / seconds)
     return rates
 
 
@@ -180,10 +182,9 @@ def make_models(names: set[str], device: torch.device) -> dict[str, nn.Module]:
 
 
 def make_rows(args: argparse.Namespace) -> list[Row]:
-    compiled = "compiled+frozen" if args.freeze else "compiled"
     rows = []
     for batch in args.batches:
-        rows += [Row(OURS, mode, dtype, batch) for mode in ("eager", compiled) for dtype in DTYPES]
+        rows += [Row(OURS, mode, dtype, batch) for mode in ("eager", "compiled") for dtype in DTYPES]
         rows += [Row(model, "eager", "float32", batch) for model in (LITERAL, *BACKBONES)]
     if args.train_batch:
         rows += [
@@ -321,7 +322,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, help="the least time of one turn, by default 0.3")
     parser.add_argument("--only", nargs="+", metavar="TEXT", help="rows whose name contains one of these texts")
     parser.add_argument("--no-compile", dest="compile", action="store_false", help="leave the compiled rows out")
-    parser.add_argument("--freeze", action="store_true", help="compile inference with frozen weights")
+    parser.add_argument("--no-freeze", dest="freeze", action="store_false", help="compile without frozen weights")
     parser.add_argument("--tf32", action="store_true", help="allow TF32 in float32 rows and in their limit")
     parser.add_argument("--quick", action="store_true", help="small batches and one round, to try the script")
     args = parser.parse_args(argv)
@@ -344,8 +345,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.backends.cudnn.allow_tf32 = args.tf32
     # each compiled row and batch size is one more version of the same forward
     torch._dynamo.config.recompile_limit = 64
-    if args.freeze:
-        torch._inductor.config.freezing = True
+    torch._inductor.config.freezing = args.freeze
 
     rows = make_rows(args)
     if not rows:
@@ -354,7 +354,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"torch {torch.__version__}, {processor_name(device)}, {device}, {torch.get_num_threads()} CPU threads")
 
     sizes, repeats = ((1024, 1568), 2) if args.quick else ((1024, 1568, 2352, 3136), 5)
-    rates = gemm_rates(device, sizes, repeats)
+    torch.mm(*torch.randn(2, 2000, 2000, device=device))  # the first products of a process are slower
+    moments = [gemm_rates(device, sizes, repeats)]
     flops: dict[tuple[str, bool], float] = {}
     for group in dict.fromkeys((row.batch, row.train) for row in rows):
         members = [row for row in rows if (row.batch, row.train) == group]
@@ -363,8 +364,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                 flops[row.model, row.train] = flops_per_image(models[row.model], device, row.train)
             row.flops = flops[row.model, row.train]
         measure(members, models, device, args)
-        again = gemm_rates(device, sizes, repeats)
-        rates = {name: max(rate, again[name]) for name, rate in rates.items()}
+        moments.append(gemm_rates(device, sizes, repeats))
+    rates = {name: statistics.median(moment[name] for moment in moments) for name in DTYPES}
 
     limits = ", ".join(f"{name} {rate / 1e9:.0f} GFLOP/s" for name, rate in rates.items())
     print(f"matrix products: {limits}\n")

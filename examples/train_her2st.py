@@ -6,6 +6,7 @@ The data are a clone of github.com/almaan/her2st (Andersson et al., Nature Commu
 """
 
 import argparse
+import json
 import logging
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import torch
 
 import tcgn_hub
 from tcgn_hub.data.sections import read_her2st
+from tcgn_hub.weights.model_dir import manifest_entry
 
 
 def main() -> None:
@@ -57,6 +59,8 @@ def main() -> None:
             "origin": "trained from scratch by examples/train_her2st.py",
         },
     )
+    entry = manifest_entry(args.out, tag=f"tcgn_base.her2st_{'_'.join(args.holdout).lower()}", bundled=True)
+    (args.out / "manifest_entry.json").write_text(json.dumps(entry, indent=1) + "\n")
     held_out = metrics["held_out"]
     print(
         f"median PCC {held_out['median_pcc']:.3f}, ridge {held_out['median_pcc_ridge']:.3f},"

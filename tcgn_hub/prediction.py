@@ -64,6 +64,7 @@ def predict(
     batch_size: int = 32,
     device: str | None = None,
     on_error: Literal["raise", "skip"] = "raise",
+    progress: bool = False,
 ) -> Prediction:
     """Predict gene expression in the centre of patches.
 
@@ -76,6 +77,7 @@ def predict(
         magnification: Of the images: 10, 20 or 40.
         batch_size: Images per forward pass.
         device: Where to compute, such as 'cuda'; the CPU if None.
+        progress: Show a progress bar on stderr where that is a terminal.
         on_error: On an image that cannot be used, 'raise', or 'skip' it and note it in ``Prediction.failed``.
 
     Raises:
@@ -84,6 +86,7 @@ def predict(
         WeightsError: The weights cannot be found, read or verified.
     """
     import torch
+    from huggingface_hub.utils import tqdm
 
     from tcgn_hub.registry import load_model
 
@@ -115,7 +118,8 @@ def predict(
                 values.append(model(to_input(pixels)).float().cpu().numpy()[:, columns])
             batch.clear()
 
-    for i, image in enumerate(images):
+    hidden = None if progress and len(images) > batch_size else True
+    for i, image in enumerate(tqdm(images, unit="image", disable=hidden)):
         name = str(image) if isinstance(image, (str, Path)) else f"image {i}"
         try:
             crop = _crop(image, name, crop_px)

@@ -12,7 +12,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 
 from tcgn_hub.data.panels import PANELS, load_panel
-from tcgn_hub.errors import CheckpointError, TcgnError, WeightsError
+from tcgn_hub.errors import CheckpointError, ManifestError, TcgnError, WeightsError
 from tcgn_hub.models.tcgn import TCGN, checkpoint_filter_fn
 from tcgn_hub.weights.manifest import find_weights, load_manifest
 from tcgn_hub.weights.model_dir import read_model_dir
@@ -136,11 +136,11 @@ def load_model(weights: str | Path | None = None, *, device: str | None = None) 
         model, info = _load_folder(path.parent, path)
     elif path.is_file():
         model, info = _load_published(path)
-    elif path.suffix or "/" in str(weights):
-        if str(weights) not in load_manifest():
-            raise WeightsError(f"{weights} is neither a tag ({', '.join(load_manifest())}), nor a folder or file.")
-        model, info = _load_tag(str(weights))
     else:
+        try:
+            find_weights(str(weights))
+        except ManifestError as err:
+            raise WeightsError(f"There is no folder or file {weights}, and no such tag: {err}") from err
         model, info = _load_tag(str(weights))
     return model.eval().to(device or "cpu"), info
 

@@ -53,6 +53,7 @@ def finetune(
     device: str = "cpu",
     amp: bool = True,
     facts: Mapping[str, Any] | None = None,
+    progress: bool = True,
 ) -> dict[str, Any]:
     """Train TCGN on the spots of sections, and measure it once on sections held out.
 
@@ -78,6 +79,7 @@ def finetune(
         seed: Seed of initialisation, order, augmentation and dropout.
         device: Device to train on.
         amp: Compute in bfloat16 where it is safe.
+        progress: Show a progress bar on stderr where that is a terminal.
         facts: What else to record in the block ``tcgn`` of ``config.json``, such as the licence of the data.
 
     Returns:
@@ -90,6 +92,7 @@ def finetune(
     """
     import timm
     import torch
+    from huggingface_hub.utils import tqdm
 
     import tcgn_hub.registry  # noqa: F401  (makes timm know tcgn_base)
     from tcgn_hub.weights.model_dir import save_model_dir
@@ -121,6 +124,8 @@ def finetune(
     model.to(device)
 
     data = [_load(section, panel, crop_px + 2 * _JITTER_PX) for section in sections]
+    # read now, so that a broken file is found before hours of training and not after
+    test_data = [_load(section, panel, crop_px) for section in test]
     crops = torch.from_numpy(np.concatenate([crops for crops, _ in data]))
     raw = [targets for _, targets in data]
     mean, scale, targets = _denoise(raw, components)
@@ -145,6 +150,7 @@ def finetune(
         _logger.info("Continuing after epoch %d of %d.", len(history), epochs)
     out.mkdir(parents=True, exist_ok=True)
 
+    bar = tqdm(total=epochs * steps, initial=len(history) * steps, unit="step", disable=None if progress else True)
     target_tensor, scale_tensor = torch.from_numpy(targets), torch.from_numpy(scale).to(device)
     for epoch in range(len(history), epochs):
         start = time.perf_counter()
@@ -163,6 +169,7 @@ def finetune(
             optimizer.step()
             schedule.step()
             total += loss.item() * len(batch)
+            bar.update()
         seconds = time.perf_counter() - start
         history.append({"epoch": epoch + 1, "loss": total / len(crops), "seconds": seconds})
         _logger.info(
@@ -178,6 +185,10 @@ def finetune(
             },
             state_file,
         )
+
+    bar.close()
+    # the weights are kept in float16, so that is what is measured
+    model.half().float()
 
     metrics: dict[str, Any] = {
         "settings": settings,
@@ -196,7 +207,7 @@ def finetune(
         offset = _JITTER_PX
         centre = crops[:, :, offset : offset + crop_px, offset : offset + crop_px].numpy()
         held_out, per_gene = _measure(
-            model, test, panel, color_texture_features(centre), np.concatenate(raw), crop_px, device
+            model, dict(zip(settings["test"], test_data, strict=True)), color_texture_features(centre), raw, device
         )
         metrics["held_out"] = held_out
         known["held_out"] = {
@@ -281,24 +292,25 @@ def _augment(crops: torch.Tensor, size: int) -> torch.Tensor:
 
 def _measure(
     model: nn.Module,
-    test: Sequence[Section],
-    panel: Sequence[str],
+    test: dict[str, tuple[np.ndarray, np.ndarray]],
     train_features: np.ndarray,
-    train_targets: np.ndarray,
-    crop_px: int,
+    train_targets: list[np.ndarray],
     device: str,
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Held-out correlations of the model and of ridge regression: a summary, and one array a gene."""
-    crops, measured = zip(*(_load(section, panel, crop_px) for section in test), strict=True)
-    predicted = [_predict(model, c, device) for c in crops]
-    baseline = [ridge_predict(train_features, train_targets, color_texture_features(c)) for c in crops]
+    measured = [targets for _, targets in test.values()]
+    predicted = [_predict(model, crops, device) for crops, _ in test.values()]
+    baseline = [
+        ridge_predict(train_features, np.concatenate(train_targets), color_texture_features(crops))
+        for crops, _ in test.values()
+    ]
     per_section = {
-        section.name: {
+        name: {
             "spots": len(m),
             "median_pcc": float(np.median(pearson(p, m))),
             "median_pcc_ridge": float(np.median(pearson(b, m))),
         }
-        for section, p, b, m in zip(test, predicted, baseline, measured, strict=True)
+        for name, p, b, m in zip(test, predicted, baseline, measured, strict=True)
     }
     # a gene's value is its mean over sections: pooled spots would reward knowing the section
     pcc = np.mean([pearson(p, m) for p, m in zip(predicted, measured, strict=True)], axis=0)

@@ -22,7 +22,15 @@ def _python(code: str, *, executable: str = sys.executable, cwd: Path | None = N
 
 
 @pytest.mark.parametrize(
-    "imports", ["import tcgn_hub; import timm", "import timm; import tcgn_hub", "import tcgn_hub, timm.models"]
+    "imports",
+    [
+        "import tcgn_hub; import timm",
+        "import timm; import tcgn_hub",
+        "import tcgn_hub, timm.models",
+        "import tcgn_hub.models.censnet",
+        "from tcgn_hub.models.tcgn import TCGN",
+        "from tcgn_hub import load_model",
+    ],
 )
 def test_either_order_registers(imports):
     assert _python(f"{imports}; import timm; print(timm.is_model('tcgn_base'))") == "True"

@@ -74,6 +74,7 @@ def _predict(args: argparse.Namespace) -> int:
         batch_size=args.batch_size,
         device=device,
         on_error="skip",
+        progress=True,
     )
     kind = args.format or (Path(args.output).suffix.lstrip(".") if args.output else "table")
     text = FORMATS.get(kind, FORMATS["table"])(prediction, top=args.top)

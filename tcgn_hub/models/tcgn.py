@@ -70,6 +70,8 @@ class Stem(nn.Module):
         self.act = nn.GELU()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        # everything up to the head then stays channels last, where tokens and maps are views of each other
+        x = x.contiguous(memory_format=torch.channels_last)
         x = self.norm1(self.act(self.conv1(x)))
         x = self.norm2(self.act(self.conv2(x)))
         return self.norm3(self.act(self.conv3(x)))
@@ -87,6 +89,30 @@ class PatchEmbed(nn.Module):
     def forward(self, x: torch.Tensor) -> Tuple[torch.Tensor, List[int]]:
         x = self.proj(x)
         return self.norm(_tokens(x)), x.shape[-2:]
+
+
+def _attend(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor, scale: float, bias_scale: float
+) -> torch.Tensor:
+    """``softmax(scale q k' + bias_scale bias) v`` for q (B, H, N, D), k and v (B, H, M, D), bias (H or 1, N, M).
+
+    Written out: with a learned bias and heads this small PyTorch's fused kernels are not used, or are slower.
+    """
+    B, H, N, D = q.shape
+    bias = bias.expand(B, H, -1, -1).flatten(0, 1)
+    scores = torch.baddbmm(bias, q.flatten(0, 1), k.flatten(0, 1).transpose(1, 2), beta=bias_scale, alpha=scale)
+    return torch.bmm(scores.softmax(dim=2), v.flatten(0, 1)).view(B, H, N, D)
+
+
+class ShortcutConv(nn.Conv2d):
+    """Depthwise 3x3 convolution plus its input, as one convolution: the shortcut is a 1 in the middle of the kernel."""
+
+    def __init__(self, dim: int, device=None, dtype=None):
+        super().__init__(dim, dim, 3, padding=1, groups=dim, device=device, dtype=dtype)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        middle = F.pad(torch.ones(1, 1, 1, 1, dtype=self.weight.dtype, device=self.weight.device), [1, 1, 1, 1])
+        return F.conv2d(x, self.weight + middle, self.bias, padding=1, groups=self.groups)
 
 
 class Attention(nn.Module):
@@ -124,8 +150,16 @@ class Attention(nn.Module):
             x = _tokens(self.sr(_map(x, size)))
         k = self.k(x).reshape(B, -1, self.num_heads, self.head_dim).transpose(1, 2)
         v = self.v(x).reshape(B, -1, self.num_heads, self.head_dim).transpose(1, 2)
-        x = F.scaled_dot_product_attention(q, k, v, attn_mask=relative_pos.to(q.dtype).unsqueeze(0))
+        x = _attend(q, k, v, relative_pos.to(q.dtype), self.head_dim**-0.5, 1.0)
         return self.proj(x.transpose(1, 2).reshape(B, N, C))
+
+
+class FoldableNorm(nn.BatchNorm2d):
+    """BatchNorm that tells its scale and shift in eval mode."""
+
+    def scale_shift(self) -> Tuple[torch.Tensor, torch.Tensor]:
+        scale = self.weight * (self.running_var + self.eps).rsqrt()
+        return scale, self.bias - self.running_mean * scale
 
 
 class InvertedResidualFfn(nn.Module):
@@ -136,16 +170,24 @@ class InvertedResidualFfn(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv2d(dim, hidden_dim, 1, **dd)
         self.norm1 = nn.BatchNorm2d(hidden_dim, **dd)
-        self.dw = nn.Conv2d(hidden_dim, hidden_dim, 3, padding=1, groups=hidden_dim, **dd)
-        self.norm_dw = nn.BatchNorm2d(hidden_dim, **dd)
+        self.dw = ShortcutConv(hidden_dim, **dd)
+        self.norm_dw = FoldableNorm(hidden_dim, **dd)
         self.conv2 = nn.Conv2d(hidden_dim, dim, 1, **dd)
-        self.norm2 = nn.BatchNorm2d(dim, **dd)
+        self.norm2 = FoldableNorm(dim, **dd)
         self.act = nn.GELU()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.norm1(self.act(self.conv1(x)))
-        x = self.norm_dw(self.act(self.dw(x) + x))
-        return self.norm2(self.conv2(x))
+        x = self.act(self.dw(x))
+        if self.training:
+            return self.norm2(self.conv2(self.norm_dw(x)))
+        # fixed statistics make both norms part of the convolution between them; sums, for autocast rounds products
+        scale, shift = self.norm_dw.scale_shift()
+        scale2, shift2 = self.norm2.scale_shift()
+        weight = self.conv2.weight.flatten(1)
+        bias = ((weight * shift).sum(dim=1) + self.conv2.bias) * scale2 + shift2
+        weight = scale2.unsqueeze(1) * weight * scale
+        return F.conv2d(x, weight.view(self.conv2.weight.shape), bias)
 
 
 class CmtBlock(nn.Module):
@@ -165,7 +207,7 @@ class CmtBlock(nn.Module):
     ):
         dd = {"device": device, "dtype": dtype}
         super().__init__()
-        self.local = nn.Conv2d(dim, dim, 3, padding=1, groups=dim, **dd)
+        self.local = ShortcutConv(dim, **dd)
         self.norm1 = nn.LayerNorm(dim, eps=norm_eps, **dd)
         self.attn = Attention(dim, num_heads, sr_ratio=sr_ratio, qkv_bias=qkv_bias, **dd)
         self.norm2 = nn.LayerNorm(dim, eps=norm_eps, **dd)
@@ -174,7 +216,7 @@ class CmtBlock(nn.Module):
 
     def forward(self, x: torch.Tensor, relative_pos: torch.Tensor) -> torch.Tensor:
         size = x.shape[-2:]
-        x = _tokens(self.local(x) + x)
+        x = _tokens(self.local(x))
         x = x + self.drop_path(self.attn(self.norm1(x), size, relative_pos))
         return _map(x, size) + self.drop_path(self.ffn(_map(self.norm2(x), size)))
 
@@ -216,10 +258,8 @@ class EncoderBlock(nn.Module):
         B, N, C = x.shape
         qkv = self.qkv(self.norm1(x)).reshape(B, N, 3, self.num_heads, C // self.num_heads).permute(2, 0, 3, 1, 4)
         q, k, v = qkv.unbind(0)
-        bias: Optional[torch.Tensor] = None
-        if self.self_bias:
-            bias = torch.eye(num_out, N, dtype=q.dtype, device=q.device) * self.scale
-        mixed = F.scaled_dot_product_attention(q[:, :, :num_out], k, v, attn_mask=bias, scale=self.scale)
+        eye = torch.eye(num_out, N, dtype=q.dtype, device=q.device).unsqueeze(0)
+        mixed = _attend(q[:, :, :num_out], k, v, eye, self.scale, self.scale if self.self_bias else 0.0)
         x = x[:, :num_out] + self.drop(mixed.transpose(1, 2).reshape(B, num_out, C))
         return x + self.drop(self.fc2(self.drop(self.act(self.fc1(self.norm2(x))))))
 
