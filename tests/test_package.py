@@ -15,8 +15,8 @@ import tcgn_hub
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def _python(code: str, *, executable: str = sys.executable, cwd: Path | None = None) -> str:
-    done = subprocess.run([executable, "-c", code], capture_output=True, text=True, cwd=cwd)
+def _python(code: str, *, executable: str = sys.executable, cwd: Path | None = None, env=None) -> str:
+    done = subprocess.run([executable, "-c", code], capture_output=True, text=True, cwd=cwd, env=env)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
@@ -87,13 +87,15 @@ def test_the_wheel_in_a_fresh_environment(tmp_path):
     import torch
 
     (site / "dependencies.pth").write_text(str(Path(torch.__file__).parent.parent) + "\n")
-    home = _python("import tcgn_hub; print(tcgn_hub.__file__)", executable=inside, cwd=tmp_path)
+    clean = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    home = _python("import tcgn_hub; print(tcgn_hub.__file__)", executable=inside, cwd=tmp_path, env=clean)
     assert Path(home).is_relative_to(environment)
     done = subprocess.run(
         [str(bin_folder / "tcgn-predict"), str(ROOT / "examples/patch.png"), "--top", "3"],
         capture_output=True,
         text=True,
         cwd=tmp_path,
+        env=clean,
     )
     assert done.returncode == 0, done.stderr
     assert "values in log10" in done.stdout
