@@ -102,7 +102,7 @@ def finetune(
     if both:
         raise SectionError(f"Sections {', '.join(sorted(both))} are given both to train and to test on.")
     out = Path(out)
-    settings = {
+    settings: dict[str, Any] = {
         "train": [section.name for section in sections],
         "test": [section.name for section in test],
         "genes": len(panel),
