@@ -154,12 +154,18 @@ class Attention(nn.Module):
         return self.proj(x.transpose(1, 2).reshape(B, N, C))
 
 
-class FoldableNorm(nn.BatchNorm2d):
-    """BatchNorm that tells its scale and shift in eval mode."""
-
-    def scale_shift(self) -> Tuple[torch.Tensor, torch.Tensor]:
-        scale = self.weight * (self.running_var + self.eps).rsqrt()
-        return scale, self.bias - self.running_mean * scale
+def _scale_shift(
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    mean: Optional[torch.Tensor],
+    var: Optional[torch.Tensor],
+    eps: float,
+) -> Tuple[torch.Tensor, torch.Tensor]:
+    """What a BatchNorm in eval mode multiplies with and adds."""
+    assert mean is not None
+    assert var is not None
+    scale = weight * (var + eps).rsqrt()
+    return scale, bias - mean * scale
 
 
 class InvertedResidualFfn(nn.Module):
@@ -171,9 +177,9 @@ class InvertedResidualFfn(nn.Module):
         self.conv1 = nn.Conv2d(dim, hidden_dim, 1, **dd)
         self.norm1 = nn.BatchNorm2d(hidden_dim, **dd)
         self.dw = ShortcutConv(hidden_dim, **dd)
-        self.norm_dw = FoldableNorm(hidden_dim, **dd)
+        self.norm_dw = nn.BatchNorm2d(hidden_dim, **dd)
         self.conv2 = nn.Conv2d(hidden_dim, dim, 1, **dd)
-        self.norm2 = FoldableNorm(dim, **dd)
+        self.norm2 = nn.BatchNorm2d(dim, **dd)
         self.act = nn.GELU()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -182,12 +188,14 @@ class InvertedResidualFfn(nn.Module):
         if self.training:
             return self.norm2(self.conv2(self.norm_dw(x)))
         # fixed statistics make both norms part of the convolution between them; sums, for autocast rounds products
-        scale, shift = self.norm_dw.scale_shift()
-        scale2, shift2 = self.norm2.scale_shift()
-        weight = self.conv2.weight.flatten(1)
-        bias = ((weight * shift).sum(dim=1) + self.conv2.bias) * scale2 + shift2
+        n, m = self.norm_dw, self.norm2
+        scale, shift = _scale_shift(n.weight, n.bias, n.running_mean, n.running_var, self.norm_dw.eps)
+        scale2, shift2 = _scale_shift(m.weight, m.bias, m.running_mean, m.running_var, self.norm2.eps)
+        weight, bias = self.conv2.weight.flatten(1), self.conv2.bias
+        assert bias is not None
+        bias = ((weight * shift).sum(dim=1) + bias) * scale2 + shift2
         weight = scale2.unsqueeze(1) * weight * scale
-        return F.conv2d(x, weight.view(self.conv2.weight.shape), bias)
+        return F.conv2d(x, weight.unsqueeze(2).unsqueeze(3), bias)
 
 
 class CmtBlock(nn.Module):
