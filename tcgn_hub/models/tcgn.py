@@ -23,6 +23,7 @@ from timm.layers import (
     LayerScale2d,
     NormMlpClassifierHead,
     calculate_drop_path_rates,
+    register_notrace_module,
     trunc_normal_,
 )
 from timm.layers.trace_utils import _assert
@@ -168,6 +169,7 @@ def _scale_shift(
     return scale, bias - mean * scale
 
 
+@register_notrace_module  # training and evaluation take different paths, of which a trace would keep one
 class InvertedResidualFfn(nn.Module):
     """Inverted residual feed-forward: widen, depthwise 3x3 with a shortcut, narrow. (CMT, 3.2)"""
 
