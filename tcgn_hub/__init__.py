@@ -13,14 +13,15 @@ from tcgn_hub._timm_hook import register_with_timm
 
 if TYPE_CHECKING:
     from tcgn_hub.prediction import Prediction, predict
-    from tcgn_hub.registry import load_model
+    from tcgn_hub.registry import create_model, load_model
     from tcgn_hub.training import finetune
 
-__all__ = ["Prediction", "finetune", "load_model", "predict"]
+__all__ = ["Prediction", "create_model", "finetune", "load_model", "predict"]
 __version__ = "0.1.0"
 
 _HOMES = {
     "Prediction": "tcgn_hub.prediction",
+    "create_model": "tcgn_hub.registry",
     "finetune": "tcgn_hub.training",
     "load_model": "tcgn_hub.registry",
     "predict": "tcgn_hub.prediction",

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import logging
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import timm
-import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from torch import nn
 
 from tcgn_hub.data.panels import PANELS, load_panel
-from tcgn_hub.errors import CheckpointError, ManifestError, TcgnError, WeightsError
-from tcgn_hub.models.tcgn import TCGN, checkpoint_filter_fn
-from tcgn_hub.weights.manifest import find_weights, load_manifest
+from tcgn_hub.errors import CheckpointError, TcgnError, WeightsError
+from tcgn_hub.models.tcgn import TCGN, checkpoint_filter_fn, trunk_filter_fn
+from tcgn_hub.weights.convert import read_parameters
+from tcgn_hub.weights.download import fetch_folder
+from tcgn_hub.weights.manifest import Weights, find_weights, load_manifest
 from tcgn_hub.weights.model_dir import read_model_dir
-from tcgn_hub.weights.resolve import resolve, sha256_of
+from tcgn_hub.weights.resolve import Resolved, not_imported, resolve
 
-__all__ = ["ModelInfo", "load_model", "tcgn_base"]
+__all__ = ["ModelInfo", "create_model", "load_model", "tcgn_base"]
+
+_HUB = "hf-hub:"
+_logger = logging.getLogger(__name__)
 
 
 def _cfg(**kwargs: Any) -> dict[str, Any]:
@@ -38,39 +45,44 @@ def _cfg(**kwargs: Any) -> dict[str, Any]:
     }
 
 
-default_cfgs = generate_default_cfgs(
-    {
-        **{
-            weights.tag: _cfg(
-                num_classes=len(weights.genes),
-                label_names=weights.genes,
-                file=str(weights.folder / weights.model_file.name) if weights.bundled else None,
-                hf_hub_id=None if weights.bundled else weights.hub["repo_id"],
-                license=weights.license,
-            )
-            for weights in load_manifest().values()
-        },
-        "tcgn_base.untrained": _cfg(),
-    }
-)
+def _cfg_of(weights: Weights) -> dict[str, Any]:
+    file = weights.model_file
+    return _cfg(
+        **({"num_classes": len(weights.genes), "label_names": weights.genes} if weights.genes else {}),
+        file=str(weights.folder / file.name) if weights.bundled and file else None,
+        hf_hub_id=f"{weights.hub['repo_id']}@{weights.hub['revision']}" if weights.hub["repo_id"] else None,
+        license=weights.license,
+    )
+
+
+def _default_cfgs() -> dict[str, Any]:
+    tags = {weights.tag: _cfg_of(weights) for weights in load_manifest().values()}
+    return generate_default_cfgs({**tags, "tcgn_base.untrained": _cfg()})
+
+
+default_cfgs = _default_cfgs()
 
 
 @register_model
 def tcgn_base(pretrained: bool = False, **kwargs: Any) -> TCGN:
     """TCGN as published: a CMT-Tiny trunk and two graph branches, 22.5 million parameters.
 
-    Weights of the manifest are verified by sha256 before they are read; a source named in ``pretrained_cfg_overlay``
-    is read as it is.
+    Weights of the manifest are verified by sha256 before they are read, and fetched from the Hub if they are not on
+    this machine; a source named in ``pretrained_cfg_overlay`` is read as it is.
     """
-    if pretrained:
-        kwargs["pretrained_cfg_overlay"] = _verified_source(
-            "tcgn_base", kwargs.get("pretrained_cfg"), kwargs.get("pretrained_cfg_overlay")
-        )
+    filter_fn = checkpoint_filter_fn
+    entry = _manifest_entry("tcgn_base", kwargs) if pretrained else None
+    if entry is not None:
+        resolved = resolve(entry, cache_dir=kwargs.get("cache_dir"))
+        kwargs["pretrained_cfg_overlay"] = {**(kwargs.get("pretrained_cfg_overlay") or {}), "file": str(resolved.path)}
+        if entry.scope == "trunk":
+            filter_fn = trunk_filter_fn
+            _logger.warning("%s fills the trunk; the graph branches and the head are new and untrained.", entry.tag)
     model: Any = build_model_with_cfg(
         TCGN,
         "tcgn_base",
         pretrained,
-        pretrained_filter_fn=checkpoint_filter_fn,
+        pretrained_filter_fn=filter_fn,
         feature_cfg={"out_indices": (0, 1, 2, 3), "feature_cls": "getter"},
         **kwargs,
     )
@@ -81,17 +93,62 @@ def tcgn_base(pretrained: bool = False, **kwargs: Any) -> TCGN:
     return model
 
 
-def _verified_source(architecture: str, cfg: Any, overlay: dict[str, Any] | None) -> dict[str, Any]:
-    """The overlay with the verified file of our own weights, unless another source was named."""
-    overlay = dict(overlay or {})
+def register_tags() -> None:
+    """Tell timm of the tags that came or went since this module was imported."""
+    global default_cfgs
+    default_cfgs = _default_cfgs()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # timm warns of a name that is registered again
+        register_model(tcgn_base)
+
+
+def _manifest_entry(architecture: str, kwargs: dict[str, Any]) -> Weights | None:
+    """The entry whose verified file is to be read, or None where the user named another source."""
+    cfg, overlay = kwargs.get("pretrained_cfg"), kwargs.get("pretrained_cfg_overlay") or {}
     if any(overlay.get(key) for key in ("source", "state_dict", "file", "hf_hub_id", "url")):
         # the file of our cfg would win over a weaker source that the user asked for
-        overlay.setdefault("file", None)
-        return overlay
+        kwargs["pretrained_cfg_overlay"] = {"file": None, **overlay}
+        return None
     if cfg is not None and not isinstance(cfg, str):
-        return overlay
-    overlay["file"] = str(resolve(find_weights(f"{architecture}.{cfg}" if cfg else architecture)))
-    return overlay
+        return None
+    return find_weights(f"{architecture}.{cfg}" if cfg else architecture)
+
+
+def create_model(
+    model_name: str, *, pretrained: bool = False, cache_dir: str | Path | None = None, **kwargs: Any
+) -> nn.Module:
+    """`timm.create_model` for those who would forget to import this package, with every download verified.
+
+    Args:
+        model_name: As in timm: 'tcgn_base', a tag, 'hf-hub:organisation/name' with an optional '@revision', or
+            'local-dir:folder'.
+        pretrained: Load weights.
+        cache_dir: Where to keep downloads.
+        **kwargs: As in timm: ``num_classes``, ``in_chans``, ``features_only``, ...
+
+    Raises:
+        WeightsError: The weights cannot be had, or are not what the manifest or the Hub says.
+        CheckpointError: The parameters do not fit the architecture.
+    """
+    if model_name.startswith(_HUB):
+        model_name = f"local-dir:{_hub_folder(model_name, cache_dir)}"
+    return timm.create_model(model_name, pretrained=pretrained, cache_dir=cache_dir, **kwargs)
+
+
+def _hub_folder(name: str, cache_dir: str | Path | None) -> Path:
+    """The verified files of a repository of ours."""
+    repo_id, _, revision = name.removeprefix(_HUB).partition("@")
+    folder = fetch_folder(repo_id, revision or None, ("config.json", "model.safetensors"), cache_dir=cache_dir)
+    for entry in load_manifest().values():
+        file = entry.model_file
+        if file and (entry.hub["repo_id"], entry.hub["revision"]) == (repo_id, revision):
+            found = resolve(folder / file.name)
+            if found.sha256 != file.sha256:
+                raise WeightsError(
+                    f"{found.path} is not the file the manifest lists for {entry.tag} (its sha256 differs)."
+                )
+    read_model_dir(folder)
+    return folder
 
 
 @dataclass(frozen=True)
@@ -115,67 +172,75 @@ class ModelInfo:
     reliable: frozenset[str] | None
 
 
-def load_model(weights: str | Path | None = None, *, device: str | None = None) -> tuple[TCGN, ModelInfo]:
+def load_model(
+    weights: str | Path | None = None, *, device: str | None = None, cache_dir: str | Path | None = None
+) -> tuple[TCGN, ModelInfo]:
     """A model in eval mode with its genes, units and held-out reliability.
 
     Args:
-        weights: A tag of the manifest, a model directory, or a file of parameters: one that lies in a model directory,
-            or a published checkpoint of a panel of this package. The default weights if None.
+        weights: A tag of the manifest, 'hf-hub:organisation/name', a model directory, or a file of parameters: one
+            that lies in a model directory, or a published checkpoint of a panel of this package. The default weights if
+            None.
         device: Where to put the model; the CPU if None.
+        cache_dir: Where to keep downloads.
 
     Raises:
-        WeightsError: The weights cannot be found, read or verified, or nothing says which genes they predict.
+        WeightsError: The weights cannot be found, had, read or verified, or nothing says which genes they predict.
         CheckpointError: The parameters do not fit the architecture.
     """
     if weights is None:
         weights = next(iter(load_manifest()))
-    path = Path(weights)
-    if path.is_dir():
-        model, info = _load_folder(path, path / "model.safetensors")
-    elif path.is_file() and (path.parent / "config.json").is_file():
-        model, info = _load_folder(path.parent, path)
-    elif path.is_file():
-        model, info = _load_published(path)
+    if isinstance(weights, str) and weights.startswith(_HUB):
+        model, info = _load_folder(weights, resolve(_hub_folder(weights, cache_dir)))
     else:
-        try:
-            find_weights(str(weights))
-        except ManifestError as err:
-            raise WeightsError(f"There is no folder or file {weights}, and no such tag: {err}") from err
-        model, info = _load_tag(str(weights))
+        resolved = resolve(weights, cache_dir=cache_dir)
+        if resolved.weights is not None:
+            model, info = _load_entry(resolved.weights, cache_dir)
+        elif (resolved.path.parent / "config.json").is_file():
+            folder = Path(weights) if Path(weights).is_dir() else resolved.path.parent
+            model, info = _load_folder(str(folder), resolved)
+        else:
+            model, info = _load_published(resolved)
     return model.eval().to(device or "cpu"), info
 
 
-def _load_tag(tag: str) -> tuple[TCGN, ModelInfo]:
-    entry = find_weights(tag)
-    model: Any = timm.create_model(entry.tag, pretrained=True)
-    return model, _info(entry.tag, entry.genes, entry.units, entry.model_file.sha256, entry.held_out)
+def _load_entry(entry: Weights, cache_dir: str | Path | None) -> tuple[TCGN, ModelInfo]:
+    file = entry.model_file
+    if file is None:
+        raise not_imported(entry)
+    if entry.scope == "trunk":
+        raise WeightsError(f"{entry.tag} predicts no genes; it is a start for fine-tuning.")
+    model: Any = timm.create_model(entry.tag, pretrained=True, cache_dir=cache_dir)
+    return model, _info(entry.tag, entry.genes, entry.units, file.sha256, entry.held_out)
 
 
-def _load_folder(folder: Path, file: Path) -> tuple[TCGN, ModelInfo]:
-    config = read_model_dir(folder)
-    genes = config["label_names"]
-    model = _read_parameters(
-        config["architecture"], file, num_classes=len(genes), pretrained_cfg_overlay={"label_names": tuple(genes)}
+def _load_folder(name: str, resolved: Resolved) -> tuple[TCGN, ModelInfo]:
+    config = read_model_dir(resolved.path.parent)
+    genes = tuple(config["label_names"])
+    model = _read(
+        config["architecture"], resolved.path, num_classes=len(genes), pretrained_cfg_overlay={"label_names": genes}
     )
     facts = config.get("tcgn", {})
-    return model, _info(
-        str(folder), tuple(genes), facts.get("units", "not stated"), sha256_of(file), facts.get("held_out", {})
-    )
+    return model, _info(name, genes, facts.get("units", "not stated"), resolved.sha256, facts.get("held_out", {}))
 
 
-def _load_published(file: Path) -> tuple[TCGN, ModelInfo]:
+def _load_published(resolved: Resolved) -> tuple[TCGN, ModelInfo]:
     panels = {len(genes): tuple(genes) for genes in map(load_panel, PANELS)}
     for size, genes in panels.items():
         try:
-            model = _read_parameters(
-                "tcgn_base", file, num_classes=size, pretrained_cfg_overlay={"label_names": genes, "num_classes": size}
+            model = _read(
+                "tcgn_base",
+                resolved.path,
+                num_classes=size,
+                pretrained_cfg_overlay={"label_names": genes, "num_classes": size},
             )
         except _OtherPanelError:
             continue
-        return model, _info(str(file), genes, "log10(1 + 10^4 count / sum of the panel's counts)", sha256_of(file), {})
+        units = "log10(1 + 10^4 count / sum of the panel's counts)"
+        return model, _info(str(resolved.path), genes, units, resolved.sha256, {})
     raise WeightsError(
-        f"{file} predicts a number of genes that no panel of this package has; put it in a folder with the"
-        " config.json that names its genes."
+        f"{resolved.path} predicts a number of genes that no panel of this package has; name them with"
+        " `tcgn weights import FILE --tag tcgn_base.NAME --genes FILE`."
     )
 
 
@@ -183,22 +248,8 @@ class _OtherPanelError(TcgnError):
     """The file's classifier has another number of outputs."""
 
 
-def _read_parameters(architecture: str, file: Path, **kwargs: Any) -> TCGN:
-    import pickle
-
-    from safetensors import SafetensorError
-    from timm.models import load_state_dict
-
-    if not file.is_file():
-        raise WeightsError(f"{file} does not exist.")
-    unreadable = (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, OSError)
-    try:
-        state_dict = load_state_dict(str(file), weights_only=True)
-    except (*unreadable, AttributeError) as err:  # timm asks whatever it unpacked for its items
-        reason = str(err).splitlines()[0] if str(err) else repr(err)
-        raise WeightsError(f"{file} cannot be read as parameters ({reason}).") from err
-    if not all(isinstance(value, torch.Tensor) for value in state_dict.values()):
-        raise WeightsError(f"{file} does not hold a dictionary of tensors.")
+def _read(architecture: str, file: Path, **kwargs: Any) -> TCGN:
+    state_dict = read_parameters(file)
     last = next((state_dict[key] for key in ("head.2.bias", "head.fc.bias") if key in state_dict), None)
     if last is not None and len(last) != kwargs["num_classes"]:
         raise _OtherPanelError(

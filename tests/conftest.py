@@ -21,3 +21,16 @@ def golden_file(tmp_path_factory) -> Path:
 def golden_model(golden_file) -> torch.nn.Module:
     """tcgn_base with the golden weights, in eval mode. Tests that change it work on a copy."""
     return timm.create_model("tcgn_base", pretrained=True, pretrained_cfg_overlay={"file": str(golden_file)}).eval()
+
+
+@pytest.fixture(autouse=True)
+def _own_home(tmp_path_factory):
+    """No test sees the imports and downloads of whoever runs it."""
+    from tcgn_hub.weights.manifest import reload_manifest
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("huggingface_hub.constants.HF_ASSETS_CACHE", str(tmp_path_factory.mktemp("assets")))
+        patch.delenv("TCGN_MANIFEST", raising=False)
+        reload_manifest()
+        yield
+    reload_manifest()

@@ -1,9 +1,10 @@
 """The manifest, verified files, and loading by tag, folder or file."""
 
-import copy
 import json
 import os
 import shutil
+from dataclasses import replace
+from pathlib import Path
 
 import golden
 import pytest
@@ -14,12 +15,21 @@ from safetensors.torch import load_file, save_file
 import tcgn_hub
 from tcgn_hub import registry
 from tcgn_hub.errors import CheckpointError, ManifestError, TcgnError, WeightsError
-from tcgn_hub.weights import manifest
+from tcgn_hub.weights import cache, manifest
+from tcgn_hub.weights.cache import sha256_of
 from tcgn_hub.weights.manifest import find_weights, load_manifest, parse_manifest
 from tcgn_hub.weights.model_dir import manifest_entry, read_model_dir
-from tcgn_hub.weights.resolve import resolve, sha256_of
+from tcgn_hub.weights.resolve import resolve
 
 TAG = "tcgn_base.her2st_c6"
+
+
+def flip_last_byte(path):
+    with open(path, "r+b") as handle:
+        handle.seek(-1, os.SEEK_END)
+        last = handle.read(1)
+        handle.seek(-1, os.SEEK_END)
+        handle.write(bytes([last[0] ^ 1]))
 
 
 @pytest.fixture
@@ -53,14 +63,24 @@ def test_the_checkout_and_not_a_stale_copy_is_read():
         (lambda d: d["models"][0]["files"][0].update(size="big"), r"\$\.models\[0\]\.files\[0\]\.size should be a int"),
         (lambda d: d["models"][0]["files"].pop(0), r"\$\.models\[0\]\.files lacks"),
         (lambda d: d["models"][0]["held_out"]["pcc"].pop(), r"\$\.models\[0\]\.held_out\.pcc has 784"),
-        (lambda d: d["models"].append(d["models"][0]), r"\$\.models\[1\]\.tag repeats"),
+        (lambda d: d["models"].append(d["models"][0]), r"\$\.models\[5\]\.tag repeats"),
+        (lambda d: d["models"][0].update(tag="tcgn_huge.x"), r"\$\.models\[0\]\.tag"),
+        (lambda d: d["models"][0].update(scope="half"), r"\$\.models\[0\]\.scope"),
+        (lambda d: d["models"][0]["files"][0].update(name="../x"), r"\$\.models\[0\]\.files\[0\]\.name"),
+        (lambda d: d["models"][0]["files"][0].update(size=0), r"\$\.models\[0\]\.files\[0\]\.size"),
+        (lambda d: d["models"][0]["files"][0].update(sha256="../" * 22), r"\$\.models\[0\]\.files\[0\]\.sha256"),
+        (lambda d: d["models"][0]["hub"].update(repo_id="org/x"), r"\$\.models\[0\]\.hub needs both"),
+        (lambda d: d["models"][0]["hub"].update(repo_id="org/x", revision="main"), r"\.hub\.revision"),
+        (lambda d: d["models"][0].update(bundled=False), r"\$\.models\[0\]\.hub\.repo_id is null"),
+        (lambda d: d["models"][0]["held_out"].update(reliable=["NOGENE"]), r"\.held_out\.reliable names 'NOGENE'"),
+        (lambda d: d["models"][1].update({"import": {"file": "x"}}), r"\$\.models\[1\]\.import\.from is missing"),
         (lambda d: d.update(models=[3]), r"\$\.models\[0\] should be a dict"),
     ],
 )
-def test_a_malformed_manifest_names_the_path(document, change, where):
+def test_a_malformed_manifest_names_the_path(document, tmp_path, change, where):
     change(document)
     with pytest.raises(ManifestError, match=where):
-        parse_manifest(document, source="mine.json")
+        parse_manifest(document, source="mine.json", folder=tmp_path)
 
 
 def test_unknown_tags_are_named():
@@ -107,31 +127,41 @@ def test_checkpoint_path(tmp_path, golden_model):
 
 
 def test_a_weaker_source_of_the_user_is_not_overruled():
-    overlay = registry._verified_source("tcgn_base", None, {"url": "http://127.0.0.1:9/x.pth"})
-    assert overlay == {"url": "http://127.0.0.1:9/x.pth", "file": None}
-
-
-def _copy_of(entry, folder):
-    """The entry, its bundled files read from another folder."""
-    shutil.copytree(entry.folder, folder)
-    other = copy.copy(entry)
-    object.__setattr__(other, "__class__", type("Moved", (type(entry),), {"folder": folder}))
-    return other
+    kwargs = {"pretrained_cfg_overlay": {"url": "http://127.0.0.1:9/x.pth"}}
+    assert registry._manifest_entry("tcgn_base", kwargs) is None
+    assert kwargs["pretrained_cfg_overlay"] == {"url": "http://127.0.0.1:9/x.pth", "file": None}
 
 
 def test_same_size_corruption_is_found(tmp_path):
-    entry = _copy_of(find_weights(TAG), tmp_path / "weights")
-    path = resolve(entry)
-    with open(path, "r+b") as handle:
-        handle.seek(-1, os.SEEK_END)
-        last = handle.read(1)
-        handle.seek(-1, os.SEEK_END)
-        handle.write(bytes([last[0] ^ 1]))
-    with pytest.raises(WeightsError, match="sha256 differs"):
+    entry = find_weights(TAG)
+    entry = replace(entry, folder=Path(shutil.copytree(entry.folder, tmp_path / "weights")))
+    path = resolve(entry).path
+    assert path.parent == tmp_path / "weights"
+    flip_last_byte(path)
+    with pytest.raises(WeightsError, match=r"sha256 differs.*install the package again"):
         resolve(entry)
     path.unlink()
     with pytest.raises(WeightsError, match="missing"):
         resolve(entry)
+
+
+def test_a_hash_is_remembered_until_the_file_changes(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    path.write_bytes(b"12")
+    first, stat = sha256_of(path), path.stat()
+    hashed = []
+    real = cache.hashlib.sha256
+    monkeypatch.setattr(cache.hashlib, "sha256", lambda: hashed.append(1) or real())
+    assert sha256_of(path) == first
+    assert not hashed
+    # the same size, inode and mtime: only force sees it
+    path.write_bytes(b"21")
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert sha256_of(path) == first
+    assert sha256_of(path, force=True) != first
+    path.write_bytes(b"12")
+    assert sha256_of(path) == first
+    assert len(hashed) == 2
 
 
 def test_load_model_by_tag_folder_and_file(tmp_path):
@@ -202,4 +232,4 @@ def test_bad_folders_are_refused(tmp_path):
     with pytest.raises(WeightsError, match=r"no config\.json"):
         read_model_dir(tmp_path)
     with pytest.raises(WeightsError, match="no such tag"):
-        tcgn_hub.load_model(tmp_path / "absent")
+        tcgn_hub.load_model(str(tmp_path / "absent"))

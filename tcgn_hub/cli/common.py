@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from tcgn_hub.errors import TcgnError
 
-__all__ = ["run"]
+__all__ = ["run", "version"]
 
 
 def run(command: Callable[[], int], name: str) -> int:
@@ -27,3 +27,10 @@ def run(command: Callable[[], int], name: str) -> int:
         # the reader, such as head, has seen enough; keep the interpreter from complaining at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def version(name: str) -> str:
+    """What ``--version`` prints."""
+    from tcgn_hub import __version__
+
+    return f"{name} {__version__}"

@@ -1,4 +1,4 @@
-"""tcgn-predict: genes and values of patches."""
+"""tcgn predict, also installed as tcgn-predict: genes and values of patches."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tcgn_hub.cli.common import run
+from tcgn_hub.cli.common import run, version
 
 _FORMATS = ("table", "csv", "json")
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The arguments of tcgn-predict."""
+def build_parser(prog: str = "tcgn-predict") -> argparse.ArgumentParser:
+    """The arguments of tcgn predict."""
     parser = argparse.ArgumentParser(
-        prog="tcgn-predict",
+        prog=prog,
         description="Predict gene expression in the centre of H&E patches.",
         epilog="Exit code: 0 all predicted, 1 some images could not be, 2 nothing was, for the reason printed.",
     )
@@ -32,21 +32,23 @@ def build_parser() -> argparse.ArgumentParser:
         help="of the images; 56, 112 or 224 px of their centre are predicted (default: 20)",
     )
     parser.add_argument(
-        "--weights", metavar="TAG|DIR|FILE", help="tag of the manifest, model directory, or file of parameters"
+        "--weights",
+        metavar="TAG|DIR|FILE",
+        help="tag of the manifest, hf-hub:ORG/NAME, model directory, or file of parameters",
     )
     parser.add_argument("--device", help="such as cpu or cuda (default: cuda where there is one)")
     parser.add_argument("--batch-size", type=_positive, default=32, metavar="N", help="images at once (default: 32)")
-    parser.add_argument("--version", action="version", version=_version())
+    parser.add_argument("--version", action="version", version=version(prog))
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run tcgn-predict; returns its exit code."""
-    args = build_parser().parse_args(argv)
-    return run(lambda: _predict(args), "tcgn-predict")
+def main(argv: Sequence[str] | None = None, *, prog: str = "tcgn-predict") -> int:
+    """Run tcgn predict, or tcgn-predict; returns its exit code."""
+    args = build_parser(prog).parse_args(argv)
+    return run(lambda: _predict(args, prog), prog)
 
 
-def _predict(args: argparse.Namespace) -> int:
+def _predict(args: argparse.Namespace, prog: str) -> int:
     from tcgn_hub.data.images import find_images
     from tcgn_hub.errors import DeviceError
     from tcgn_hub.outputs.files import write_text
@@ -83,7 +85,7 @@ def _predict(args: argparse.Namespace) -> int:
     else:
         sys.stdout.write(text)
     for message in prediction.failed.values():
-        print(f"tcgn-predict: {message}", file=sys.stderr)
+        print(f"{prog}: {message}", file=sys.stderr)
     return 1 if prediction.failed else 0
 
 
@@ -92,12 +94,6 @@ def _positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value} is not at least 1")
     return value
-
-
-def _version() -> str:
-    from tcgn_hub import __version__
-
-    return f"tcgn-predict {__version__}"
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ from torch import nn
 from ..errors import CheckpointError
 from .censnet import GraphEmbed
 
-__all__ = ["TCGN", "checkpoint_filter_fn"]
+__all__ = ["TCGN", "checkpoint_filter_fn", "is_trunk_key", "rename_published", "trunk_filter_fn"]
 
 IMG_SIZE = 224
 GRID_SIZE = 14  # three attention layers mix over the 14 x 14 graph nodes, which fixes the image size
@@ -745,6 +745,22 @@ def _rename_published(key: str) -> str:
     return _STAGE_LETTER.sub(lambda m: f"stages.{'abcd'.index(m[1])}.", key)
 
 
+def rename_published(state_dict: Dict[str, torch.Tensor]) -> Dict[str, torch.Tensor]:
+    """A checkpoint under our names: one of the published layout is renamed, any other is returned as it is."""
+    if "stem_conv1.weight" not in state_dict:
+        return state_dict
+    heads = {"edge_block": 2, "mix_block": 4, "encoder": 4}
+    renamed = {}
+    for key, value in state_dict.items():
+        key = _rename_published(key)
+        *_, block, leaf, _ = ("", "", *key.split("."))
+        if leaf == "qkv":
+            # published rows are laid out (head, channel, qkv), ours (qkv, head, channel)
+            value = value.reshape(heads[block], -1, 3, *value.shape[1:]).movedim(2, 0).reshape(value.shape)
+        renamed[key] = value
+    return renamed
+
+
 def checkpoint_filter_fn(state_dict: Dict[str, torch.Tensor], model: nn.Module) -> Dict[str, torch.Tensor]:
     """Remap a published checkpoint to our names, and account for every key of any checkpoint.
 
@@ -754,16 +770,7 @@ def checkpoint_filter_fn(state_dict: Dict[str, torch.Tensor], model: nn.Module) 
     Raises:
         CheckpointError: A key is missing, unexpected, or has another shape than the model's.
     """
-    if "stem_conv1.weight" in state_dict:
-        heads = {"edge_block": 2, "mix_block": 4, "encoder": 4}
-        published, state_dict = state_dict, {}
-        for key, value in published.items():
-            key = _rename_published(key)
-            *_, block, leaf, _ = ("", "", *key.split("."))
-            if leaf == "qkv":
-                # published rows are laid out (head, channel, qkv), ours (qkv, head, channel)
-                value = value.reshape(heads[block], -1, 3, *value.shape[1:]).movedim(2, 0).reshape(value.shape)
-            state_dict[key] = value
+    state_dict = rename_published(state_dict)
 
     expected = model.state_dict()
     classifier = {"head.fc.weight", "head.fc.bias"}
@@ -782,3 +789,21 @@ def checkpoint_filter_fn(state_dict: Dict[str, torch.Tensor], model: nn.Module) 
     if problems:
         raise CheckpointError(f"The checkpoint does not fit {type(model).__name__}: keys {'; '.join(problems)}.")
     return state_dict
+
+
+_NOT_TRUNK = re.compile(r"stages\.\d+\.(graph|fuse_in|fuse_out)\.|head\.")
+
+
+def is_trunk_key(key: str) -> bool:
+    """Whether a parameter of our name belongs to the trunk, and not to the graph branches or the head."""
+    return not _NOT_TRUNK.match(key)
+
+
+def trunk_filter_fn(state_dict: Dict[str, torch.Tensor], model: nn.Module) -> Dict[str, torch.Tensor]:
+    """`checkpoint_filter_fn` for a checkpoint of the trunk alone: graph branches and head keep what the model has.
+
+    Raises:
+        CheckpointError: A key of the trunk is missing, a key is unexpected, or a shape differs.
+    """
+    fresh = {key: value for key, value in model.state_dict().items() if not is_trunk_key(key)}
+    return checkpoint_filter_fn({**fresh, **rename_published(state_dict)}, model)

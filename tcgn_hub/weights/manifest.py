@@ -1,27 +1,37 @@
 """The manifest: every set of weights this package knows, and all that is known of it.
 
 ``weights_manifest.json`` is the single source. It stands at the top of the repository, and a built package carries a
-copy of it. Its schema, version 1::
+copy of it. Two more of the same schema are read beside it: the one that `tcgn weights import` keeps, and those that
+the environment variable ``TCGN_MANIFEST`` names (paths, separated like those of ``PATH``), a user's or a lab's own.
+An entry is all it takes: its tag appears in timm. The schema, version 1::
 
     {"schema": 1,
      "models": [{
         "tag":           "tcgn_base.her2st_c6",      the timm name, architecture.tag
+        "scope":         "model",                    or "trunk": no graph branches and no head, to start training from
         "panel":         "her2st_785",               ordered genes: a panel of this package, or a list of symbols
         "units":         "log10(1 + ...)",           of the outputs
-        "crop":          {"px": 112, "magnification": 20, "trained_mpp": 0.69, "rule": "..."},
+        "crop":          {"px": 112, "magnification": 20, "trained_field_um": 77, "rule": "..."},
         "training_data": {"name", "sections", "held_out", "source", "license", "citation"},
         "held_out":      {"spots", "median_pcc", "median_pcc_ridge", "pcc": [one a gene], "reliable": [genes], ...},
         "files":         [{"name": "model.safetensors", "size": bytes, "sha256": "..."}],
-        "bundled":       true if the package carries the files,
-        "hub":           {"repo_id": null, "revision": null},   null until published
+        "bundled":       true if the files lie with the manifest, in a folder named like the tag,
+        "hub":           {"repo_id": "org/name", "revision": "commit"},   both null until published
+        "import":        {"file": "its name", "from": "where to get it"},
         "license":       "Apache-2.0",
         "origin":        how the weights came about
      }]}
+
+``scope`` and ``import`` may be left out. An entry with ``import`` describes weights that only their authors give: it
+has no ``files``, until an import puts an entry with files in its place.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import re
+import sys
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -30,10 +40,25 @@ from typing import Any
 from tcgn_hub.data.panels import load_panel
 from tcgn_hub.errors import ManifestError, PanelError
 
-__all__ = ["WeightFile", "Weights", "find_weights", "load_manifest"]
+__all__ = [
+    "ARCHITECTURES",
+    "WeightFile",
+    "Weights",
+    "find_weights",
+    "load_manifest",
+    "parse_manifest",
+    "reload_manifest",
+]
 
+ARCHITECTURES = ("tcgn_base",)
+NAME = "weights_manifest.json"
 _PACKAGE = Path(__file__).resolve().parent.parent
-_NAME = "weights_manifest.json"
+
+TAG = re.compile(rf"(?:{'|'.join(ARCHITECTURES)})\.[A-Za-z0-9_-]+")
+_FILE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_REPO_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+_REVISION = re.compile(r"[0-9a-f]{40}")
 
 
 @dataclass(frozen=True)
@@ -47,9 +72,14 @@ class WeightFile:
 
 @dataclass(frozen=True)
 class Weights:
-    """An entry of the manifest; the fields are those of its schema, with the panel as a list of genes."""
+    """An entry of a manifest; the fields are those of its schema, with the panel as a list of genes.
+
+    Attributes:
+        folder: Where the files lie if they are ``bundled`` with the manifest.
+    """
 
     tag: str
+    scope: str
     genes: tuple[str, ...]
     units: str
     crop: dict[str, Any]
@@ -57,9 +87,11 @@ class Weights:
     held_out: dict[str, Any]
     files: tuple[WeightFile, ...]
     bundled: bool
+    folder: Path
     hub: dict[str, str | None]
     license: str
     origin: str
+    import_from: dict[str, str] | None = None
 
     @property
     def architecture(self) -> str:
@@ -67,38 +99,73 @@ class Weights:
         return self.tag.split(".")[0]
 
     @property
-    def folder(self) -> Path:
-        """Where the package carries the files, if it does."""
-        return _PACKAGE / "weights" / "bundled" / self.tag
-
-    @property
-    def model_file(self) -> WeightFile:
-        """The file of parameters."""
-        return next(file for file in self.files if file.name == "model.safetensors")
+    def model_file(self) -> WeightFile | None:
+        """The file of parameters; None before an import."""
+        return next((file for file in self.files if file.name == "model.safetensors"), None)
 
 
 def manifest_path() -> Path:
     """The manifest of this package: its own copy where it was built, the repository's in a checkout."""
-    inside = _PACKAGE / _NAME
-    return inside if inside.exists() else _PACKAGE.parent / _NAME
+    inside = _PACKAGE / NAME
+    return inside if inside.exists() else _PACKAGE.parent / NAME
+
+
+def imports_folder() -> Path:
+    """Where imported weights and their manifest are kept: in the assets of ``HF_HOME``."""
+    from huggingface_hub.constants import HF_ASSETS_CACHE
+
+    return Path(HF_ASSETS_CACHE) / "tcgn_hub" / "imports"
 
 
 @cache
 def load_manifest() -> dict[str, Weights]:
-    """All entries by tag, in the order of the file: an architecture's first is its default.
+    """All entries by tag: the package's in the order of its file, whose first is the default, then the others.
 
     Raises:
-        ManifestError: The manifest is missing or malformed; the message gives the JSON path at fault.
+        ManifestError: A manifest is missing or malformed, the message gives the JSON path at fault; or one of
+            ``TCGN_MANIFEST`` repeats a tag.
     """
-    path = manifest_path()
+    entries = read_manifest(manifest_path(), folder=_PACKAGE / "weights" / "bundled")
+    for value in os.environ.get("TCGN_MANIFEST", "").split(os.pathsep):
+        if value:
+            path = Path(value).expanduser()
+            for tag, entry in read_manifest(path).items():
+                if tag in entries:
+                    raise ManifestError(f"{path} of TCGN_MANIFEST has the tag {tag}, which is taken; rename it.")
+                entries[tag] = entry
+    imported = imports_folder() / NAME
+    if imported.is_file():
+        entries.update(read_manifest(imported))
+    return entries
+
+
+def reload_manifest() -> None:
+    """Read the manifests again after one of them has changed, and tell timm which tags there are now."""
+    load_manifest.cache_clear()
+    registry = sys.modules.get("tcgn_hub.registry")
+    if registry is not None:
+        registry.register_tags()
+
+
+def read_manifest(path: Path, *, folder: Path | None = None) -> dict[str, Weights]:
+    """Entries of a manifest file by tag.
+
+    Args:
+        path: The file.
+        folder: Where bundled files lie, in folders named like the tags; beside the manifest if None.
+
+    Raises:
+        ManifestError: The file is missing or malformed.
+    """
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as err:
-        raise ManifestError(f"The manifest {path} cannot be read ({err}); install the package again.") from err
-    return parse_manifest(document, source=str(path))
+        what = "install the package again" if path == manifest_path() else "mend it or take it away"
+        raise ManifestError(f"The manifest {path} cannot be read ({err}); {what}.") from err
+    return parse_manifest(document, source=str(path), folder=folder or path.resolve().parent)
 
 
-def parse_manifest(document: Any, *, source: str) -> dict[str, Weights]:
+def parse_manifest(document: Any, *, source: str, folder: Path) -> dict[str, Weights]:
     """Entries of a manifest by tag.
 
     Raises:
@@ -110,48 +177,90 @@ def parse_manifest(document: Any, *, source: str) -> dict[str, Weights]:
     models = _field(document, "models", list, "$", source)
     entries: dict[str, Weights] = {}
     for i, model in enumerate(models):
-        entry = _parse_entry(model, f"$.models[{i}]", source)
+        entry = _parse_entry(model, f"$.models[{i}]", source, folder)
         if entry.tag in entries:
             raise ManifestError(f"{source}: $.models[{i}].tag repeats {entry.tag}.")
         entries[entry.tag] = entry
     return entries
 
 
-def _parse_entry(model: Any, at: str, source: str) -> Weights:
+def _parse_entry(model: Any, at: str, source: str, folder: Path) -> Weights:
     _check(model, dict, at, source)
-    tag = _field(model, "tag", str, at, source)
-    if tag.count(".") != 1 or not all(tag.split(".")):
-        raise ManifestError(f"{source}: {at}.tag is {tag!r}, not architecture.tag.")
-    panel = model.get("panel")
+
+    def field(key: str, kind: type | tuple[type, ...]) -> Any:
+        return _field(model, key, kind, at, source)
+
+    def fail(path: str, why: str) -> ManifestError:
+        return ManifestError(f"{source}: {at}.{path} {why}.")
+
+    tag = field("tag", str)
+    if not TAG.fullmatch(tag):
+        raise fail("tag", f"is {tag!r}, not {' or '.join(ARCHITECTURES)}, a dot and a name")
+    scope = model.get("scope", "model")
+    if scope not in ("model", "trunk"):
+        raise fail("scope", f"is {scope!r}, not 'model' or 'trunk'")
     try:
-        genes = tuple(load_panel(_field(model, "panel", (str, list), at, source)))
+        genes = () if scope == "trunk" else tuple(load_panel(field("panel", (str, list))))
     except (PanelError, AttributeError) as err:
-        raise ManifestError(f"{source}: {at}.panel is not a panel: {panel!r:.80}.") from err
-    files = tuple(
-        WeightFile(
-            name=_field(file, "name", str, f"{at}.files[{j}]", source),
-            size=_field(file, "size", int, f"{at}.files[{j}]", source),
-            sha256=_field(file, "sha256", str, f"{at}.files[{j}]", source),
+        raise fail("panel", f"is not a panel: {model.get('panel')!r:.80}") from err
+
+    files = []
+    for j, file in enumerate(field("files", list)):
+        where = f"files[{j}]"
+        name, size, sha256 = (
+            _field(file, key, kind, f"{at}.{where}", source)
+            for key, kind in (("name", str), ("size", int), ("sha256", str))
         )
-        for j, file in enumerate(_field(model, "files", list, at, source))
-    )
-    if "model.safetensors" not in {file.name for file in files}:
-        raise ManifestError(f"{source}: {at}.files lacks model.safetensors.")
-    held_out = _field(model, "held_out", dict, at, source)
+        if not _FILE_NAME.fullmatch(name):
+            raise fail(f"{where}.name", f"is {name!r}, not the name of a file")
+        if size < 1:
+            raise fail(f"{where}.size", f"is {size}, not a number of bytes")
+        if not _SHA256.fullmatch(sha256):
+            raise fail(f"{where}.sha256", f"is {sha256!r:.80}, not 64 hexadecimal digits")
+        files.append(WeightFile(name=name, size=size, sha256=sha256))
+
+    import_from = model.get("import")
+    if import_from is not None:
+        for key in ("file", "from"):
+            _field(import_from, key, str, f"{at}.import", source)
+    bundled, hub = field("bundled", bool), field("hub", dict)
+    for key, pattern, what in (
+        ("repo_id", _REPO_ID, "organisation/name"),
+        ("revision", _REVISION, "a commit of 40 hexadecimal digits"),
+    ):
+        value = _field(hub, key, (str, type(None)), f"{at}.hub", source)
+        if value is not None and not pattern.fullmatch(value):
+            raise fail(f"hub.{key}", f"is {value!r:.80}, not {what}")
+    if (hub["repo_id"] is None) != (hub["revision"] is None):
+        raise fail("hub", "needs both repo_id and revision, or null for both")
+    if import_from is None and "model.safetensors" not in {file.name for file in files}:
+        raise fail("files", "lacks model.safetensors")
+    if import_from is None and not bundled and hub["repo_id"] is None:
+        raise fail("hub.repo_id", "is null, and the files are not bundled: there is nowhere to get them")
+
+    held_out = field("held_out", dict)
     if "pcc" in held_out and len(_field(held_out, "pcc", list, f"{at}.held_out", source)) != len(genes):
-        raise ManifestError(f"{source}: {at}.held_out.pcc has {len(held_out['pcc'])} values for {len(genes)} genes.")
+        raise fail("held_out.pcc", f"has {len(held_out['pcc'])} values for {len(genes)} genes")
+    if "reliable" in held_out:
+        reliable = _field(held_out, "reliable", list, f"{at}.held_out", source)
+        others = [gene for gene in reliable if gene not in genes]
+        if others:
+            raise fail("held_out.reliable", f"names {others[0]!r}, which is not in the panel")
     return Weights(
         tag=tag,
+        scope=scope,
         genes=genes,
-        units=_field(model, "units", str, at, source),
-        crop=_field(model, "crop", dict, at, source),
-        training_data=_field(model, "training_data", dict, at, source),
+        units=field("units", str),
+        crop=field("crop", dict),
+        training_data=field("training_data", dict),
         held_out=held_out,
-        files=files,
-        bundled=_field(model, "bundled", bool, at, source),
-        hub=_field(model, "hub", dict, at, source),
-        license=_field(model, "license", str, at, source),
-        origin=_field(model, "origin", str, at, source),
+        files=tuple(files),
+        bundled=bundled,
+        folder=folder / tag,
+        hub=hub,
+        license=field("license", str),
+        origin=field("origin", str),
+        import_from=import_from,
     )
 
 

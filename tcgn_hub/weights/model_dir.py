@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tcgn_hub.errors import WeightsError
-from tcgn_hub.weights.resolve import sha256_of
+from tcgn_hub.weights.cache import sha256_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -19,12 +19,19 @@ if TYPE_CHECKING:
 __all__ = ["manifest_entry", "read_model_dir", "save_model_dir"]
 
 _FILES = ("model.safetensors", "config.json")
+FACTS = ("panel", "units", "crop", "training_data", "held_out", "license", "origin")
+"""What the block ``tcgn`` of a ``config.json`` may state, each as in the manifest."""
 
 
 def save_model_dir(
-    model: nn.Module, folder: str | Path, *, genes: Sequence[str], facts: dict[str, Any] | None = None
+    model: nn.Module,
+    folder: str | Path,
+    *,
+    genes: Sequence[str],
+    facts: dict[str, Any] | None = None,
+    half: bool = True,
 ) -> None:
-    """Write a timm model as a model directory, weights in float16.
+    """Write a timm model as a model directory.
 
     Args:
         model: A model made by `timm.create_model`, one output per gene.
@@ -32,15 +39,18 @@ def save_model_dir(
         genes: Symbols in the order of the outputs, kept as ``label_names``.
         facts: What else is known, kept as the block ``tcgn`` of ``config.json``: units, crop, training data, held-out
             metrics, named as in the manifest.
+        half: Write the weights in float16, and otherwise as they are.
     """
     from timm.models import save_for_hf
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    half = copy.deepcopy(model).cpu().half()
+    saved = copy.deepcopy(model).cpu()
+    if half:
+        saved = saved.half()
     config = {"label_names": list(genes), "tcgn": facts or {}}
     with tempfile.TemporaryDirectory(dir=folder, prefix=".part-") as part:
-        save_for_hf(half, part, model_config=config, safe_serialization=True)
+        save_for_hf(saved, part, model_config=config, safe_serialization=True)
         for name in _FILES:
             os.replace(Path(part) / name, folder / name)
 
@@ -67,17 +77,23 @@ def read_model_dir(folder: Path) -> dict[str, Any]:
 
 
 def manifest_entry(folder: str | Path, *, tag: str, bundled: bool = False) -> dict[str, Any]:
-    """The entry of the manifest that describes a model directory, from its files and its ``tcgn`` block."""
+    """The entry of the manifest that describes a model directory, from its files and its ``tcgn`` block.
+
+    Raises:
+        WeightsError: The folder is no model directory, or a fact that the manifest needs is not stated in it.
+    """
     folder = Path(folder)
     config = read_model_dir(folder)
-    facts = config["tcgn"]
+    facts = {"panel": config["label_names"], "held_out": {}, **config.get("tcgn", {})}
+    missing = [key for key in FACTS if key not in facts]
+    if missing:
+        raise WeightsError(
+            f"{folder / 'config.json'} does not state {', '.join(missing)} in its block tcgn; add what is true there,"
+            " named as in weights_manifest.json."
+        )
     return {
         "tag": tag,
-        "panel": facts.get("panel", config["label_names"]),
-        "units": facts["units"],
-        "crop": facts["crop"],
-        "training_data": facts["training_data"],
-        "held_out": facts.get("held_out", {}),
+        **{key: facts[key] for key in FACTS[:-2]},
         "files": [
             {"name": name, "size": (folder / name).stat().st_size, "sha256": sha256_of(folder / name)}
             for name in _FILES

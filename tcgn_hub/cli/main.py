@@ -1,0 +1,40 @@
+"""tcgn: the umbrella command."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from tcgn_hub.cli.common import version
+
+_COMMANDS = {
+    "predict": "genes and values of patches (also installed as tcgn-predict)",
+    "weights": "list, get, verify, import and publish weights",
+}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The arguments of tcgn, up to the name of the command."""
+    parser = argparse.ArgumentParser(
+        prog="tcgn",
+        description="Gene expression from H&E images.",
+        epilog="commands:\n" + "\n".join(f"  {name:10}{text}" for name, text in _COMMANDS.items()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("command", choices=_COMMANDS, metavar="command", help="one of those below")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="see `tcgn COMMAND --help`")
+    parser.add_argument("--version", action="version", version=version("tcgn"))
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run tcgn; returns its exit code."""
+    args = build_parser().parse_args(argv)
+    command = import_module(f"tcgn_hub.cli.{args.command}")
+    return command.main(args.arguments, prog=f"tcgn {args.command}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

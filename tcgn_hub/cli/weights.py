@@ -1,0 +1,247 @@
+"""tcgn weights: what weights there are, where they lie, and how they come and go."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from tcgn_hub.cli.common import run
+
+if TYPE_CHECKING:
+    from tcgn_hub.weights.manifest import Weights
+
+_WHERE = {
+    "bundled": "in this package",
+    "imported": "imported",
+    "cached": "downloaded",
+    "hub": "on the Hub",
+    "import": "to be imported",
+}
+
+
+def build_parser(prog: str = "tcgn weights") -> argparse.ArgumentParser:
+    """The arguments of tcgn weights."""
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        description="List, get, verify, import and publish weights.",
+        epilog="Exit code: 0 done, 1 verify found damage, 2 nothing was done, for the reason printed.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+
+    def add(name: str, text: str, *, tag: str | None = None, cache: bool = False) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        if tag:
+            command.add_argument(
+                "tag", nargs=tag if tag == "?" else None, metavar="TAG", help="such as tcgn_base.her2st_c6"
+            )
+        if cache:
+            command.add_argument("--cache-dir", metavar="DIR", help="where downloads are kept (default: below HF_HOME)")
+        return command
+
+    add("list", "all weights of the manifests", cache=True).add_argument("--json", action="store_true", help="as JSON")
+    add("show", "all that is known of one set", tag="1", cache=True).add_argument(
+        "--json", action="store_true", help="as JSON, with the metrics of every gene"
+    )
+    add("pull", "download a set, unless it is on this machine", tag="1", cache=True)
+    add("verify", "hash the files on this machine again", tag="?", cache=True)
+    add("path", "print the verified file of parameters on this machine", tag="1", cache=True)
+    add("clear", "delete downloads; with TAG those of one set, or its import", tag="?", cache=True)
+
+    command = add("import", "keep a checkpoint of other authors as weights of this machine")
+    command.add_argument("file", metavar="FILE", help=".pth, .pt or .safetensors")
+    command.add_argument("--tag", help="how to call it (default: the published weights with as many genes)")
+    command.add_argument("--genes", metavar="FILE|PANEL", help="genes in the order of the outputs, one a line")
+
+    command = add("publish", "upload a model directory to the Hub, with a model card")
+    command.add_argument("folder", metavar="DIR", help="model directory")
+    command.add_argument("--repo", required=True, metavar="ORG/NAME", help="repository, made if there is none")
+    command.add_argument("--tag", help="of the manifest entry that is printed (default: from the repository's name)")
+    command.add_argument("--private", action="store_true", help="make a new repository private")
+    command.add_argument("--dry-run", action="store_true", help="check, and print card and entry; upload nothing")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None, *, prog: str = "tcgn weights") -> int:
+    """Run tcgn weights; returns its exit code."""
+    args = build_parser(prog).parse_args(argv)
+    return run(lambda: globals()[f"_{args.command}"](args), prog)
+
+
+def _summary(weights: Weights, cache_dir: str | None) -> dict[str, Any]:
+    from tcgn_hub.weights.resolve import where
+
+    return {
+        "tag": weights.tag,
+        "genes": len(weights.genes),
+        "median_pcc": weights.held_out.get("median_pcc"),
+        "size": sum(file.size for file in weights.files) or None,
+        "where": where(weights, cache_dir=cache_dir),
+        "license": weights.license,
+    }
+
+
+def _list(args: argparse.Namespace) -> int:
+    from tcgn_hub.weights.manifest import load_manifest
+
+    rows = [_summary(weights, args.cache_dir) for weights in load_manifest().values()]
+    if args.json:
+        print(json.dumps(rows, indent=2))
+        return 0
+    width = max(len(row["tag"]) for row in rows)
+    print(f"{'tag':{width}}  genes  held-out median PCC     MB  where")
+    for row in rows:
+        pcc = "not measured" if row["median_pcc"] is None else f"{row['median_pcc']:.3f}"
+        size = "" if row["size"] is None else f"{row['size'] / 1e6:.0f}"
+        print(f"{row['tag']:{width}}  {row['genes'] or '-':>5}  {pcc:>19}  {size:>5}  {_WHERE[row['where']]}")
+    print("\n`tcgn weights show TAG` says more, and where to get what is to be imported.")
+    return 0
+
+
+def _show(args: argparse.Namespace) -> int:
+    from tcgn_hub.weights.cache import cached_path
+    from tcgn_hub.weights.manifest import find_weights
+    from tcgn_hub.weights.resolve import not_imported
+
+    weights = find_weights(args.tag)
+    facts = {
+        **_summary(weights, args.cache_dir),
+        "units": weights.units,
+        "origin": weights.origin,
+        "hub": weights.hub,
+        "import": weights.import_from,
+        "crop": weights.crop,
+        "training_data": weights.training_data,
+        "held_out": weights.held_out,
+        "panel": list(weights.genes),
+        "files": [{"name": file.name, "size": file.size, "sha256": file.sha256} for file in weights.files],
+    }
+    if args.json:
+        print(json.dumps(facts, indent=2, ensure_ascii=False))
+        return 0
+    facts["where"] = _WHERE[facts["where"]]
+    facts["panel"] = f"{', '.join(weights.genes[:8])}, ..." if len(weights.genes) > 8 else ", ".join(weights.genes)
+    held_out = weights.held_out
+    facts["held_out"] = {
+        key: f"{len(value)} genes" if isinstance(value, list) else value
+        for key, value in held_out.items()
+        if key not in ("pcc", "sections")
+    }
+    for key, value in facts.items():
+        if key == "files":
+            for file in weights.files:
+                path = weights.folder / file.name if weights.bundled else cached_path(file, args.cache_dir)
+                print(f"{'file':14} {path}\n{'':14} {file.size:,} bytes, sha256 {file.sha256}")
+        elif isinstance(value, dict):
+            for name, part in value.items():
+                text = ", ".join(map(str, part)) if isinstance(part, list) else part
+                if text is not None:
+                    print(f"{key:14} {name}: {text}")
+        elif value not in (None, ""):
+            print(f"{key:14} {value}")
+    if weights.model_file is None:
+        print(f"\n{not_imported(weights)}")
+    return 0
+
+
+def _pull(args: argparse.Namespace) -> int:
+    from tcgn_hub.weights.resolve import pull, resolve
+
+    resolved = resolve(args.tag, cache_dir=args.cache_dir)
+    if resolved.source in ("cache", "hub") and resolved.weights is not None:
+        for file in resolved.weights.files:
+            pull(resolved.weights, file, cache_dir=args.cache_dir)
+    print(resolved.path)
+    return 0
+
+
+def _verify(args: argparse.Namespace) -> int:
+    from tcgn_hub.weights.cache import cached_path, matches
+    from tcgn_hub.weights.manifest import find_weights, load_manifest
+
+    damaged = checked = 0
+    for weights in [find_weights(args.tag)] if args.tag else load_manifest().values():
+        for file in weights.files:
+            path = weights.folder / file.name if weights.bundled else cached_path(file, args.cache_dir)
+            if path.exists() or weights.bundled:
+                good = matches(path, file, force=True)
+                checked, damaged = checked + 1, damaged + (not good)
+                print(f"{'good' if good else 'DAMAGED'}  {weights.tag}  {path}")
+    if not checked:
+        print("nothing to verify: none of these weights is on this machine")
+    return 1 if damaged else 0
+
+
+def _path(args: argparse.Namespace) -> int:
+    from tcgn_hub.weights.resolve import resolve
+
+    print(resolve(args.tag, cache_dir=args.cache_dir, download=False).path)
+    return 0
+
+
+def _clear(args: argparse.Namespace) -> int:
+    from tcgn_hub.errors import WeightsError
+    from tcgn_hub.weights.cache import clear_cache
+    from tcgn_hub.weights.convert import remove_import
+    from tcgn_hub.weights.manifest import find_weights
+
+    if args.tag is None:
+        freed = clear_cache(cache_dir=args.cache_dir)
+    else:
+        weights = find_weights(args.tag)
+        if weights.bundled and weights.import_from:
+            freed = remove_import(weights.tag)
+        elif weights.bundled:
+            raise WeightsError(f"{weights.tag} is part of this package; uninstall it to be rid of them.")
+        else:
+            freed = sum(clear_cache(file.sha256, cache_dir=args.cache_dir) for file in weights.files)
+    print(f"{freed / 1e6:.1f} MB freed")
+    return 0
+
+
+def _import(args: argparse.Namespace) -> int:
+    from tcgn_hub.weights.convert import import_checkpoint
+
+    imported = import_checkpoint(args.file, tag=args.tag, genes=args.genes)
+    weights = imported.weights
+    print(f"{weights.tag}: {len(imported.filled)} tensors from {args.file}, in {weights.folder}")
+    for what, names in (("fresh", imported.fresh), ("left out", imported.left_out)):
+        if names:
+            print(f"{what}: {_grouped(names)}")
+    if imported.fresh:
+        print(f"filled: {_grouped(imported.filled)}")
+        print(f"start from it: timm.create_model({weights.tag!r}, pretrained=True, num_classes=...)")
+    else:
+        print(f"use it: timm.create_model({weights.tag!r}, pretrained=True)")
+    return 0
+
+
+def _grouped(names: list[str]) -> str:
+    """Names of tensors by the module they belong to, such as 'stages.0.blocks (120)'."""
+
+    def module(name: str) -> str:
+        parts = name.split(".")
+        return ".".join(parts[: 3 if parts[0] == "stages" else 1])
+
+    return ", ".join(f"{name} ({count})" for name, count in Counter(map(module, names)).items())
+
+
+def _publish(args: argparse.Namespace) -> int:
+    from tcgn_hub.weights.publish import publish
+
+    published = publish(args.folder, args.repo, tag=args.tag, private=args.private, dry_run=args.dry_run)
+    if published.url is None:
+        print(f"Would upload {', '.join(published.files)} to {args.repo}, with this card:\n", file=sys.stderr)
+        print(published.card)
+        print("The manifest entry, its revision null until it is uploaded:\n", file=sys.stderr)
+    else:
+        print(f"{published.url}\n\nThe manifest entry:\n", file=sys.stderr)
+    print(json.dumps(published.entry, indent=2, ensure_ascii=False))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
