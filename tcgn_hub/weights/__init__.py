@@ -1,4 +1,4 @@
-"""Weights: the manifest that lists them, finding and verifying their files, and model directories.
+"""Weights: the manifest that lists them, finding, verifying, importing and publishing their files.
 
-Nothing else in the package touches a checksum.
+Nothing else in the package touches a checksum or the network.
 """
