@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 import tcgn_hub
+from tcgn_hub.transforms import CropField
 
 
 def main() -> None:
@@ -22,13 +23,13 @@ def main() -> None:
     for gene in sorted(filter(result.reliable, result.genes), key=values.get, reverse=True)[:10]:
         print(f"  {gene:10} {values[gene]:6.3f}   held-out PCC {result.pcc(gene):.2f}")
 
-    # what happened: the central 112 px of a 20x image, resized to 224 and normalised
+    # what happened: 77 um of tissue, which the weights were trained on, resized to 224 and normalised
     model = timm.create_model("tcgn_base", pretrained=True).eval()
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
     image = Image.open(patch).convert("RGB")
-    left, top = (image.width - 112) // 2, (image.height - 112) // 2
+    crop = CropField(mpp=result.scales[0].mpp, field_um=result.model.field_um)
     with torch.inference_mode():
-        logits = model(transform(image.crop((left, top, left + 112, top + 112)))[None])[0]
+        logits = model(transform(crop(image))[None])[0]
     difference = max(abs(logits[i].item() - values[gene]) for i, gene in enumerate(model.pretrained_cfg["label_names"]))
     print(f"timm alone agrees to {difference:.3f} (it resizes 8-bit pixels, we resize in floating point)")
 

@@ -12,19 +12,32 @@ from typing import TYPE_CHECKING, Any
 from tcgn_hub._timm_hook import register_with_timm
 
 if TYPE_CHECKING:
-    from tcgn_hub.prediction import Prediction, predict
+    from tcgn_hub.prediction import Prediction, TilePredictor, predict
     from tcgn_hub.registry import create_model, load_model
+    from tcgn_hub.slide_prediction import SlidePrediction, predict_slide
     from tcgn_hub.training import finetune
 
-__all__ = ["Prediction", "create_model", "finetune", "load_model", "predict"]
+__all__ = [
+    "Prediction",
+    "SlidePrediction",
+    "TilePredictor",
+    "create_model",
+    "finetune",
+    "load_model",
+    "predict",
+    "predict_slide",
+]
 __version__ = "0.1.0"
 
 _HOMES = {
     "Prediction": "tcgn_hub.prediction",
+    "SlidePrediction": "tcgn_hub.slide_prediction",
+    "TilePredictor": "tcgn_hub.prediction",
     "create_model": "tcgn_hub.registry",
     "finetune": "tcgn_hub.training",
     "load_model": "tcgn_hub.registry",
     "predict": "tcgn_hub.prediction",
+    "predict_slide": "tcgn_hub.slide_prediction",
 }
 
 register_with_timm()

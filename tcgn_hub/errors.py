@@ -3,6 +3,7 @@
 __all__ = [
     "CheckpointError",
     "DeviceError",
+    "ExtraError",
     "ImageError",
     "ManifestError",
     "OutputError",
@@ -24,6 +25,10 @@ class CheckpointError(TcgnError, RuntimeError):
 
 class DeviceError(TcgnError, RuntimeError):
     """The device asked for is not there."""
+
+
+class ExtraError(TcgnError, ImportError):
+    """A package that is not installed by default is needed."""
 
 
 class ImageError(TcgnError, ValueError):

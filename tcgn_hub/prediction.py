@@ -11,15 +11,17 @@ import numpy as np
 
 from tcgn_hub.data.images import read_image
 from tcgn_hub.data.panels import load_panel
-from tcgn_hub.data.transforms import CROP_PX, center_crop, to_input, to_rgb
+from tcgn_hub.data.scale import Scale, given_scale
 from tcgn_hub.errors import ImageError, PanelError
+from tcgn_hub.transforms import center_crop, field_px, to_input, to_rgb
 
 if TYPE_CHECKING:
+    import torch
     from PIL import Image
 
     from tcgn_hub.registry import ModelInfo
 
-__all__ = ["Prediction", "predict"]
+__all__ = ["Prediction", "TilePredictor", "predict"]
 
 
 @dataclass(frozen=True)
@@ -32,8 +34,8 @@ class Prediction:
         values: Predictions in ``units``, float32, shape (n, genes).
         units: Units of the values.
         model: What is known of the model, its held-out reliability per gene included.
-        magnification: Magnification the images were taken to have.
-        crop_px: Side of the central crop that was predicted, in image pixels.
+        scales: Scale of each image, and where it comes from.
+        crop_px: Side of the central crop of each image that was predicted, in its pixels.
         failed: Images that could not be predicted, and why.
     """
 
@@ -42,8 +44,8 @@ class Prediction:
     values: np.ndarray
     units: str
     model: ModelInfo
-    magnification: int
-    crop_px: int
+    scales: list[Scale]
+    crop_px: list[int]
     failed: dict[str, str] = field(default_factory=dict)
 
     def reliable(self, gene: str) -> bool | None:
@@ -60,7 +62,10 @@ def predict(
     *,
     weights: str | Path | None = None,
     genes: str | Path | Sequence[str] | None = None,
-    magnification: int = 20,
+    mpp: float | None = None,
+    magnification: float | None = None,
+    field_um: float | None = None,
+    reliable_only: bool = False,
     batch_size: int = 32,
     device: str | None = None,
     on_error: Literal["raise", "skip"] = "raise",
@@ -68,20 +73,26 @@ def predict(
 ) -> Prediction:
     """Predict gene expression in the centre of patches.
 
-    The central 56 px (10x), 112 px (20x) or 224 px (40x) are cut out and resized to 224 (Xiao et al. 2024).
+    The centre is cut out and resized to 224: the field the weights were trained on where micrometres per pixel are
+    known, and by the rule of the paper (56 px at 10x, 112 px at 20x, 224 px at 40x; Xiao et al. 2024) where a
+    magnification is given. The scale is never guessed.
 
     Args:
         images: Paths, PIL images of any mode, or uint8 arrays of shape (H, W, 3).
         weights: A tag, model directory or file, see `tcgn_hub.load_model`; the default weights if None.
         genes: Genes to return, in this order, see `tcgn_hub.data.panels.load_panel`; all if None.
-        magnification: Of the images: 10, 20 or 40.
+        mpp: Micrometres per pixel of all images; if neither this nor a magnification is given, that of each file.
+        magnification: Of all images, such as 20.
+        field_um: Side of the patches in micrometres, if not that of the weights.
+        reliable_only: Leave out genes that could not be predicted better than chance on held-out tissue.
         batch_size: Images per forward pass.
         device: Where to compute, such as 'cuda'; the CPU if None.
         progress: Show a progress bar on stderr where that is a terminal.
         on_error: On an image that cannot be used, 'raise', or 'skip' it and note it in ``Prediction.failed``.
 
     Raises:
-        ImageError: An image cannot be read or is smaller than the crop, or none is left to predict.
+        ImageError: An image cannot be read, states no scale where none is given, or is smaller than the crop; or none
+            is left to predict.
         PanelError: A gene is not among the outputs of the model.
         WeightsError: The weights cannot be found, read or verified.
     """
@@ -90,46 +101,39 @@ def predict(
 
     from tcgn_hub.registry import load_model
 
-    if magnification not in CROP_PX:
-        raise ImageError(f"Magnification {magnification} has no crop; give one of {', '.join(map(str, CROP_PX))}.")
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}, but must be at least 1")
-    crop_px = CROP_PX[magnification]
+    given = given_scale(mpp, magnification)
     model, info = load_model(weights, device=device)
-    wanted = list(info.genes) if genes is None else load_panel(genes)
-    index = {gene: i for i, gene in enumerate(info.genes)}
-    unknown = [gene for gene in wanted if gene not in index]
-    if unknown:
-        raise PanelError(
-            f"{', '.join(unknown[:5])}{', ...' if len(unknown) > 5 else ''}: not among the {len(index)} genes that"
-            f" {info.name} predicts."
-        )
-    columns = [index[gene] for gene in wanted]
+    columns = gene_columns(info, genes, reliable_only=reliable_only)
 
     names: list[str] = []
     failed: dict[str, str] = {}
     values: list[np.ndarray] = []
-    batch: list[np.ndarray] = []
+    scales: list[Scale] = []
+    crop_px: list[int] = []
+    batch: list[torch.Tensor] = []
 
     def flush() -> None:
         if batch:
-            pixels = torch.from_numpy(np.stack(batch)).permute(0, 3, 1, 2).to(device or "cpu")
             with torch.inference_mode():
-                values.append(model(to_input(pixels)).float().cpu().numpy()[:, columns])
+                values.append(model(torch.cat(batch).to(device or "cpu")).float().cpu().numpy()[:, columns])
             batch.clear()
 
     hidden = None if progress and len(images) > batch_size else True
     for i, image in enumerate(tqdm(images, unit="image", disable=hidden)):
         name = str(image) if isinstance(image, (str, Path)) else f"image {i}"
         try:
-            crop = _crop(image, name, crop_px)
+            crop, scale = _crop(image, name, given, field_um, info.field_um)
         except ImageError as err:
             if on_error == "raise":
                 raise
             failed[name] = str(err)
             continue
         names.append(name)
-        batch.append(crop)
+        scales.append(scale)
+        crop_px.append(crop.shape[0])
+        batch.append(to_input(crop))
         if len(batch) == batch_size:
             flush()
     flush()
@@ -139,31 +143,115 @@ def predict(
         )
     return Prediction(
         images=names,
-        genes=wanted,
-        values=np.concatenate(values) if values else np.empty((0, len(wanted)), np.float32),
+        genes=[info.genes[i] for i in columns],
+        values=np.concatenate(values) if values else np.empty((0, len(columns)), np.float32),
         units=info.units,
         model=info,
-        magnification=magnification,
+        scales=scales,
         crop_px=crop_px,
         failed=failed,
     )
 
 
-def _crop(image: str | Path | Image.Image | np.ndarray, name: str, size: int) -> np.ndarray:
-    """The central crop as uint8, shape (size, size, 3)."""
+def gene_columns(
+    info: ModelInfo, genes: str | Path | Sequence[str] | None, *, reliable_only: bool = False
+) -> list[int]:
+    """Which outputs of a model are asked for.
+
+    Raises:
+        PanelError: A gene is not among the outputs, none is left, or reliability was asked for but not measured.
+    """
+    index = {gene: i for i, gene in enumerate(info.genes)}
+    wanted = list(info.genes) if genes is None else load_panel(genes)
+    unknown = [gene for gene in wanted if gene not in index]
+    if unknown:
+        raise PanelError(
+            f"{', '.join(unknown[:5])}{', ...' if len(unknown) > 5 else ''}: not among the {len(index)} genes that"
+            f" {info.name} predicts."
+        )
+    if reliable_only:
+        if info.reliable is None:
+            raise PanelError(f"Which genes {info.name} predicts reliably was not measured; leave --reliable-only out.")
+        wanted = [gene for gene in wanted if gene in info.reliable]
+        if not wanted:
+            raise PanelError(f"{info.name} predicts none of these genes reliably.")
+    return [index[gene] for gene in wanted]
+
+
+def _crop(
+    image: str | Path | Image.Image | np.ndarray,
+    name: str,
+    given: Scale | None,
+    field_um: float | None,
+    trained_um: float,
+) -> tuple[np.ndarray, Scale]:
+    """The central crop as uint8, shape (size, size, 3), and the scale of the image."""
     from PIL import Image
 
+    scale = given
     if isinstance(image, (str, Path)):
-        picture = read_image(image)
+        picture, stated = read_image(image)
+        scale = given or stated
     elif isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise ImageError(f"{name} is an array of {image.dtype} {image.shape}, not of uint8 (height, width, 3).")
         picture = Image.fromarray(image)
     else:
         picture = to_rgb(image)
+    if scale is None:
+        raise no_scale(name)
     try:
-        return np.asarray(center_crop(picture, size))
+        return np.asarray(center_crop(picture, field_px(scale.mpp, field_um or scale.field_um(trained_um)))), scale
     except ImageError as err:
-        raise ImageError(
-            f"{name}: {err}; give a lower --magnification if the image has one, or a larger image."
-        ) from err
+        raise ImageError(f"{name}: {err}; check the scale, or give a larger image.") from err
+
+
+def no_scale(name: str | Path) -> ImageError:
+    """What to do about an image of unknown scale."""
+    return ImageError(
+        f"{name} does not say how large its pixels are: give --mpp with the micrometres per pixel, or --magnification."
+    )
+
+
+class TilePredictor:
+    """Genes of tiles that another package reads, such as LazySlide: ``predict(image) -> {gene: values}``.
+
+    Args:
+        weights: A tag, model directory or file, see `tcgn_hub.load_model`; the default weights if None.
+        device: Where to compute, such as 'cuda'; the CPU if None.
+
+    Attributes:
+        info: What is known of the model; tiles should cover ``info.field_um`` micrometres.
+    """
+
+    def __init__(self, weights: str | Path | None = None, *, device: str | None = None) -> None:
+        from tcgn_hub.registry import load_model
+
+        self.device = device or "cpu"
+        self.model, self.info = load_model(weights, device=device)
+
+    def predict(self, image: torch.Tensor | np.ndarray) -> dict[str, np.ndarray]:
+        """Values of every gene, float32, shape (B,).
+
+        Args:
+            image: RGB tiles before any normalisation: a tensor (B, 3, H, W) or (3, H, W), or an array (B, H, W, 3) or
+                (H, W, 3); uint8, or float from 0 to 1.
+
+        Raises:
+            ImageError: The shape is another one, or float values lie outside of 0 to 1.
+        """
+        import torch
+
+        pixels = torch.from_numpy(image.copy()) if isinstance(image, np.ndarray) else image
+        pixels = pixels[None] if pixels.ndim == 3 else pixels
+        if isinstance(image, np.ndarray):
+            pixels = pixels.movedim(-1, 1)
+        if pixels.ndim != 4 or pixels.shape[1] != 3:
+            raise ImageError(f"Tiles of shape {tuple(image.shape)} are not RGB images.")
+        if pixels.is_floating_point():
+            if pixels.numel() and not (pixels.min() >= 0 and pixels.max() <= 1):
+                raise ImageError("Tiles of floating point should be from 0 to 1, before any normalisation.")
+            pixels = pixels.float() * 255
+        with torch.inference_mode():
+            values = self.model(to_input(pixels.to(self.device))).float().cpu().numpy()
+        return {gene: values[:, i] for i, gene in enumerate(self.info.genes)}

@@ -14,6 +14,7 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from torch import nn
 
 from tcgn_hub.data.panels import PANELS, load_panel
+from tcgn_hub.data.scale import NOMINAL_FIELD_UM
 from tcgn_hub.errors import CheckpointError, TcgnError, WeightsError
 from tcgn_hub.models.tcgn import TCGN, checkpoint_filter_fn, trunk_filter_fn
 from tcgn_hub.weights.convert import read_parameters
@@ -162,6 +163,7 @@ class ModelInfo:
         sha256: Of the file of parameters.
         pcc: Held-out correlation of each gene, None if it was not measured.
         reliable: Genes predicted better than chance on held-out tissue, None if it was not measured.
+        field_um: Side of the patches it was trained on, in micrometres; the paper's nominal 56 if it is not stated.
     """
 
     name: str
@@ -170,6 +172,7 @@ class ModelInfo:
     sha256: str
     pcc: dict[str, float] | None
     reliable: frozenset[str] | None
+    field_um: float = NOMINAL_FIELD_UM
 
 
 def load_model(
@@ -211,7 +214,7 @@ def _load_entry(entry: Weights, cache_dir: str | Path | None) -> tuple[TCGN, Mod
     if entry.scope == "trunk":
         raise WeightsError(f"{entry.tag} predicts no genes; it is a start for fine-tuning.")
     model: Any = timm.create_model(entry.tag, pretrained=True, cache_dir=cache_dir)
-    return model, _info(entry.tag, entry.genes, entry.units, file.sha256, entry.held_out)
+    return model, _info(entry.tag, entry.genes, entry.units, file.sha256, entry.held_out, entry.crop)
 
 
 def _load_folder(name: str, resolved: Resolved) -> tuple[TCGN, ModelInfo]:
@@ -221,7 +224,8 @@ def _load_folder(name: str, resolved: Resolved) -> tuple[TCGN, ModelInfo]:
         config["architecture"], resolved.path, num_classes=len(genes), pretrained_cfg_overlay={"label_names": genes}
     )
     facts = config.get("tcgn", {})
-    return model, _info(name, genes, facts.get("units", "not stated"), resolved.sha256, facts.get("held_out", {}))
+    units, held_out, crop = (facts.get(key, {}) for key in ("units", "held_out", "crop"))
+    return model, _info(name, genes, units or "not stated", resolved.sha256, held_out, crop)
 
 
 def _load_published(resolved: Resolved) -> tuple[TCGN, ModelInfo]:
@@ -237,7 +241,7 @@ def _load_published(resolved: Resolved) -> tuple[TCGN, ModelInfo]:
         except _OtherPanelError:
             continue
         units = "log10(1 + 10^4 count / sum of the panel's counts)"
-        return model, _info(str(resolved.path), genes, units, resolved.sha256, {})
+        return model, _info(str(resolved.path), genes, units, resolved.sha256, {}, {})
     raise WeightsError(
         f"{resolved.path} predicts a number of genes that no panel of this package has; name them with"
         " `tcgn weights import FILE --tag tcgn_base.NAME --genes FILE`."
@@ -265,7 +269,9 @@ def _read(architecture: str, file: Path, **kwargs: Any) -> TCGN:
     return model
 
 
-def _info(name: str, genes: tuple[str, ...], units: str, sha256: str, held_out: dict[str, Any]) -> ModelInfo:
+def _info(
+    name: str, genes: tuple[str, ...], units: str, sha256: str, held_out: dict[str, Any], crop: dict[str, Any]
+) -> ModelInfo:
     pcc, reliable = held_out.get("pcc"), held_out.get("reliable")
     return ModelInfo(
         name=name,
@@ -274,4 +280,5 @@ def _info(name: str, genes: tuple[str, ...], units: str, sha256: str, held_out: 
         sha256=sha256,
         pcc=None if pcc is None else dict(zip(genes, pcc, strict=True)),
         reliable=None if reliable is None else frozenset(reliable),
+        field_um=float(crop.get("trained_field_um") or crop.get("nominal_field_um") or NOMINAL_FIELD_UM),
     )

@@ -16,10 +16,10 @@ import numpy as np
 
 from tcgn_hub.data.panels import load_panel
 from tcgn_hub.data.sections import Section, expression_targets, spot_crops
-from tcgn_hub.data.transforms import CROP_PX, INPUT_PX, to_input
 from tcgn_hub.errors import SectionError, TrainingError
 from tcgn_hub.evaluation import color_texture_features, pearson, reliable, ridge_predict
 from tcgn_hub.outputs.files import write_text
+from tcgn_hub.transforms import CROP_PX, INPUT_PX, to_input
 
 if TYPE_CHECKING:
     import torch

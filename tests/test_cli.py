@@ -27,7 +27,7 @@ def _json(capsys) -> dict:
 def test_table(capsys):
     assert main([PATCH, "--top", "5"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == f"{PATCH}: central 112 px at 20x, weights tcgn_base.her2st_c6"
+    assert lines[0] == (f"{PATCH}: central 112 px, 0.687 um/px by resolution in the file, weights tcgn_base.her2st_c6")
     assert lines[1].split()[:3] == ["gene", "value", "reliable"]
     values = [float(line.split()[1]) for line in lines[2:7]]
     assert values == sorted(values, reverse=True)
@@ -58,7 +58,8 @@ def test_several_files_and_folders(capsys, tmp_path):
     folder.mkdir()
     for i in range(3):
         Image.open(golden.FOLDER / f"patch_{i}.png").save(folder / f"{i}.png")
-    assert main([str(folder), PATCH, "--genes", "GNAS", "--format", "csv", "--batch-size", "2"]) == 0
+    arguments = ["--genes", "GNAS", "--format", "csv", "--batch-size", "2", "--mpp", "0.687"]
+    assert main([str(folder), PATCH, *arguments]) == 0
     rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
     assert [Path(row["image"]).name for row in rows] == ["0.png", "1.png", "2.png", "patch_0.png"]
     assert float(rows[0]["value"]) == pytest.approx(float(rows[3]["value"]), abs=1e-4)
@@ -76,9 +77,44 @@ def test_magnification_is_the_crop(capsys, tmp_path, magnification, size):
         Image.fromarray(pixels).save(tmp_path / f"{name}.png")
     assert main([str(tmp_path), "--magnification", str(magnification), "--genes", "GNAS", "--format", "json"]) == 0
     document = _json(capsys)
-    assert document["crop_px"] == size
+    assert {p["crop_px"] for p in document["predictions"]} == {size}
+    assert document["predictions"][0]["scale_source"] == "--magnification"
     one, two = (p["genes"][0]["value"] for p in document["predictions"])
     assert one == pytest.approx(two, abs=1e-5)
+
+
+def test_no_scale_is_not_guessed(capsys, tmp_path):
+    Image.new("RGB", (300, 300)).save(tmp_path / "x.png")
+    assert main([str(tmp_path / "x.png")]) == 2
+    assert "x.png does not say how large its pixels are: give --mpp" in capsys.readouterr().err
+
+
+def test_field_and_reliable_only(capsys, tmp_path):
+    Image.effect_noise((300, 300), 60).convert("RGB").save(tmp_path / "x.png")
+    arguments = [str(tmp_path / "x.png"), "--format", "json", "--mpp", "0.5"]
+    for more, side in (([], 154), (["--field", "56"], 112), (["--field", "100"], 200)):
+        assert main([*arguments, *more, "--genes", "GNAS"]) == 0
+        assert _json(capsys)["predictions"][0]["crop_px"] == side
+    assert main([*arguments, "--reliable-only"]) == 0
+    rows = _json(capsys)["predictions"][0]["genes"]
+    assert len(rows) == 458
+    assert all(row["reliable"] for row in rows)
+
+
+def test_tiles_of_another_package():
+    predictor = tcgn_hub.TilePredictor()
+    result = tcgn_hub.predict([PATCH])
+    pixels = np.asarray(Image.open(PATCH).convert("RGB"))
+    tensor = np.moveaxis(pixels, -1, 0)
+    import torch
+
+    for image in (pixels, pixels / 255, torch.from_numpy(tensor.copy())[None], torch.from_numpy(tensor.copy()) / 255):
+        values = predictor.predict(image)
+        assert list(values) == result.genes
+        assert np.concatenate(list(values.values())) == pytest.approx(result.values[0], abs=1e-4)
+    for bad in (pixels * 1.0, pixels[..., :2]):
+        with pytest.raises(tcgn_hub.errors.ImageError):
+            predictor.predict(bad)
 
 
 def test_output_files(tmp_path, capsys):
@@ -93,10 +129,10 @@ def test_output_files(tmp_path, capsys):
 
 
 def test_a_bad_file_in_a_folder_is_reported_and_the_rest_predicted(capsys, tmp_path):
-    Image.open(PATCH).save(tmp_path / "a.png")
+    Image.open(PATCH).save(tmp_path / "a.png")  # says nothing of its scale, unlike its source
     (tmp_path / "b.png").write_text("text")
     Image.new("RGB", (50, 50)).save(tmp_path / "c.png")
-    assert main([str(tmp_path), "--genes", "GNAS", "--format", "json"]) == 1
+    assert main([str(tmp_path), "--genes", "GNAS", "--format", "json", "--magnification", "20"]) == 1
     out, err = capsys.readouterr()
     document = json.loads(out)
     assert len(document["predictions"]) == 1
@@ -118,6 +154,9 @@ def test_a_bad_file_in_a_folder_is_reported_and_the_rest_predicted(capsys, tmp_p
         ([PATCH, "--device", "nonsense"], "nonsense"),
         ([PATCH, "-o", "no/such/folder/out.csv"], "cannot be written"),
         (["EMPTY"], "holds no image"),
+        ([PATCH, "--mpp", "0.00001"], "1e-05 um/px cannot be the scale of a histology image"),
+        ([PATCH, "--mpp", "0.5", "--magnification", "20"], "Give the scale once"),
+        ([PATCH, "--genes", "TNC,HPS6,ZZZ", "--reliable-only"], "ZZZ"),
     ],
 )
 def test_errors_are_one_sentence_and_exit_2(capsys, tmp_path, monkeypatch, arguments, message):

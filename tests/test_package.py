@@ -75,6 +75,7 @@ def test_the_wheel_in_a_fresh_environment(tmp_path):
     assert not [name for name in names if name.startswith("tests")]
 
     # the dependencies of this environment, the package from the wheel alone
+    clean = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     environment = tmp_path / "venv"
     venv.create(environment, with_pip=False)
     bin_folder = environment / ("Scripts" if os.name == "nt" else "bin")
@@ -83,11 +84,11 @@ def test_the_wheel_in_a_fresh_environment(tmp_path):
     subprocess.run(
         [sys.executable, "-m", "pip", "--python", inside, "install", "--no-deps", "--no-index", "-q", str(wheel)],
         check=True,
+        env=clean,
     )
     import torch
 
     (site / "dependencies.pth").write_text(str(Path(torch.__file__).parent.parent) + "\n")
-    clean = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     home = _python("import tcgn_hub; print(tcgn_hub.__file__)", executable=inside, cwd=tmp_path, env=clean)
     assert Path(home).is_relative_to(environment)
     done = subprocess.run(
@@ -99,3 +100,5 @@ def test_the_wheel_in_a_fresh_environment(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert "values in log10" in done.stdout
+    listed = subprocess.run([str(bin_folder / "tcgn"), "weights", "list"], capture_output=True, text=True, env=clean)
+    assert "in this package" in listed.stdout

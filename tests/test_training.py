@@ -55,7 +55,7 @@ def test_timm_and_predict_load_it(run):
     model = timm.create_model(f"local-dir:{out}", pretrained=True)
     assert list(model.pretrained_cfg["label_names"]) == PANEL
     patch = np.full((112, 112, 3), 128, np.uint8)
-    prediction = tcgn_hub.predict([patch], weights=out)
+    prediction = tcgn_hub.predict([patch], weights=out, magnification=20)
     assert prediction.genes == PANEL
     assert prediction.pcc("G0") is not None
     assert np.isfinite(prediction.values).all()

@@ -6,8 +6,17 @@ from PIL import Image
 from torchvision.transforms.v2 import functional as tv
 
 from tcgn_hub.data.images import find_images, read_image
-from tcgn_hub.data.transforms import CROP_PX, IMAGENET_MEAN, IMAGENET_STD, center_crop, to_input, to_rgb
 from tcgn_hub.errors import ImageError
+from tcgn_hub.transforms import (
+    CROP_PX,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    CropField,
+    CropMagnification,
+    center_crop,
+    to_input,
+    to_rgb,
+)
 
 
 def _pixels(image: Image.Image) -> torch.Tensor:
@@ -15,7 +24,7 @@ def _pixels(image: Image.Image) -> torch.Tensor:
 
 
 def test_golden_input():
-    patches = [_pixels(read_image(golden.FOLDER / f"patch_{i}.png")) for i in range(4)]
+    patches = [_pixels(read_image(golden.FOLDER / f"patch_{i}.png")[0]) for i in range(4)]
     torch.testing.assert_close(to_input(torch.cat(patches)), golden.expected()["input"], atol=1e-5, rtol=0)
 
 
@@ -44,6 +53,42 @@ def test_crop_is_central(magnification, size):
 def test_too_small_is_refused():
     with pytest.raises(ImageError, match="100 x 300 px, smaller than the crop of 112 x 112"):
         center_crop(Image.new("RGB", (100, 300)), 112)
+
+
+@pytest.mark.parametrize(
+    ("crop", "side"),
+    [(CropMagnification(10), 56), (CropMagnification(20), 112), (CropField(0.5), 112), (CropField(0.25, 77), 308)],
+)
+def test_kinds_of_pictures_agree(crop, side):
+    array = np.random.default_rng(0).integers(0, 256, (320, 333, 3), dtype=np.uint8)
+    image = Image.fromarray(array)
+    tensor = torch.from_numpy(array).permute(2, 0, 1)
+    batch = torch.stack([tensor, tensor.flip(1)])
+    want = np.asarray(crop(image))
+    assert want.shape == (side, side, 3)
+    assert np.array_equal(crop(array), want)
+    assert np.array_equal(crop(np.stack([array, array]))[1], want)
+    assert np.array_equal(crop(tensor).permute(1, 2, 0), want)
+    assert torch.equal(crop(batch)[1], crop(tensor).flip(1)) or side % 2
+    for kind in (crop(image), crop(array), crop(tensor)[None], crop(tensor)[None].float()):
+        torch.testing.assert_close(to_input(kind), to_input(crop(tensor)[None]))
+    assert crop(batch.to("meta")).shape == (2, 3, side, side)
+
+
+def test_composes_with_timm():
+    import timm
+
+    image = read_image(golden.FOLDER / "patch_0.png")[0].resize((300, 300))
+    model = timm.create_model("tcgn_base")
+    transform = timm.data.create_transform(**timm.data.resolve_data_config(model=model))
+    crop = CropMagnification(20)
+    # timm resizes 8-bit pixels and rounds, which is at most 0.5 / 255 / 0.224
+    torch.testing.assert_close(transform(crop(image))[None], to_input(crop(image)), atol=0.02, rtol=0)
+
+
+def test_magnifications_without_a_rule_are_refused():
+    with pytest.raises(ImageError, match="Magnification 5 has no crop; give one of 10, 20, 40"):
+        CropMagnification(5)
 
 
 def test_modes_agree_on_the_same_picture():
@@ -76,7 +121,7 @@ def test_unknown_ranges_are_refused():
 def test_reads_formats_and_odd_names(tmp_path, suffix):
     path = tmp_path / f"пятно №1 {suffix}"
     Image.new("RGB", (8, 8), "white").save(path)
-    assert read_image(path).size == (8, 8)
+    assert read_image(path)[0].size == (8, 8)
 
 
 def test_unreadable_files_are_named(tmp_path):

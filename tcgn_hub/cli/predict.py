@@ -1,44 +1,88 @@
-"""tcgn predict, also installed as tcgn-predict: genes and values of patches."""
+"""tcgn predict, also installed as tcgn-predict: genes and values of patches and slides."""
 
 from __future__ import annotations
 
 import argparse
+import glob
+import os
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from tcgn_hub.cli.common import run, version
 
-_FORMATS = ("table", "csv", "json")
+if TYPE_CHECKING:
+    from tcgn_hub.slide_prediction import SlidePrediction
+
+_PATCH_FORMATS = ("table", "csv", "json")
+_SLIDE_FORMATS = ("h5ad", "csv", "parquet", "geojson")
 
 
 def build_parser(prog: str = "tcgn-predict") -> argparse.ArgumentParser:
     """The arguments of tcgn predict."""
     parser = argparse.ArgumentParser(
         prog=prog,
-        description="Predict gene expression in the centre of H&E patches.",
-        epilog="Exit code: 0 all predicted, 1 some images could not be, 2 nothing was, for the reason printed.",
+        description="Predict gene expression in the centre of H&E patches, or over the tissue of slides.",
+        epilog="A file of a slide format (.svs, .ndpi, .mrxs, .ome.tif, ...) is taken as a slide, and so is any picture"
+        " where an option for slides is given. Exit code: 0 all predicted, 1 some images could not be, 2 nothing was,"
+        " for the reason printed.",
     )
-    parser.add_argument("images", nargs="+", help="image files, or folders of them")
-    parser.add_argument("--top", type=_positive, metavar="K", help="only the K genes of the highest values")
+    parser.add_argument(
+        "images", nargs="+", help="patches or slides: files, folders of them, or patterns such as '*.svs'"
+    )
+    parser.add_argument("--top", type=_positive, metavar="K", help="patches: only the K genes of the highest values")
     parser.add_argument("--genes", metavar="A,B|FILE", help="only these genes: a list with commas, or a file of lines")
-    parser.add_argument("--format", choices=_FORMATS, help="default: by the suffix of -o, or table")
-    parser.add_argument("-o", "--output", metavar="FILE", help="write to a file instead of standard output")
     parser.add_argument(
-        "--magnification",
-        type=int,
-        choices=(10, 20, 40),
-        default=20,
-        help="of the images; 56, 112 or 224 px of their centre are predicted (default: 20)",
+        "--reliable-only", action="store_true", help="leave out genes not predicted reliably on held-out tissue"
     )
     parser.add_argument(
-        "--weights",
-        metavar="TAG|DIR|FILE",
-        help="tag of the manifest, hf-hub:ORG/NAME, model directory, or file of parameters",
+        "--format",
+        choices=tuple(dict.fromkeys(_PATCH_FORMATS + _SLIDE_FORMATS)),
+        help="default: by the suffix of -o; otherwise table for patches, h5ad for slides",
+    )
+    parser.add_argument(
+        "-o",
+        "--output",
+        metavar="FILE|DIR",
+        help="where to write; a folder for several slides (default: standard output)",
+    )
+    parser.add_argument(
+        "--weights", metavar="TAG|DIR|FILE", help="tag, hf-hub:ORG/NAME, model directory, or parameters"
     )
     parser.add_argument("--device", help="such as cpu or cuda (default: cuda where there is one)")
     parser.add_argument("--batch-size", type=_positive, default=32, metavar="N", help="images at once (default: 32)")
     parser.add_argument("--version", action="version", version=version(prog))
+
+    scale = parser.add_argument_group("scale", "read from the files where they state it; never guessed")
+    scale.add_argument("--mpp", type=float, metavar="UM", help="micrometres per pixel")
+    scale.add_argument("--magnification", type=float, metavar="X", help="the same as a magnification: 10, 20, 40")
+    scale.add_argument(
+        "--field",
+        type=_above_zero,
+        metavar="UM",
+        help="side of a patch in micrometres (default: that of the training patches of the weights; with"
+        " --magnification 56, which is 112 px at 20x)",
+    )
+
+    slides = parser.add_argument_group("slides")
+    slides.add_argument("--stride", type=_above_zero, metavar="UM", help="distance of tiles (default: their side)")
+    slides.add_argument("--spots", metavar="FILE", help="predict these spots: tissue_positions, her2st selection, h5ad")
+    slides.add_argument(
+        "--min-tissue",
+        type=float,
+        metavar="SHARE",
+        help="least share of tissue in a tile (default: 0.5; 0: every tile)",
+    )
+    slides.add_argument("--features", action="store_true", help="keep the 1280 features of each tile, in an h5ad")
+    slides.add_argument(
+        "--plot", metavar="GENE,...", help="maps of genes and of the tissue, PNG files beside the output"
+    )
+    slides.add_argument("--report", action="store_true", help="a self-contained HTML page beside the output")
+    slides.add_argument("--bulk", metavar="FILE", help="one pseudo-bulk row per slide, CSV")
+    slides.add_argument("--workers", type=int, metavar="N", help="processes that read tiles (default: 1)")
+    slides.add_argument("--max-pixels", type=_positive, metavar="N", help="largest picture to decode as a whole")
     return parser
 
 
@@ -50,31 +94,50 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "tcgn-predict") -> in
 
 def _predict(args: argparse.Namespace, prog: str) -> int:
     from tcgn_hub.data.images import find_images
+    from tcgn_hub.data.slides import is_slide_file
     from tcgn_hub.errors import DeviceError
-    from tcgn_hub.outputs.files import write_text
-    from tcgn_hub.outputs.tables import FORMATS
 
-    images = find_images(args.images)
-    genes = args.genes
-    if genes is not None and not Path(genes).is_file():
-        genes = genes.split(",")
+    paths = [match for name in args.images for match in _matches(name)]
+    images = find_images(paths)
+    if args.genes is not None and not Path(args.genes).is_file():
+        args.genes = args.genes.split(",")
+    suffix = Path(args.output).suffix.lstrip(".").lower() if args.output else ""
+    wants_slide = args.format in ("h5ad", "parquet", "geojson") or suffix in ("h5ad", "parquet", "geojson")
+    options = (args.stride, args.spots, args.min_tissue, args.plot, args.bulk, args.workers, args.max_pixels)
+    as_slides = wants_slide or args.features or args.report or any(option is not None for option in options)
 
     import torch
 
+    args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=args.device)
+    except (RuntimeError, AssertionError) as err:
+        raise DeviceError(f"Device {args.device!r} cannot be used here ({str(err).splitlines()[0]}).") from err
+    if as_slides or any(map(is_slide_file, images)):
+        return _predict_slides(images, args, prog)
+    return _predict_patches(images, args, prog)
+
+
+def _matches(name: str) -> list[str]:
+    """What a pattern stands for, where the shell left it; a file may have such characters in its name too."""
+    return [name] if os.path.exists(name) else sorted(glob.glob(name)) or [name]
+
+
+def _predict_patches(images: list[Path], args: argparse.Namespace, prog: str) -> int:
+    from tcgn_hub.outputs.files import write_text
+    from tcgn_hub.outputs.tables import FORMATS
     from tcgn_hub.prediction import predict
 
-    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as err:
-        raise DeviceError(f"Device {device!r} cannot be used here ({str(err).splitlines()[0]}).") from err
     prediction = predict(
         images,
         weights=args.weights,
-        genes=genes,
+        genes=args.genes,
+        mpp=args.mpp,
         magnification=args.magnification,
+        field_um=args.field,
+        reliable_only=args.reliable_only,
         batch_size=args.batch_size,
-        device=device,
+        device=args.device,
         on_error="skip",
         progress=True,
     )
@@ -89,10 +152,138 @@ def _predict(args: argparse.Namespace, prog: str) -> int:
     return 1 if prediction.failed else 0
 
 
+def _predict_slides(slides: list[Path], args: argparse.Namespace, prog: str) -> int:
+    from tcgn_hub.errors import ImageError, OutputError, SectionError
+    from tcgn_hub.slide_prediction import predict_slide
+
+    if args.spots and len(slides) > 1:
+        raise SectionError("--spots belongs to one slide; give one.")
+    outputs = _outputs(slides, args)
+    if outputs is None and not args.bulk:
+        raise OutputError("Say where to write the tiles: -o FILE for one slide, -o DIR for several, or --bulk FILE.")
+    options: dict[str, Any] = {
+        name: value
+        for name, value in (("min_tissue", args.min_tissue), ("workers", args.workers), ("max_pixels", args.max_pixels))
+        if value is not None
+    }
+    if args.plot:
+        from tcgn_hub.prediction import gene_columns
+        from tcgn_hub.registry import load_model
+
+        # a gene that is not there should not be found out after the slides are predicted
+        gene_columns(load_model(args.weights)[1], args.plot.split(","))
+    failed: list[str] = []
+    done: list[SlidePrediction] = []
+    states: list[Path] = []
+    for i, slide in enumerate(slides):
+        state = None if outputs is None else outputs[i].with_name(f"{outputs[i].name}.partial")
+        try:
+            prediction = predict_slide(
+                slide,
+                weights=args.weights,
+                genes=args.genes,
+                mpp=args.mpp,
+                magnification=args.magnification,
+                field_um=args.field,
+                stride_um=args.stride,
+                spots=args.spots,
+                features=args.features,
+                reliable_only=args.reliable_only,
+                batch_size=args.batch_size,
+                device=args.device,
+                resume=state,
+                progress=True,
+                **options,
+            )
+        except ImageError as err:
+            if len(slides) == 1:
+                raise
+            failed.append(str(err))
+            continue
+        done.append(prediction)
+        if outputs is not None and state is not None:
+            _write(prediction, outputs[i], args)
+            states.append(state)
+        for message in prediction.failed.values():
+            print(f"{prog}: {message}", file=sys.stderr)
+    if not done:
+        raise ImageError(f"None of {len(slides)} slides could be predicted: {failed[0]}")
+    if args.bulk:
+        from tcgn_hub.outputs.bulk import bulk_csv
+        from tcgn_hub.outputs.files import write_text
+
+        write_text(args.bulk, bulk_csv(done))
+    for state in states:
+        shutil.rmtree(state, ignore_errors=True)
+    for message in failed:
+        print(f"{prog}: {message}", file=sys.stderr)
+    return 1 if failed or any(prediction.failed for prediction in done) else 0
+
+
+def _outputs(slides: list[Path], args: argparse.Namespace) -> list[Path] | None:
+    """Where each slide's tiles go; None if nowhere."""
+    from tcgn_hub.errors import OutputError
+
+    if args.output is None:
+        return None
+    output = Path(args.output)
+    kind = args.format or output.suffix.lstrip(".").lower()
+    if len(slides) == 1 and output.suffix and not output.is_dir():
+        if kind not in _SLIDE_FORMATS:
+            raise OutputError(f"{output} is of no format for slides; give one of {', '.join(_SLIDE_FORMATS)}.")
+        if not output.parent.is_dir():
+            raise OutputError(f"{output} cannot be written: there is no folder {output.parent}.")
+        return [output]
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as err:
+        raise OutputError(f"The folder {output} cannot be made ({err.strerror or err}).") from err
+    names = [slide.name for slide in slides]
+    if len(set(names)) < len(names):
+        raise OutputError("Two slides have the same name; predict them into folders of their own.")
+    return [output / f"{slide.name}.{args.format or 'h5ad'}" for slide in slides]
+
+
+def _write(prediction: SlidePrediction, output: Path, args: argparse.Namespace) -> None:
+    kind = args.format or output.suffix.lstrip(".").lower()
+    if kind == "h5ad":
+        from tcgn_hub.outputs.h5ad import write_h5ad
+
+        write_h5ad(output, prediction)
+    elif kind == "parquet":
+        from tcgn_hub.outputs.frames import write_parquet
+
+        write_parquet(output, prediction)
+    else:
+        from tcgn_hub.outputs.files import write_text
+        from tcgn_hub.outputs.frames import to_csv
+        from tcgn_hub.outputs.geojson import to_geojson
+
+        write_text(output, to_csv(prediction) if kind == "csv" else to_geojson(prediction))
+    if args.plot:
+        from tcgn_hub.outputs.figures import gene_map, mask_figure
+
+        for gene in args.plot.split(","):
+            gene_map(prediction, gene.strip(), output.with_suffix(f".{gene.strip()}.png"))
+        if prediction.mask is not None:
+            mask_figure(prediction, output.with_suffix(".tissue.png"))
+    if args.report:
+        from tcgn_hub.outputs.report import write_report
+
+        write_report(output.with_suffix(".html"), prediction)
+
+
 def _positive(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value} is not at least 1")
+    return value
+
+
+def _above_zero(text: str) -> float:
+    value = float(text)
+    if not value > 0:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
     return value
 
 

@@ -8,16 +8,18 @@ from pathlib import Path
 
 from PIL import Image
 
-from tcgn_hub.data.transforms import to_rgb
+from tcgn_hub.data.scale import Scale, scale_of_picture
+from tcgn_hub.data.slides import SLIDE_SUFFIXES
 from tcgn_hub.errors import ImageError
+from tcgn_hub.transforms import to_rgb
 
 __all__ = ["find_images", "read_image"]
 
-_SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp"}
+_SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", *SLIDE_SUFFIXES}
 
 
-def read_image(path: str | Path) -> Image.Image:
-    """A picture file as 8-bit RGB; of a file with several pages, the first.
+def read_image(path: str | Path) -> tuple[Image.Image, Scale | None]:
+    """A picture file as 8-bit RGB, and the scale it states; of a file with several pages, the first.
 
     Raises:
         ImageError: The file is missing, not an image, cut short, too large for a patch, or of an unusable mode.
@@ -27,7 +29,7 @@ def read_image(path: str | Path) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as image:
-                return to_rgb(image)
+                return to_rgb(image), scale_of_picture(image)
     except FileNotFoundError as err:
         raise ImageError(f"{path} does not exist.") from err
     except IsADirectoryError as err:
@@ -43,7 +45,7 @@ def read_image(path: str | Path) -> Image.Image:
 
 
 def find_images(paths: Iterable[str | Path]) -> list[Path]:
-    """The given files, and in place of a folder the images in it by name.
+    """The given files, and in place of a folder the images and slides in it by name.
 
     Raises:
         ImageError: A folder holds no image.

@@ -8,12 +8,12 @@ import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from tcgn_hub.outputs.frames import reliability
+
 if TYPE_CHECKING:
     from tcgn_hub.prediction import Prediction
 
 __all__ = ["FORMATS"]
-
-_YES_NO = {True: "yes", False: "no", None: "unknown"}
 
 
 def _rows(prediction: Prediction, image: int, top: int | None) -> list[tuple[str, float]]:
@@ -28,13 +28,14 @@ def to_table(prediction: Prediction, *, top: int | None = None) -> str:
     blocks = []
     for i, image in enumerate(prediction.images):
         lines = [
-            f"{image}: central {prediction.crop_px} px at {prediction.magnification}x, weights {prediction.model.name}",
+            f"{image}: central {prediction.crop_px[i]} px, {prediction.scales[i].mpp:.4g} um/px by"
+            f" {prediction.scales[i].source}, weights {prediction.model.name}",
             f"{'gene':{width}}  {'value':>7}  reliable  held-out PCC",
         ]
         for gene, value in _rows(prediction, i, top):
             pcc = prediction.pcc(gene)
             lines.append(
-                f"{gene:{width}}  {value:7.3f}  {_YES_NO[prediction.reliable(gene)]:8}  "
+                f"{gene:{width}}  {value:7.3f}  {reliability(prediction, gene):8}  "
                 + ("unknown" if pcc is None else f"{pcc:12.3f}")
             )
         blocks.append("\n".join(lines) + "\n")
@@ -45,7 +46,7 @@ def to_csv(prediction: Prediction, *, top: int | None = None) -> str:
     """One row per image and gene."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["image", "gene", "value", "units", "reliable", "held_out_pcc", "weights"])
+    writer.writerow(["image", "gene", "value", "units", "reliable", "held_out_pcc", "mpp", "weights"])
     for i, image in enumerate(prediction.images):
         for gene, value in _rows(prediction, i, top):
             pcc = prediction.pcc(gene)
@@ -55,8 +56,9 @@ def to_csv(prediction: Prediction, *, top: int | None = None) -> str:
                     gene,
                     f"{value:.6g}",
                     prediction.units,
-                    _YES_NO[prediction.reliable(gene)],
+                    reliability(prediction, gene),
                     "" if pcc is None else f"{pcc:.4f}",
+                    f"{prediction.scales[i].mpp:.6g}",
                     prediction.model.name,
                 ]
             )
@@ -69,11 +71,12 @@ def to_json(prediction: Prediction, *, top: int | None = None) -> str:
         "weights": prediction.model.name,
         "sha256": prediction.model.sha256,
         "units": prediction.units,
-        "magnification": prediction.magnification,
-        "crop_px": prediction.crop_px,
         "predictions": [
             {
                 "image": image,
+                "mpp": prediction.scales[i].mpp,
+                "scale_source": prediction.scales[i].source,
+                "crop_px": prediction.crop_px[i],
                 "genes": [
                     {
                         "gene": gene,

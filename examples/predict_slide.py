@@ -1,0 +1,40 @@
+"""Predict a whole slide and write everything there is to write of it.
+
+python examples/predict_slide.py [folder]
+"""
+
+import sys
+from pathlib import Path
+
+import tcgn_hub
+from tcgn_hub.outputs.figures import gene_map, mask_figure
+from tcgn_hub.outputs.frames import summarise
+from tcgn_hub.outputs.h5ad import write_h5ad
+from tcgn_hub.outputs.report import write_report
+
+
+def main() -> None:
+    out = Path(sys.argv[1] if len(sys.argv) > 1 else "slide_out")
+    out.mkdir(parents=True, exist_ok=True)
+    slide = Path(__file__).parent / "cmu_small_region.svs"
+
+    prediction = tcgn_hub.predict_slide(slide, progress=True)
+    print(f"{slide.name}: {len(prediction.tiles)} tiles of {prediction.field_um:g} um at {prediction.mpp:g} um/px")
+
+    reliable = [gene for gene in summarise(prediction) if gene.reliable == "yes"]
+    highest = sorted(reliable, key=lambda gene: gene.mean, reverse=True)[:5]
+    print(f"highest means among {len(reliable)} reliable genes, in {prediction.units}")
+    for gene in highest:
+        print(f"  {gene.gene:10} {gene.mean:6.3f}   {gene.min:.3f} to {gene.max:.3f}   held-out PCC {gene.pcc:.2f}")
+
+    write_h5ad(out / "slide.h5ad", prediction)
+    mask_figure(prediction, out / "tissue.png")
+    for gene in highest[:2]:
+        gene_map(prediction, gene.gene, out / f"{gene.gene}.png")
+    write_report(out / "report.html", prediction)
+    for name in ("slide.h5ad", "tissue.png", *(f"{gene.gene}.png" for gene in highest[:2]), "report.html"):
+        print(f"wrote {out / name}, {(out / name).stat().st_size / 1e3:.0f} kB")
+
+
+if __name__ == "__main__":
+    main()

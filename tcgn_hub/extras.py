@@ -1,0 +1,30 @@
+"""Packages that are installed only if asked for."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from types import ModuleType
+
+from tcgn_hub.errors import ExtraError
+
+__all__ = ["require"]
+
+
+def require(module: str, *, extra: str, to: str) -> ModuleType:
+    """Import a module of an optional package.
+
+    Args:
+        module: Dotted name, such as 'pyarrow.parquet'.
+        extra: The extra of this package that installs it.
+        to: What it is needed for, such as 'write .h5ad files'.
+
+    Raises:
+        ExtraError: It cannot be imported; the message says what to install.
+    """
+    try:
+        return import_module(module)
+    except ImportError as err:
+        package = {"skimage": "scikit-image", "openslide": "openslide-python"}.get(
+            name := module.partition(".")[0], name
+        )
+        raise ExtraError(f"To {to}, install {package}: pip install 'tcgn_hub[{extra}]'.") from err

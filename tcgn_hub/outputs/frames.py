@@ -1,0 +1,124 @@
+"""A slide as a table of tiles and a table of genes, and the facts of the run that go with both."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tcgn_hub import __version__
+from tcgn_hub.extras import require
+from tcgn_hub.outputs.files import writing
+
+if TYPE_CHECKING:
+    from tcgn_hub.prediction import Prediction
+    from tcgn_hub.slide_prediction import SlidePrediction
+
+__all__ = ["GeneSummary", "reliability", "run_facts", "summarise", "to_csv", "write_parquet"]
+
+
+def run_facts(prediction: SlidePrediction) -> dict[str, Any]:
+    """What was run on what, as values that JSON can hold.
+
+    ``stride_um`` is None where spots were given; ``failed`` maps the tiles that could not be read to the reasons.
+    """
+    return {
+        "slide": prediction.slide.name,
+        "width_px": int(prediction.size[0]),
+        "height_px": int(prediction.size[1]),
+        "mpp": float(prediction.mpp),
+        "scale_source": prediction.scale_source,
+        "field_um": float(prediction.field_um),
+        "stride_um": None if prediction.stride_um is None else float(prediction.stride_um),
+        "tiles": len(prediction.tiles),
+        "failed": dict(prediction.failed),
+        "weights": prediction.model.name,
+        "sha256": prediction.model.sha256,
+        "units": prediction.units,
+        "tcgn_hub": __version__,
+    }
+
+
+def reliability(prediction: Prediction | SlidePrediction, gene: str) -> str:
+    """'yes', 'no' or 'unknown': whether a gene was predicted better than chance on held-out tissue."""
+    return {True: "yes", False: "no", None: "unknown"}[prediction.reliable(gene)]
+
+
+@dataclass(frozen=True)
+class GeneSummary:
+    """A gene over the tiles of a slide.
+
+    Attributes:
+        gene: Its symbol.
+        reliable: 'yes', 'no' or 'unknown'.
+        pcc: Held-out Pearson correlation, NaN if it was not measured.
+        mean: Mean over the tiles, in the units of the prediction.
+        sd: Standard deviation over the tiles.
+        min: Lowest tile.
+        max: Highest tile.
+    """
+
+    gene: str
+    reliable: str
+    pcc: float
+    mean: float
+    sd: float
+    min: float
+    max: float
+
+
+def summarise(prediction: SlidePrediction) -> list[GeneSummary]:
+    """Every gene, in the order of the prediction."""
+    # a mean of many float32 values loses digits that a mean of float64 keeps
+    values = prediction.values.astype(np.float64)
+    columns = [f(axis=0).tolist() for f in (values.mean, values.std, values.min, values.max)]
+    return [
+        GeneSummary(gene, reliability(prediction, gene), math.nan if (pcc := prediction.pcc(gene)) is None else pcc, *s)
+        for gene, *s in zip(prediction.genes, *columns, strict=True)
+    ]
+
+
+def to_csv(prediction: SlidePrediction) -> str:
+    """One row per tile: its name, centre in pixels at full resolution, place in the array, and a column per gene."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["tile", "x", "y", "array_row", "array_col", *prediction.genes])
+    for tile, (x, y), row, col, values in zip(
+        prediction.tiles,
+        prediction.xy.tolist(),
+        prediction.array_row.tolist(),
+        prediction.array_col.tolist(),
+        prediction.values.tolist(),
+        strict=True,
+    ):
+        writer.writerow([tile, f"{x:.10g}", f"{y:.10g}", row, col, *(f"{value:.6g}" for value in values)])
+    return text.getvalue()
+
+
+def write_parquet(path: str | Path, prediction: SlidePrediction) -> None:
+    """The table of `to_csv` as Parquet; genes are float32, and the schema's metadata hold the run facts as JSON.
+
+    Raises:
+        ExtraError: pyarrow is not installed.
+        OutputError: The file cannot be written.
+    """
+    pa = require("pyarrow", extra="parquet", to="write .parquet files")
+    parquet = require("pyarrow.parquet", extra="parquet", to="write .parquet files")
+    columns = {
+        "tile": pa.array(prediction.tiles, pa.string()),
+        "x": pa.array(prediction.xy[:, 0], pa.float64()),
+        "y": pa.array(prediction.xy[:, 1], pa.float64()),
+        "array_row": pa.array(prediction.array_row, pa.int64()),
+        "array_col": pa.array(prediction.array_col, pa.int64()),
+    }
+    genes = [pa.array(column) for column in prediction.values.T.astype(np.float32, order="C")]
+    table = pa.Table.from_arrays([*columns.values(), *genes], names=[*columns, *prediction.genes])
+    table = table.replace_schema_metadata({"tcgn": json.dumps(run_facts(prediction))})
+    with writing(path) as part:
+        parquet.write_table(table, part)

@@ -1,0 +1,41 @@
+"""A slide as GeoJSON, for QuPath 0.4 and later."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tcgn_hub.outputs.frames import run_facts
+
+if TYPE_CHECKING:
+    from tcgn_hub.slide_prediction import SlidePrediction
+
+__all__ = ["to_geojson"]
+
+
+def to_geojson(prediction: SlidePrediction) -> str:
+    """A FeatureCollection with one square per tile, in pixels at full resolution.
+
+    Each is a tile of QuPath, with its genes as measurements, to four decimals. The member ``tcgn`` holds the facts of
+    the run; QuPath passes over it.
+    """
+    half = prediction.tile_px / 2
+    corners = np.array([(-half, -half), (half, -half), (half, half), (-half, half), (-half, -half)])
+    rings = np.round(prediction.xy[:, None] + corners, 2).tolist()
+    values = np.round(prediction.values.astype(np.float64), 4).tolist()
+    features: list[dict[str, Any]] = [
+        {
+            "type": "Feature",
+            "geometry": {"type": "Polygon", "coordinates": [ring]},
+            "properties": {
+                "objectType": "tile",
+                "name": tile,
+                "measurements": dict(zip(prediction.genes, row, strict=True)),
+            },
+        }
+        for tile, ring, row in zip(prediction.tiles, rings, values, strict=True)
+    ]
+    document = {"type": "FeatureCollection", "tcgn": run_facts(prediction), "features": features}
+    return json.dumps(document, separators=(",", ":")) + "\n"

@@ -1,0 +1,408 @@
+"""A slide in, gene expression of its tiles out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tcgn_hub.data.scale import Scale, given_scale
+from tcgn_hub.data.slides import MAX_PIXELS, Slide, open_slide
+from tcgn_hub.data.tiles import Tiles, grid_tiles, read_spots
+from tcgn_hub.data.tissue import tissue_fraction, tissue_mask
+from tcgn_hub.errors import ImageError, OutputError, SectionError
+from tcgn_hub.outputs.files import write_text
+from tcgn_hub.prediction import gene_columns, no_scale
+from tcgn_hub.transforms import INPUT_PX, to_input
+
+if TYPE_CHECKING:
+    import torch
+
+    from tcgn_hub.registry import ModelInfo
+
+__all__ = ["SlidePrediction", "predict_slide"]
+
+_OVERVIEW_PX = 2000
+_CHUNK = 256  # tiles; what an interruption may cost
+
+
+@dataclass(frozen=True)
+class SlidePrediction:
+    """Predicted expression of genes in the tiles of a slide.
+
+    Attributes:
+        slide: Path of the slide.
+        tiles: Names of the tiles, n of them: spot names where spots were given, otherwise ``row x column`` of the grid.
+        xy: Centres as (x, y) in pixels at full resolution, float64, shape (n, 2).
+        array_row: Row of each tile in its grid or array, int, shape (n,).
+        array_col: Column, likewise.
+        genes: Symbols of the columns of ``values``.
+        values: Predictions in ``units``, float32, shape (n, genes).
+        units: Units of the values.
+        model: What is known of the model, its held-out reliability per gene included.
+        mpp: Micrometres per pixel at full resolution.
+        scale_source: Where ``mpp`` comes from, such as 'openslide.mpp-x' or '--mpp'.
+        field_um: Side of a tile in micrometres.
+        stride_um: Distance of neighbouring tiles in micrometres; None where spots were given.
+        size: (width, height) in pixels at full resolution.
+        thumbnail: Overview, uint8, shape (h, w, 3).
+        thumbnail_downsample: Full-resolution pixels per pixel of the thumbnail.
+        mask: Where the tissue is, bool, of the shape of the thumbnail; None where spots were given.
+        features: Features before the head, float32, shape (n, 1280); None unless asked for.
+        failed: Tiles that could not be read, and why; they are not among ``tiles``.
+    """
+
+    slide: Path
+    tiles: list[str]
+    xy: np.ndarray
+    array_row: np.ndarray
+    array_col: np.ndarray
+    genes: list[str]
+    values: np.ndarray
+    units: str
+    model: ModelInfo
+    mpp: float
+    scale_source: str
+    field_um: float
+    stride_um: float | None
+    size: tuple[int, int]
+    thumbnail: np.ndarray
+    thumbnail_downsample: float
+    mask: np.ndarray | None = None
+    features: np.ndarray | None = None
+    failed: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def tile_px(self) -> float:
+        """Side of a tile in pixels at full resolution."""
+        return self.field_um / self.mpp
+
+    def reliable(self, gene: str) -> bool | None:
+        """Whether a gene was predicted better than chance on held-out tissue; None if that was not measured."""
+        return None if self.model.reliable is None else gene in self.model.reliable
+
+    def pcc(self, gene: str) -> float | None:
+        """Held-out Pearson correlation of a gene; None if it was not measured."""
+        return None if self.model.pcc is None else self.model.pcc[gene]
+
+
+def predict_slide(
+    slide: str | Path,
+    *,
+    weights: str | Path | None = None,
+    genes: str | Path | Sequence[str] | None = None,
+    mpp: float | None = None,
+    magnification: float | None = None,
+    field_um: float | None = None,
+    stride_um: float | None = None,
+    spots: str | Path | None = None,
+    min_tissue: float = 0.5,
+    features: bool = False,
+    reliable_only: bool = False,
+    batch_size: int = 32,
+    workers: int = 1,
+    device: str | None = None,
+    max_pixels: int = MAX_PIXELS,
+    resume: str | Path | None = None,
+    progress: bool = False,
+) -> SlidePrediction:
+    """Predict gene expression over the tissue of a slide.
+
+    Tiles are read by worker processes ahead of the model, and memory does not grow with the slide unless it is a plain
+    picture, which has to be decoded as a whole.
+
+    Args:
+        slide: A slide in a format of OpenSlide, OME-TIFF, other tiled TIFF, or a plain picture.
+        weights: A tag, model directory or file, see `tcgn_hub.load_model`; the default weights if None.
+        genes: Genes to return, in this order, see `tcgn_hub.data.panels.load_panel`; all if None.
+        mpp: Micrometres per pixel at full resolution, if not what the file says.
+        magnification: The same as a magnification, such as 20.
+        field_um: Side of a tile in micrometres; by default what the weights were trained on, or the paper's nominal 56
+            where the scale is that of a magnification.
+        stride_um: Distance of neighbouring tiles in micrometres; the side of a tile if None.
+        spots: File of spots to predict instead of a grid over the tissue, see `tcgn_hub.data.tiles.read_spots`.
+        min_tissue: Least share of tissue in a tile of the grid; 0 predicts every tile and looks for no tissue.
+        features: Keep the 1280 features of each tile.
+        reliable_only: Leave out genes that could not be predicted better than chance on held-out tissue.
+        batch_size: Tiles per forward pass.
+        workers: Processes that read tiles; 0 reads them in this one.
+        device: Where to compute, such as 'cuda'; the CPU if None.
+        max_pixels: The most pixels of a plain picture.
+        resume: Folder to keep what is done in, also after the end; a run of the same slide and settings continues
+            from it.
+        progress: Show a progress bar on stderr where that is a terminal.
+
+    Raises:
+        ImageError: The slide cannot be read, has no scale or no tissue, or none of its tiles could be read.
+        SectionError: The file of spots is malformed, or spots lie outside of the slide.
+        PanelError: A gene is not among the outputs of the model.
+        WeightsError: The weights cannot be found, read or verified.
+        OutputError: The folder ``resume`` cannot be written.
+        ExtraError: The format needs a package that is not installed.
+    """
+    import torch
+
+    from tcgn_hub.registry import load_model
+
+    slide = Path(slide)
+    if batch_size < 1 or workers < 0:
+        raise ValueError("batch_size must be at least 1 and workers at least 0")
+    given = given_scale(mpp, magnification)
+    with open_slide(slide, max_pixels=max_pixels) as opened:
+        scale = given or opened.scale
+        if scale is None:
+            raise no_scale(slide)
+        model, info = load_model(weights, device=device)
+        columns = gene_columns(info, genes, reliable_only=reliable_only)
+        side_um = field_um or scale.field_um(info.field_um)
+        step_um = None if spots else stride_um or side_um
+        overview, downsample, lost = opened.overview(_OVERVIEW_PX)
+        tiles, mask = _choose(opened, scale, side_um, step_um, spots, min_tissue, overview, downsample, lost)
+
+        # nearest above what 224 px over the field ask for
+        level = opened.level_for(side_um / scale.mpp / INPUT_PX)
+        reader = _Reader(opened, tiles.xy, round(side_um / scale.mpp / opened.downsamples[level]), level, max_pixels)
+        facts = {
+            "slide": [str(slide.resolve()), slide.stat().st_size, slide.stat().st_mtime_ns],
+            "weights": info.sha256,
+            "tiles": hashlib.sha256(tiles.xy.tobytes()).hexdigest(),
+            "read": [reader.side, level],
+            "features": features,
+        }
+        store = _Store(Path(resume) if resume else None, facts)
+
+        def run(pixels: torch.Tensor) -> tuple[np.ndarray, np.ndarray | None]:
+            with torch.inference_mode():
+                maps = model.forward_features(to_input(pixels.to(device or "cpu")))
+                values = model.forward_head(maps).float().cpu().numpy()
+                return values, maps.mean(dim=(2, 3)).float().cpu().numpy() if features else None
+
+        values, kept, failed = _predict_tiles(reader, store, run, batch_size, workers, progress, slide.name)
+    good = np.array([i for i in range(len(tiles)) if i not in failed], int)
+    if not len(good):
+        raise ImageError(f"None of the {len(tiles)} tiles of {slide} could be read: {next(iter(failed.values()))}")
+    names = {i: tiles.names[i] for i in failed}
+    tiles = tiles.at(good)
+    return SlidePrediction(
+        slide=slide,
+        tiles=tiles.names,
+        xy=tiles.xy,
+        array_row=tiles.array_row,
+        array_col=tiles.array_col,
+        genes=[info.genes[i] for i in columns],
+        values=np.ascontiguousarray(values[good][:, columns]),
+        units=info.units,
+        model=info,
+        mpp=scale.mpp,
+        scale_source=scale.source,
+        field_um=side_um,
+        stride_um=step_um,
+        size=opened.size,
+        thumbnail=overview,
+        thumbnail_downsample=downsample,
+        mask=mask,
+        features=None if kept is None else kept[good],
+        failed={names[i]: why for i, why in failed.items()},
+    )
+
+
+def _choose(
+    slide: Slide,
+    scale: Scale,
+    side_um: float,
+    step_um: float | None,
+    spots: str | Path | None,
+    min_tissue: float,
+    overview: np.ndarray,
+    downsample: float,
+    lost: np.ndarray,
+) -> tuple[Tiles, np.ndarray | None]:
+    """The tiles to predict, and the mask they were chosen by."""
+    if step_um is None:
+        assert spots is not None
+        tiles = read_spots(spots)
+        outside = ((tiles.xy < 0) | (tiles.xy >= slide.size)).any(axis=1)
+        if outside.any():
+            raise SectionError(
+                f"{int(outside.sum())} of the {len(tiles)} spots of {spots}, such as"
+                f" {tiles.names[int(outside.argmax())]}, lie outside {slide.path} of {slide.size[0]} x {slide.size[1]}"
+                " px; they may belong to another resolution."
+            )
+        return tiles, None
+    try:
+        tiles = grid_tiles(slide.size, side=side_um / scale.mpp, stride=step_um / scale.mpp)
+    except ImageError as err:
+        raise ImageError(f"{slide.path}: {err}.") from err
+    if min_tissue <= 0:
+        return tiles, None
+    mask = tissue_mask(overview, um_per_px=scale.mpp * downsample)
+    # what the overview lacks may be tissue: those tiles are tried, and their failure is recorded
+    share = tissue_fraction(mask | lost, tiles.xy / downsample, side_um / scale.mpp / downsample)
+    tiles = tiles.at(share >= min_tissue)
+    if not len(tiles):
+        raise ImageError(
+            f"{slide.path} shows no tissue; if it does, predict all of it with --min-tissue 0, or give --spots."
+        )
+    return tiles, mask
+
+
+class _Reader:
+    """Tiles by index, for the processes of a DataLoader: each opens the slide for itself.
+
+    A plain picture is not opened again: its pixels are shared with processes that are forked.
+    """
+
+    def __init__(self, slide: Slide, xy: np.ndarray, side: int, level: int, max_pixels: int) -> None:
+        self.path, self.xy, self.side, self.level, self.max_pixels = slide.path, xy, side, level, max_pixels
+        self.downsample = slide.downsamples[level]
+        self.shared = slide
+        self.opened: tuple[int, Slide] | None = None
+
+    def __len__(self) -> int:
+        return len(self.xy)
+
+    def __getitem__(self, index: int) -> tuple[int, np.ndarray | None, str]:
+        if self.opened is None or self.opened[0] != os.getpid():
+            again = self.shared.reopens
+            self.opened = (os.getpid(), open_slide(self.path, max_pixels=self.max_pixels) if again else self.shared)
+        x, y = np.round(self.xy[index] - self.side * self.downsample / 2).astype(int)
+        try:
+            return index, self.opened[1].read(int(x), int(y), self.side, self.side, level=self.level), ""
+        except ImageError as err:
+            return index, None, str(err)
+
+
+def _collate(items: list[tuple[int, np.ndarray | None, str]]) -> tuple[list[int], torch.Tensor | None, dict[int, str]]:
+    """Indices and pixels (B, 3, side, side) of what could be read, and what could not and why."""
+    import torch
+
+    good = [(index, pixels) for index, pixels, _ in items if pixels is not None]
+    stack = torch.from_numpy(np.stack([pixels for _, pixels in good])).permute(0, 3, 1, 2) if good else None
+    return [index for index, _ in good], stack, {index: why for index, pixels, why in items if pixels is None}
+
+
+def _predict_tiles(
+    reader: _Reader,
+    store: _Store,
+    run: Callable[[torch.Tensor], tuple[np.ndarray, np.ndarray | None]],
+    batch_size: int,
+    workers: int,
+    progress: bool,
+    name: str,
+) -> tuple[np.ndarray, np.ndarray | None, dict[int, str]]:
+    """Values and features by tile, and what failed; what the store has is not computed again."""
+    from huggingface_hub.utils import tqdm
+    from torch.utils.data import DataLoader, Subset
+
+    chunks = [range(start, min(start + _CHUNK, len(reader))) for start in range(0, len(reader), _CHUNK)]
+    todo = [chunk for chunk in chunks if not store.has(chunk.start)]
+    loader: DataLoader[Any] = DataLoader(
+        Subset(reader, [index for chunk in todo for index in chunk]),  # type: ignore[arg-type]
+        batch_size=batch_size,
+        num_workers=workers,
+        collate_fn=_collate,
+        prefetch_factor=4 if workers else None,
+        multiprocessing_context=_context() if workers else None,
+    )
+    waiting: dict[int, dict[int, tuple[np.ndarray, np.ndarray | None]]] = {}
+    failed: dict[int, str] = {}
+    with tqdm(
+        total=len(reader),
+        initial=len(reader) - len(loader.dataset),  # type: ignore[arg-type]
+        unit="tile",
+        desc=name,
+        disable=None if progress else True,
+    ) as bar:
+        for indices, pixels, errors in loader:
+            failed.update(errors)
+            values, kept = run(pixels) if pixels is not None else (np.empty((0, 0)), None)
+            for row, index in enumerate(indices):
+                part = waiting.setdefault(index // _CHUNK * _CHUNK, {})
+                part[index] = values[row], None if kept is None else kept[row]
+            bar.update(len(indices) + len(errors))
+            last = max([*indices, *errors])
+            for chunk in todo:
+                # tiles come in order, so that a chunk is whole once a later tile is there
+                if chunk.stop - 1 <= last and not store.has(chunk.start):
+                    store.put(chunk.start, waiting.pop(chunk.start, {}), {i: failed[i] for i in chunk if i in failed})
+    return store.all(chunks)
+
+
+def _context() -> str | None:
+    """Forked processes share the pixels of a picture and start at once; elsewhere the platform decides."""
+    import multiprocessing
+
+    return "fork" if "fork" in multiprocessing.get_all_start_methods() else None
+
+
+class _Store:
+    """Results of whole chunks of tiles, in memory, and in a folder that outlives an interruption."""
+
+    def __init__(self, folder: Path | None, facts: dict[str, Any]) -> None:
+        self.folder = folder
+        self.done: dict[int, dict[str, np.ndarray]] = {}
+        if folder is None:
+            return
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            known = folder / "run.json"
+            if known.is_file() and known.read_text(encoding="utf-8") == json.dumps(facts):
+                for path in folder.glob("*.npz"):
+                    with np.load(path, allow_pickle=False) as arrays:
+                        self.done[int(path.stem)] = dict(arrays)
+            else:
+                for path in folder.glob("*.npz"):
+                    path.unlink()
+                write_text(known, json.dumps(facts))
+        except OSError as err:
+            raise OutputError(f"{folder} cannot be written ({err.strerror or err}).") from err
+
+    def has(self, start: int) -> bool:
+        return start in self.done
+
+    def put(self, start: int, part: dict[int, tuple[np.ndarray, np.ndarray | None]], failed: dict[int, str]) -> None:
+        order = sorted(part)
+        arrays = {
+            "index": np.array(order, int),
+            "values": np.stack([part[i][0] for i in order]) if order else np.empty((0, 0), np.float32),
+            "failed": np.array(json.dumps(failed)),
+        }
+        kept = [part[i][1] for i in order]
+        if kept and kept[0] is not None:
+            arrays["features"] = np.stack(kept)  # type: ignore[arg-type]
+        self.done[start] = arrays
+        if self.folder is not None:
+            path = self.folder / f"{start}.npz"
+            part_path = path.with_suffix(".part")
+            try:
+                with open(part_path, "wb") as handle:
+                    np.savez(handle, **arrays)  # type: ignore[arg-type]
+                os.replace(part_path, path)
+            except OSError as err:
+                part_path.unlink(missing_ok=True)
+                raise OutputError(
+                    f"{path} cannot be written ({err.strerror or err}); what was done before is kept, run again to"
+                    " continue."
+                ) from err
+
+    def all(self, chunks: list[range]) -> tuple[np.ndarray, np.ndarray | None, dict[int, str]]:
+        width = max((self.done[chunk.start]["values"].shape[1] for chunk in chunks), default=0)
+        count = chunks[-1].stop
+        values = np.full((count, width), np.nan, np.float32)
+        features = None
+        failed: dict[int, str] = {}
+        for arrays in (self.done[chunk.start] for chunk in chunks):
+            failed.update({int(i): why for i, why in json.loads(str(arrays["failed"])).items()})
+            if len(arrays["index"]):
+                values[arrays["index"]] = arrays["values"]
+                if "features" in arrays:
+                    if features is None:
+                        features = np.full((count, arrays["features"].shape[1]), np.nan, np.float32)
+                    features[arrays["index"]] = arrays["features"]
+        return values, features, failed
