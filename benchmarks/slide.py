@@ -362,7 +362,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, help="tiles per forward pass, by default 32")
     parser.add_argument("--workers", type=int, default=1, help="processes that read tiles, by default 1")
     parser.add_argument("--rounds", type=int, help="how often the slides take turns, by default 3")
-    parser.add_argument("--stride", type=float, help="distance of the tiles of the first slide in um, by default 50")
+    parser.add_argument("--stride", type=float, help="distance of the tiles of the first slide in um, by default 35")
     parser.add_argument("--seconds", type=float, help="the least time of one measurement of the model, by default 8")
     parser.add_argument("--keep", type=Path, metavar="FILE", help="keep the pyramid as this .tif, or use it if there")
     parser.add_argument("--quick", action="store_true", help="a small pyramid, few tiles and one round")
@@ -373,7 +373,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         ("blocks", 8, 1),
         ("batch_size", 32, 8),
         ("rounds", 3, 1),
-        ("stride", 50.0, 200.0),
+        ("stride", 35.0, 200.0),
         ("seconds", 8.0, 0.0),
     ]
     for name, full, quick in defaults:

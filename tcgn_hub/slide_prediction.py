@@ -271,7 +271,9 @@ class _Reader:
         if self.opened is None or self.opened[0] != os.getpid():
             again = self.shared.reopens
             self.opened = (os.getpid(), open_slide(self.path, max_pixels=self.max_pixels) if again else self.shared)
-        x, y = np.round(self.xy[index] - self.side * self.downsample / 2).astype(int)
+        # on a pixel of the level, between which OpenSlide would interpolate
+        corner = self.xy[index] - self.side * self.downsample / 2
+        x, y = np.round(np.round(corner / self.downsample) * self.downsample).astype(int)
         try:
             return index, self.opened[1].read(int(x), int(y), self.side, self.side, level=self.level), ""
         except ImageError as err:

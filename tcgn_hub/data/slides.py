@@ -22,7 +22,7 @@ MAX_PIXELS = 500_000_000
 _PICTURES = {".png", ".jpg", ".jpeg", ".bmp", ".webp"}
 SLIDE_SUFFIXES = {".svs", ".ndpi", ".mrxs", ".scn", ".vms", ".vmu", ".bif", ".svslide", ".dcm", ".czi"}
 """Suffixes of formats that hold whole slides and never patches."""
-_BLOCK_PX = 2048  # side of the parts an overview is read in where the slide has no small level
+_BLOCK_PX = 1024  # side of the parts an overview is read in where the slide has no small level
 _LEAST_BLOCK_PX = 256  # side of the parts around damage, in full-resolution pixels
 
 
@@ -105,7 +105,8 @@ class Slide(ABC):
 
         left, top, right, bottom = box
         own = self.downsamples[level]
-        x, y = int(left * downsample), int(top * downsample)
+        # on a pixel of the level, between which OpenSlide would interpolate at four times the cost
+        x, y = (int(int(v * downsample / own) * own) for v in (left, top))
         # the part may begin and end within a pixel of the level
         first, last = ((np.array(corner) * downsample - (x, y)) / own for corner in ((left, top), (right, bottom)))
         try:
