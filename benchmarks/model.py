@@ -10,7 +10,8 @@ matrices, one image after another (``tests/oracle.py``); ``resnet50``, ``densene
 are timm's. All weights are random and all images 224 x 224 noise: nothing here depends on their values. ``compiled``
 is ``torch.compile`` with ``dynamic=False``, one compilation for each batch size, and with
 ``torch._inductor.config.freezing``, which folds and repacks the weights for inference (``--no-freeze`` leaves it
-off). ``bf16`` is autocast to bfloat16. A row ``train`` is one forward and backward pass in training mode, without the
+off); ``--autotune`` adds ``max_autotune``, with which the compiler measures kernels of its own against the library's.
+``bf16`` is autocast to bfloat16. A row ``train`` is one forward and backward pass in training mode, without the
 optimiser.
 
 Columns.
@@ -323,6 +324,9 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", metavar="TEXT", help="rows whose name contains one of these texts")
     parser.add_argument("--no-compile", dest="compile", action="store_false", help="leave the compiled rows out")
     parser.add_argument("--no-freeze", dest="freeze", action="store_false", help="compile without frozen weights")
+    parser.add_argument(
+        "--autotune", action="store_true", help="let the compiler measure its kernels, in minutes a row"
+    )
     parser.add_argument("--tf32", action="store_true", help="allow TF32 in float32 rows and in their limit")
     parser.add_argument("--quick", action="store_true", help="small batches and one round, to try the script")
     args = parser.parse_args(argv)
@@ -346,6 +350,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     # each compiled row and batch size is one more version of the same forward
     torch._dynamo.config.recompile_limit = 64
     torch._inductor.config.freezing = args.freeze
+    torch._inductor.config.max_autotune = args.autotune
 
     rows = make_rows(args)
     if not rows:

@@ -175,7 +175,8 @@ def tcgn(*arguments):
 def test_command_writes_formats(tmp_path, suffix, capsys):
     out = tmp_path / f"å file.{suffix}"
     assert tcgn(SVS, "-o", out, "--stride", "300", "--genes", "GNAS,FASN") == 0
-    assert [path.name for path in tmp_path.iterdir()] == [out.name]
+    beside = [f"{out.name}.json"] if suffix == "csv" else []
+    assert sorted(path.name for path in tmp_path.iterdir()) == [out.name, *beside]
     if suffix == "h5ad":
         import anndata
 
@@ -187,6 +188,9 @@ def test_command_writes_formats(tmp_path, suffix, capsys):
         assert len(json.loads(out.read_text())["features"]) > 5
     elif suffix == "csv":
         assert out.read_text().splitlines()[0].endswith("GNAS,FASN")
+        facts = json.loads(Path(f"{out}.json").read_text())
+        assert facts["runs"][0]["mpp"] == 0.499
+        assert facts["reliable"] == {"GNAS": "yes", "FASN": "yes"}
 
 
 def test_command_with_everything(tmp_path):
@@ -198,6 +202,7 @@ def test_command_with_everything(tmp_path):
     assert not [name for name in names if "partial" in name]
     bulk = (tmp_path / "bulk.csv").read_text().splitlines()
     assert len(bulk) == 3
+    assert len(json.loads((tmp_path / "bulk.csv.json").read_text())["runs"]) == 2
     import anndata
 
     data = anndata.read_h5ad(tmp_path / "out" / "cmu_small_region.svs.h5ad")

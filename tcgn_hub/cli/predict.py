@@ -211,8 +211,10 @@ def _predict_slides(slides: list[Path], args: argparse.Namespace, prog: str) -> 
     if args.bulk:
         from tcgn_hub.outputs.bulk import bulk_csv
         from tcgn_hub.outputs.files import write_text
+        from tcgn_hub.outputs.frames import facts_json
 
         write_text(args.bulk, bulk_csv(done))
+        write_text(f"{args.bulk}.json", facts_json(done))
     for state in states:
         shutil.rmtree(state, ignore_errors=True)
     for message in failed:
@@ -256,10 +258,12 @@ def _write(prediction: SlidePrediction, output: Path, args: argparse.Namespace) 
         write_parquet(output, prediction)
     else:
         from tcgn_hub.outputs.files import write_text
-        from tcgn_hub.outputs.frames import to_csv
+        from tcgn_hub.outputs.frames import facts_json, to_csv
         from tcgn_hub.outputs.geojson import to_geojson
 
         write_text(output, to_csv(prediction) if kind == "csv" else to_geojson(prediction))
+        if kind == "csv":
+            write_text(f"{output}.json", facts_json([prediction]))
     if args.plot:
         from tcgn_hub.outputs.figures import gene_map, mask_figure
 

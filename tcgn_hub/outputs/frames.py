@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,16 @@ if TYPE_CHECKING:
     from tcgn_hub.prediction import Prediction
     from tcgn_hub.slide_prediction import SlidePrediction
 
-__all__ = ["GeneSummary", "reliability", "run_facts", "summarise", "to_csv", "write_parquet"]
+__all__ = [
+    "GeneSummary",
+    "facts_json",
+    "gene_facts",
+    "reliability",
+    "run_facts",
+    "summarise",
+    "to_csv",
+    "write_parquet",
+]
 
 
 def run_facts(prediction: SlidePrediction) -> dict[str, Any]:
@@ -43,6 +53,17 @@ def run_facts(prediction: SlidePrediction) -> dict[str, Any]:
         "units": prediction.units,
         "tcgn_hub": __version__,
     }
+
+
+def gene_facts(prediction: SlidePrediction) -> dict[str, str]:
+    """Reliability of each gene on held-out tissue, as `reliability` says it."""
+    return {gene: reliability(prediction, gene) for gene in prediction.genes}
+
+
+def facts_json(predictions: Sequence[SlidePrediction]) -> str:
+    """What a table of values alone does not say: the facts of each run, and the reliability of each gene."""
+    runs = [run_facts(prediction) for prediction in predictions]
+    return json.dumps({"runs": runs, "reliable": gene_facts(predictions[0])}, indent=1) + "\n"
 
 
 def reliability(prediction: Prediction | SlidePrediction, gene: str) -> str:
@@ -119,6 +140,8 @@ def write_parquet(path: str | Path, prediction: SlidePrediction) -> None:
     }
     genes = [pa.array(column) for column in prediction.values.T.astype(np.float32, order="C")]
     table = pa.Table.from_arrays([*columns.values(), *genes], names=[*columns, *prediction.genes])
-    table = table.replace_schema_metadata({"tcgn": json.dumps(run_facts(prediction))})
+    table = table.replace_schema_metadata(
+        {"tcgn": json.dumps({**run_facts(prediction), "reliable": gene_facts(prediction)})}
+    )
     with writing(path) as part:
         parquet.write_table(table, part)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tcgn_hub.outputs.frames import run_facts
+from tcgn_hub.outputs.frames import gene_facts, run_facts
 
 if TYPE_CHECKING:
     from tcgn_hub.slide_prediction import SlidePrediction
@@ -37,5 +37,6 @@ def to_geojson(prediction: SlidePrediction) -> str:
         }
         for tile, ring, row in zip(prediction.tiles, rings, values, strict=True)
     ]
-    document = {"type": "FeatureCollection", "tcgn": run_facts(prediction), "features": features}
+    facts = {**run_facts(prediction), "reliable": gene_facts(prediction)}
+    document = {"type": "FeatureCollection", "tcgn": facts, "features": features}
     return json.dumps(document, separators=(",", ":")) + "\n"
