@@ -244,6 +244,24 @@ def test_errors_are_one_sentence_and_leave_nothing(arguments, message, tmp_path,
     assert {path.name for path in tmp_path.iterdir()} <= {"blank.png", "out"}
 
 
+@pytest.mark.parametrize(
+    ("module", "name", "options", "extra"),
+    [
+        ("anndata", "o.h5ad", [], "h5ad"),
+        ("pyarrow", "o.parquet", [], "parquet"),
+        ("matplotlib", "o.csv", ["--report"], "plot"),
+    ],
+)
+def test_a_missing_extra_is_told_before_anything_is_predicted(
+    module, name, options, extra, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.setattr(slide_prediction, "predict_slide", None)
+    assert tcgn(SVS, "-o", tmp_path / name, *options) == 2
+    assert f"pip install 'tcgn_hub[{extra}]'" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_full_disk_keeps_what_was_done(tmp_path, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")

@@ -161,6 +161,7 @@ def _predict_slides(slides: list[Path], args: argparse.Namespace, prog: str) -> 
     outputs = _outputs(slides, args)
     if outputs is None and not args.bulk:
         raise OutputError("Say where to write the tiles: -o FILE for one slide, -o DIR for several, or --bulk FILE.")
+    _check_extras(outputs, args)
     options: dict[str, Any] = {
         name: value
         for name, value in (("min_tissue", args.min_tissue), ("workers", args.workers), ("max_pixels", args.max_pixels))
@@ -220,6 +221,21 @@ def _predict_slides(slides: list[Path], args: argparse.Namespace, prog: str) -> 
     for message in failed:
         print(f"{prog}: {message}", file=sys.stderr)
     return 1 if failed or any(prediction.failed for prediction in done) else 0
+
+
+def _check_extras(outputs: list[Path] | None, args: argparse.Namespace) -> None:
+    """Ask for what writing needs before anything is predicted."""
+    from tcgn_hub.extras import require
+
+    if outputs is None:
+        return
+    kind = args.format or outputs[0].suffix.lstrip(".").lower()
+    if kind == "h5ad":
+        require("anndata", extra="h5ad", to="write .h5ad files")
+    if kind == "parquet":
+        require("pyarrow", extra="parquet", to="write .parquet files")
+    if args.plot or args.report:
+        require("matplotlib", extra="plot", to="draw figures")
 
 
 def _outputs(slides: list[Path], args: argparse.Namespace) -> list[Path] | None:
