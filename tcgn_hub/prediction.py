@@ -24,8 +24,22 @@ if TYPE_CHECKING:
 __all__ = ["Prediction", "TilePredictor", "predict"]
 
 
+class OfModel:
+    """What a prediction says of its genes by the model it comes from."""
+
+    model: ModelInfo
+
+    def reliable(self, gene: str) -> bool | None:
+        """Whether a gene was predicted better than chance on held-out tissue; None if that was not measured."""
+        return None if self.model.reliable is None else gene in self.model.reliable
+
+    def pcc(self, gene: str) -> float | None:
+        """Held-out Pearson correlation of a gene; None if it was not measured."""
+        return None if self.model.pcc is None else self.model.pcc[gene]
+
+
 @dataclass(frozen=True)
-class Prediction:
+class Prediction(OfModel):
     """Predicted expression of genes in images.
 
     Attributes:
@@ -47,14 +61,6 @@ class Prediction:
     scales: list[Scale]
     crop_px: list[int]
     failed: dict[str, str] = field(default_factory=dict)
-
-    def reliable(self, gene: str) -> bool | None:
-        """Whether a gene was predicted better than chance on held-out tissue; None if that was not measured."""
-        return None if self.model.reliable is None else gene in self.model.reliable
-
-    def pcc(self, gene: str) -> float | None:
-        """Held-out Pearson correlation of a gene; None if it was not measured."""
-        return None if self.model.pcc is None else self.model.pcc[gene]
 
 
 def predict(

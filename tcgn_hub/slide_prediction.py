@@ -6,9 +6,11 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -18,7 +20,7 @@ from tcgn_hub.data.tiles import Tiles, grid_tiles, read_spots
 from tcgn_hub.data.tissue import tissue_fraction, tissue_mask
 from tcgn_hub.errors import ImageError, OutputError, SectionError
 from tcgn_hub.outputs.files import write_text
-from tcgn_hub.prediction import gene_columns, no_scale
+from tcgn_hub.prediction import OfModel, gene_columns, no_scale
 from tcgn_hub.transforms import INPUT_PX, to_input
 
 if TYPE_CHECKING:
@@ -33,7 +35,7 @@ _CHUNK = 256  # tiles; what an interruption may cost
 
 
 @dataclass(frozen=True)
-class SlidePrediction:
+class SlidePrediction(OfModel):
     """Predicted expression of genes in the tiles of a slide.
 
     Attributes:
@@ -82,14 +84,6 @@ class SlidePrediction:
     def tile_px(self) -> float:
         """Side of a tile in pixels at full resolution."""
         return self.field_um / self.mpp
-
-    def reliable(self, gene: str) -> bool | None:
-        """Whether a gene was predicted better than chance on held-out tissue; None if that was not measured."""
-        return None if self.model.reliable is None else gene in self.model.reliable
-
-    def pcc(self, gene: str) -> float | None:
-        """Held-out Pearson correlation of a gene; None if it was not measured."""
-        return None if self.model.pcc is None else self.model.pcc[gene]
 
 
 def predict_slide(
@@ -356,7 +350,8 @@ class _Store:
             known = folder / "run.json"
             if known.is_file() and known.read_text(encoding="utf-8") == json.dumps(facts):
                 for path in folder.glob("*.npz"):
-                    with np.load(path, allow_pickle=False) as arrays:
+                    # what cannot be read, after a loss of power, is computed again
+                    with suppress(ValueError, EOFError, BadZipFile), np.load(path, allow_pickle=False) as arrays:
                         self.done[int(path.stem)] = dict(arrays)
             else:
                 for path in folder.glob("*.npz"):

@@ -1,6 +1,7 @@
 """Checkpoints of other authors: converted exactly, or refused with nothing written."""
 
 import os
+import resource
 from pathlib import Path
 
 import golden
@@ -164,6 +165,19 @@ def test_bad_checkpoints_are_refused(tmp_path, monkeypatch, published):
         assert "\n" not in str(raised.value), name
     assert not (tmp_path / "evil").exists()
     assert not imports_folder().exists() or not list(imports_folder().iterdir())
+
+
+def test_disk_full(tmp_path):
+    save_file(trunk_of(golden.published_state_dict()), tmp_path / "cmt.safetensors")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, hard))
+    try:
+        with pytest.raises(WeightsError, match="cannot be written") as raised:
+            import_checkpoint(tmp_path / "cmt.safetensors")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "\n" not in str(raised.value)
+    assert not list(imports_folder().iterdir())
 
 
 def test_a_changed_import_is_refused(tmp_path):

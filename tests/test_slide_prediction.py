@@ -161,6 +161,12 @@ def test_an_interruption_costs_at_most_a_chunk(tmp_path, monkeypatch):
     got = predict_slide(SVS, genes=GENES, stride_um=150, batch_size=4, resume=tmp_path / "state")
     assert np.array_equal(got.values, want.values)
     assert sum(seen) == len(want.tiles) - 16
+    # a damaged chunk is computed again
+    seen.clear()
+    (tmp_path / "state" / "8.npz").write_bytes(b"PK damaged")
+    again = predict_slide(SVS, genes=GENES, stride_um=150, batch_size=4, resume=tmp_path / "state")
+    assert np.array_equal(again.values, want.values)
+    assert sum(seen) == 8
     # other settings do not take what is there for theirs
     seen.clear()
     predict_slide(SVS, genes=GENES, stride_um=300, batch_size=4, resume=tmp_path / "state")
@@ -224,7 +230,11 @@ def test_command_keeps_going_over_bad_slides(tmp_path, capsys):
     ("arguments", "message"),
     [
         ([SVS], "Say where to write the tiles"),
-        ([SVS, "-o", "out.xlsx"], "of no format for slides"),
+        ([SVS, "-o", "out.xlsx"], "'xlsx' is no format for slides"),
+        ([SVS, "-o", "out", "--format", "table"], "'table' is no format for slides"),
+        ([SVS, "--bulk", "b.csv", "--report"], "say where with -o"),
+        ([SVS, "-o", "out.csv", "--features"], "--features are kept in an .h5ad only"),
+        ([SVS, "-o", "out.h5ad", "--genes", "FASN", "--plot", "GNAS"], "GNAS is to be drawn, but not among"),
         ([SVS, "-o", "no/folder/out.h5ad"], "there is no folder no/folder"),
         ([SVS, "-o", "out.h5ad", "--plot", "NOGENE"], "NOGENE"),
         ([SVS, "-o", "out.h5ad", "--spots", "absent.csv"], "absent.csv does not exist"),

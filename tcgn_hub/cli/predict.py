@@ -123,6 +123,21 @@ def _matches(name: str) -> list[str]:
     return [name] if os.path.exists(name) else sorted(glob.glob(name)) or [name]
 
 
+def _shared_options(args: argparse.Namespace) -> dict[str, Any]:
+    """What patches and slides are predicted with alike."""
+    return {
+        "weights": args.weights,
+        "genes": args.genes,
+        "mpp": args.mpp,
+        "magnification": args.magnification,
+        "field_um": args.field,
+        "reliable_only": args.reliable_only,
+        "batch_size": args.batch_size,
+        "device": args.device,
+        "progress": True,
+    }
+
+
 def _predict_patches(images: list[Path], args: argparse.Namespace, prog: str) -> int:
     from tcgn_hub.outputs.files import write_text
     from tcgn_hub.outputs.tables import FORMATS
@@ -130,16 +145,8 @@ def _predict_patches(images: list[Path], args: argparse.Namespace, prog: str) ->
 
     prediction = predict(
         images,
-        weights=args.weights,
-        genes=args.genes,
-        mpp=args.mpp,
-        magnification=args.magnification,
-        field_um=args.field,
-        reliable_only=args.reliable_only,
-        batch_size=args.batch_size,
-        device=args.device,
         on_error="skip",
-        progress=True,
+        **_shared_options(args),
     )
     kind = args.format or (Path(args.output).suffix.lstrip(".") if args.output else "table")
     text = FORMATS.get(kind, FORMATS["table"])(prediction, top=args.top)
@@ -153,7 +160,7 @@ def _predict_patches(images: list[Path], args: argparse.Namespace, prog: str) ->
 
 
 def _predict_slides(slides: list[Path], args: argparse.Namespace, prog: str) -> int:
-    from tcgn_hub.errors import ImageError, OutputError, SectionError
+    from tcgn_hub.errors import ImageError, OutputError, PanelError, SectionError
     from tcgn_hub.slide_prediction import predict_slide
 
     if args.spots and len(slides) > 1:
@@ -162,6 +169,8 @@ def _predict_slides(slides: list[Path], args: argparse.Namespace, prog: str) -> 
     if outputs is None and not args.bulk:
         raise OutputError("Say where to write the tiles: -o FILE for one slide, -o DIR for several, or --bulk FILE.")
     _check_extras(outputs, args)
+    if outputs is None and (args.plot or args.report or args.features):
+        raise OutputError("--plot, --report and --features belong to the output of the tiles; say where with -o.")
     options: dict[str, Any] = {
         name: value
         for name, value in (("min_tissue", args.min_tissue), ("workers", args.workers), ("max_pixels", args.max_pixels))
@@ -172,7 +181,11 @@ def _predict_slides(slides: list[Path], args: argparse.Namespace, prog: str) -> 
         from tcgn_hub.registry import load_model
 
         # a gene that is not there should not be found out after the slides are predicted
-        gene_columns(load_model(args.weights)[1], args.plot.split(","))
+        info = load_model(args.weights)[1]
+        columns = gene_columns(info, args.genes, reliable_only=args.reliable_only)
+        absent = [i for i in gene_columns(info, args.plot.split(",")) if i not in columns]
+        if absent:
+            raise PanelError(f"{info.genes[absent[0]]} is to be drawn, but not among the genes that are predicted.")
     failed: list[str] = []
     done: list[SlidePrediction] = []
     states: list[Path] = []
@@ -181,19 +194,11 @@ def _predict_slides(slides: list[Path], args: argparse.Namespace, prog: str) -> 
         try:
             prediction = predict_slide(
                 slide,
-                weights=args.weights,
-                genes=args.genes,
-                mpp=args.mpp,
-                magnification=args.magnification,
-                field_um=args.field,
                 stride_um=args.stride,
                 spots=args.spots,
                 features=args.features,
-                reliable_only=args.reliable_only,
-                batch_size=args.batch_size,
-                device=args.device,
                 resume=state,
-                progress=True,
+                **_shared_options(args),
                 **options,
             )
         except ImageError as err:
@@ -245,10 +250,13 @@ def _outputs(slides: list[Path], args: argparse.Namespace) -> list[Path] | None:
     if args.output is None:
         return None
     output = Path(args.output)
-    kind = args.format or output.suffix.lstrip(".").lower()
-    if len(slides) == 1 and output.suffix and not output.is_dir():
-        if kind not in _SLIDE_FORMATS:
-            raise OutputError(f"{output} is of no format for slides; give one of {', '.join(_SLIDE_FORMATS)}.")
+    to_file = len(slides) == 1 and bool(output.suffix) and not output.is_dir()
+    kind = args.format or (output.suffix.lstrip(".").lower() if to_file else "h5ad")
+    if kind not in _SLIDE_FORMATS:
+        raise OutputError(f"{kind!r} is no format for slides; give one of {', '.join(_SLIDE_FORMATS)}.")
+    if args.features and kind != "h5ad":
+        raise OutputError("--features are kept in an .h5ad only; give -o a name that ends so.")
+    if to_file:
         if not output.parent.is_dir():
             raise OutputError(f"{output} cannot be written: there is no folder {output.parent}.")
         return [output]
@@ -259,7 +267,7 @@ def _outputs(slides: list[Path], args: argparse.Namespace) -> list[Path] | None:
     names = [slide.name for slide in slides]
     if len(set(names)) < len(names):
         raise OutputError("Two slides have the same name; predict them into folders of their own.")
-    return [output / f"{slide.name}.{args.format or 'h5ad'}" for slide in slides]
+    return [output / f"{slide.name}.{kind}" for slide in slides]
 
 
 def _write(prediction: SlidePrediction, output: Path, args: argparse.Namespace) -> None:

@@ -78,12 +78,14 @@ def writing(folder: Path) -> Iterator[None]:
     Raises:
         WeightsError: The folder cannot be written, or the disk is full.
     """
+    from safetensors import SafetensorError
+
     try:
         yield
-    except OSError as err:
+    except (OSError, SafetensorError) as err:
+        reason = getattr(err, "strerror", None) or err
         raise WeightsError(
-            f"{folder} cannot be written ({err.strerror or err}); make room or give another folder with HF_HOME or"
-            " cache_dir."
+            f"{folder} cannot be written ({reason}); make room or give another folder with HF_HOME or cache_dir."
         ) from err
 
 

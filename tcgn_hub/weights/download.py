@@ -19,7 +19,7 @@ from tcgn_hub.errors import WeightsError
 from tcgn_hub.weights.cache import matches, sha256_of, writing
 from tcgn_hub.weights.manifest import WeightFile
 
-__all__ = ["explain", "fetch", "fetch_folder"]
+__all__ = ["explain", "fetch", "fetch_folder", "http_error"]
 
 _logger = logging.getLogger(__name__)
 _TRIES = 4  # without a new byte in between
@@ -79,9 +79,8 @@ def fetch_folder(
         WeightsError: The Hub does not give a file, or it is damaged.
     """
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
-    http_error: type[Exception] = HfHubHTTPError.__mro__[1]
     path = None
     for name in names:
         try:
@@ -91,7 +90,7 @@ def fetch_folder(
         except LocalEntryNotFoundError as err:
             # it stands for what kept the client from asking: a refusal, or no network
             raise explain(_cause(err) or err, repo_id, revision or "main", name) from err
-        except http_error as err:
+        except http_error() as err:
             raise explain(err, repo_id, revision or "main", name) from err
         except OSError as err:
             raise WeightsError(
@@ -138,11 +137,8 @@ def _alone(target: Path, part: Path) -> Iterator[None]:
 def _transfer(repo_id: str, revision: str, file: WeightFile, handle: BinaryIO, progress: bool) -> None:
     """Append to a file what it lacks, trying again while the network lets some of it through."""
     from huggingface_hub import hf_hub_url
-    from huggingface_hub.errors import HfHubHTTPError
     from huggingface_hub.utils import tqdm
 
-    # the base of all errors of whichever HTTP library huggingface_hub is built on
-    http_error: type[Exception] = HfHubHTTPError.__mro__[1]
     url = hf_hub_url(repo_id, file.name, revision=revision)
     if handle.tell() > file.size:
         handle.truncate(0)
@@ -159,7 +155,7 @@ def _transfer(repo_id: str, revision: str, file: WeightFile, handle: BinaryIO, p
             error: Exception | None = None
             try:
                 _request(url, file, handle, bar)
-            except http_error as err:
+            except http_error() as err:
                 error = err
             if handle.tell() > most:
                 tries, heard, most = 0, time.monotonic(), handle.tell()
@@ -211,6 +207,13 @@ def _start_over(handle: BinaryIO, bar: Any) -> None:
     bar.update(-handle.tell())
     handle.truncate(0)
     handle.seek(0)
+
+
+def http_error() -> type[Exception]:
+    """The base of all errors of whichever HTTP library huggingface_hub is built on."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    return HfHubHTTPError.__mro__[1]
 
 
 def explain(err: Exception, repo_id: str, revision: str, name: str) -> WeightsError:

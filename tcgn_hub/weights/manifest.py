@@ -57,7 +57,7 @@ _PACKAGE = Path(__file__).resolve().parent.parent
 TAG = re.compile(rf"(?:{'|'.join(ARCHITECTURES)})\.[A-Za-z0-9_-]+")
 _FILE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_REPO_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+REPO_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _REVISION = re.compile(r"[0-9a-f]{40}")
 
 
@@ -225,7 +225,7 @@ def _parse_entry(model: Any, at: str, source: str, folder: Path) -> Weights:
             _field(import_from, key, str, f"{at}.import", source)
     bundled, hub = field("bundled", bool), field("hub", dict)
     for key, pattern, what in (
-        ("repo_id", _REPO_ID, "organisation/name"),
+        ("repo_id", REPO_ID, "organisation/name"),
         ("revision", _REVISION, "a commit of 40 hexadecimal digits"),
     ):
         value = _field(hub, key, (str, type(None)), f"{at}.hub", source)

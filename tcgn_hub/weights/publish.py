@@ -12,6 +12,7 @@ from typing import Any
 from tcgn_hub.errors import WeightsError
 from tcgn_hub.weights.cache import writing
 from tcgn_hub.weights.card import model_card
+from tcgn_hub.weights.manifest import REPO_ID
 from tcgn_hub.weights.model_dir import manifest_entry, read_model_dir
 
 __all__ = ["Published", "publish"]
@@ -55,7 +56,7 @@ def publish(
     from tcgn_hub.registry import load_model
 
     folder = Path(folder)
-    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", repo_id):
+    if not REPO_ID.fullmatch(repo_id):
         raise WeightsError(f"{repo_id!r} is not the name of a repository; give organisation/name.")
     config = read_model_dir(folder)
     name = re.sub(r"[^A-Za-z0-9_]+", "_", repo_id.split("/")[1])
@@ -82,15 +83,14 @@ def publish(
 
 def _upload(staging: str, repo_id: str, private: bool) -> Any:
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
+    from huggingface_hub.errors import LocalTokenNotFoundError, OfflineModeIsEnabled
     from huggingface_hub.utils import get_token
 
     from tcgn_hub import __version__
-    from tcgn_hub.weights.download import explain
+    from tcgn_hub.weights.download import explain, http_error
 
     if not get_token():
         raise WeightsError("Publishing needs a token of the Hub that may write: `hf auth login`, or set HF_TOKEN.")
-    http_error: type[Exception] = HfHubHTTPError.__mro__[1]
     api = HfApi(library_name="tcgn_hub", library_version=__version__)
     try:
         api.create_repo(repo_id, private=private, exist_ok=True)
@@ -99,7 +99,7 @@ def _upload(staging: str, repo_id: str, private: bool) -> Any:
         )
     except OfflineModeIsEnabled as err:
         raise WeightsError("Nothing can be published while HF_HUB_OFFLINE is set.") from err
-    except (http_error, LocalTokenNotFoundError) as err:
+    except (http_error(), LocalTokenNotFoundError) as err:
         status = getattr(getattr(err, "response", None), "status_code", None)
         if status in (401, 403):
             raise WeightsError(
