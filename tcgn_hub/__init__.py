@@ -12,32 +12,44 @@ from typing import TYPE_CHECKING, Any
 from tcgn_hub._timm_hook import register_with_timm
 
 if TYPE_CHECKING:
+    from tcgn_hub.data.readers import read_sections
+    from tcgn_hub.evaluation.heldout import evaluate
     from tcgn_hub.prediction import Prediction, TilePredictor, predict
     from tcgn_hub.registry import create_model, load_model
     from tcgn_hub.slide_prediction import SlidePrediction, predict_slide
-    from tcgn_hub.training import finetune
+    from tcgn_hub.training.crossval import crossval
+    from tcgn_hub.training.finetune import finetune
+    from tcgn_hub.training.recipe import Recipe
 
 __all__ = [
     "Prediction",
+    "Recipe",
     "SlidePrediction",
     "TilePredictor",
     "create_model",
+    "crossval",
+    "evaluate",
     "finetune",
     "load_model",
     "predict",
     "predict_slide",
+    "read_sections",
 ]
 __version__ = "0.1.0"
 
 _HOMES = {
     "Prediction": "tcgn_hub.prediction",
+    "Recipe": "tcgn_hub.training.recipe",
     "SlidePrediction": "tcgn_hub.slide_prediction",
     "TilePredictor": "tcgn_hub.prediction",
     "create_model": "tcgn_hub.registry",
-    "finetune": "tcgn_hub.training",
+    "crossval": "tcgn_hub.training.crossval",
+    "evaluate": "tcgn_hub.evaluation.heldout",
+    "finetune": "tcgn_hub.training.finetune",
     "load_model": "tcgn_hub.registry",
     "predict": "tcgn_hub.prediction",
     "predict_slide": "tcgn_hub.slide_prediction",
+    "read_sections": "tcgn_hub.data.readers",
 }
 
 register_with_timm()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -164,6 +164,7 @@ class ModelInfo:
         pcc: Held-out correlation of each gene, None if it was not measured.
         reliable: Genes predicted better than chance on held-out tissue, None if it was not measured.
         field_um: Side of the patches it was trained on, in micrometres; the paper's nominal 56 if it is not stated.
+        training_data: What is stated of its training: ``sections``, ``patients``, ``source``, ...; empty if nothing.
     """
 
     name: str
@@ -173,6 +174,7 @@ class ModelInfo:
     pcc: dict[str, float] | None
     reliable: frozenset[str] | None
     field_um: float = NOMINAL_FIELD_UM
+    training_data: dict[str, Any] = field(default_factory=dict)
 
 
 def load_model(
@@ -214,7 +216,8 @@ def _load_entry(entry: Weights, cache_dir: str | Path | None) -> tuple[TCGN, Mod
     if entry.scope == "trunk":
         raise WeightsError(f"{entry.tag} predicts no genes; it is a start for fine-tuning.")
     model: Any = timm.create_model(entry.tag, pretrained=True, cache_dir=cache_dir)
-    return model, _info(entry.tag, entry.genes, entry.units, file.sha256, entry.held_out, entry.crop)
+    facts = {"held_out": entry.held_out, "crop": entry.crop, "training_data": entry.training_data}
+    return model, _info(entry.tag, entry.genes, entry.units, file.sha256, facts)
 
 
 def _load_folder(name: str, resolved: Resolved) -> tuple[TCGN, ModelInfo]:
@@ -224,8 +227,7 @@ def _load_folder(name: str, resolved: Resolved) -> tuple[TCGN, ModelInfo]:
         config["architecture"], resolved.path, num_classes=len(genes), pretrained_cfg_overlay={"label_names": genes}
     )
     facts = config.get("tcgn", {})
-    units, held_out, crop = (facts.get(key, {}) for key in ("units", "held_out", "crop"))
-    return model, _info(name, genes, units or "not stated", resolved.sha256, held_out, crop)
+    return model, _info(name, genes, facts.get("units") or "not stated", resolved.sha256, facts)
 
 
 def _load_published(resolved: Resolved) -> tuple[TCGN, ModelInfo]:
@@ -241,7 +243,7 @@ def _load_published(resolved: Resolved) -> tuple[TCGN, ModelInfo]:
         except _OtherPanelError:
             continue
         units = "log10(1 + 10^4 count / sum of the panel's counts)"
-        return model, _info(str(resolved.path), genes, units, resolved.sha256, {}, {})
+        return model, _info(str(resolved.path), genes, units, resolved.sha256, {})
     raise WeightsError(
         f"{resolved.path} predicts a number of genes that no panel of this package has; name them with"
         " `tcgn weights import FILE --tag tcgn_base.NAME --genes FILE`."
@@ -269,9 +271,8 @@ def _read(architecture: str, file: Path, **kwargs: Any) -> TCGN:
     return model
 
 
-def _info(
-    name: str, genes: tuple[str, ...], units: str, sha256: str, held_out: dict[str, Any], crop: dict[str, Any]
-) -> ModelInfo:
+def _info(name: str, genes: tuple[str, ...], units: str, sha256: str, facts: dict[str, Any]) -> ModelInfo:
+    held_out, crop, training_data = (facts.get(key) or {} for key in ("held_out", "crop", "training_data"))
     pcc, reliable = held_out.get("pcc"), held_out.get("reliable")
     return ModelInfo(
         name=name,
@@ -281,4 +282,5 @@ def _info(
         pcc=None if pcc is None else dict(zip(genes, pcc, strict=True)),
         reliable=None if reliable is None else frozenset(reliable),
         field_um=float(crop.get("trained_field_um") or crop.get("nominal_field_um") or NOMINAL_FIELD_UM),
+        training_data=training_data,
     )

@@ -16,8 +16,7 @@ import numpy as np
 
 from tcgn_hub.data.scale import Scale, given_scale
 from tcgn_hub.data.slides import MAX_PIXELS, Slide, open_slide
-from tcgn_hub.data.tiles import Tiles, grid_tiles, read_spots
-from tcgn_hub.data.tissue import tissue_fraction, tissue_mask
+from tcgn_hub.data.tiles import OVERVIEW_PX, Tiles, grid_tiles, on_tissue, read_spots
 from tcgn_hub.errors import ImageError, OutputError, SectionError
 from tcgn_hub.outputs.files import write_text
 from tcgn_hub.prediction import OfModel, gene_columns, no_scale
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
 
 __all__ = ["SlidePrediction", "predict_slide"]
 
-_OVERVIEW_PX = 2000
 _CHUNK = 256  # tiles; what an interruption may cost
 
 
@@ -156,7 +154,7 @@ def predict_slide(
         columns = gene_columns(info, genes, reliable_only=reliable_only)
         side_um = field_um or scale.field_um(info.field_um)
         step_um = None if spots else stride_um or side_um
-        overview, downsample, lost = opened.overview(_OVERVIEW_PX)
+        overview, downsample, lost = opened.overview(OVERVIEW_PX)
         tiles, mask = _choose(opened, scale, side_um, step_um, spots, min_tissue, overview, downsample, lost)
 
         # nearest above what 224 px over the field ask for
@@ -235,10 +233,10 @@ def _choose(
         raise ImageError(f"{slide.path}: {err}.") from err
     if min_tissue <= 0:
         return tiles, None
-    mask = tissue_mask(overview, um_per_px=scale.mpp * downsample)
     # what the overview lacks may be tissue: those tiles are tried, and their failure is recorded
-    share = tissue_fraction(mask | lost, tiles.xy / downsample, side_um / scale.mpp / downsample)
-    tiles = tiles.at(share >= min_tissue)
+    tiles, mask = on_tissue(
+        tiles, overview, downsample, mpp=scale.mpp, side=side_um / scale.mpp, min_tissue=min_tissue, lost=lost
+    )
     if not len(tiles):
         raise ImageError(
             f"{slide.path} shows no tissue; if it does, predict all of it with --min-tissue 0, or give --spots."

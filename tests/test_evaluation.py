@@ -1,7 +1,35 @@
+import json
+import math
+
 import numpy as np
 import pytest
+from scipy import stats
+from scipy.ndimage import gaussian_filter
 
-from tcgn_hub.evaluation import color_texture_features, pearson, reliable, ridge_predict
+from tcgn_hub.errors import SectionError
+from tcgn_hub.evaluation import metrics
+from tcgn_hub.evaluation.baselines import color_texture_features, mean_predict, ridge_predict
+from tcgn_hub.evaluation.ceiling import noise_ceiling
+from tcgn_hub.evaluation.evaluate import Measured, summarise
+from tcgn_hub.evaluation.metrics import (
+    benjamini_hochberg,
+    bootstrap_weights,
+    interval,
+    nrmse,
+    p_values,
+    pearson,
+    rmse,
+    spearman,
+    weighted_pearson,
+)
+from tcgn_hub.evaluation.tables import section_table
+
+
+def grid(side, pitch=287.0):
+    return np.stack(np.meshgrid(np.arange(side), np.arange(side)), axis=-1).reshape(-1, 2) * pitch
+
+
+# ----------------------------------------------------------------------------------------------------------- metrics
 
 
 def test_pearson_equals_numpy():
@@ -12,20 +40,177 @@ def test_pearson_equals_numpy():
     assert pearson(3 * p + 1, m) == pytest.approx(want)
 
 
-def test_constant_gene_has_no_correlation():
-    assert pearson(np.ones((4, 1)), np.arange(4.0)[:, None]).tolist() == [0]
+@pytest.mark.parametrize("levels", [2, 5, 1000])
+def test_spearman_equals_scipy(levels):
+    p, m = np.random.default_rng(levels).integers(0, levels, (2, 30, 5)).astype(np.float32)
+    assert spearman(p, m) == pytest.approx([stats.spearmanr(p[:, i], m[:, i]).statistic for i in range(5)])
 
 
-def test_reliable_controls_the_false_discovery_rate():
+@pytest.mark.parametrize("correlation", [pearson, spearman])
+# the mean of many times 0.1 is not 0.1
+@pytest.mark.parametrize("constant", [1.0, 0.1, np.float32(0.1)])
+def test_constant_gene_has_no_correlation(correlation, constant):
+    other = np.random.default_rng(0).normal(size=(37, 1))
+    assert correlation(np.full((37, 1), constant), other).tolist() == [0]
+    assert correlation(other, np.full((37, 1), constant)).tolist() == [0]
+
+
+def test_errors_are_in_units_of_the_measurement_and_of_its_spread():
+    m = np.random.default_rng(0).normal(3, 2, (50, 4))
+    assert rmse(m + 0.5, m) == pytest.approx(0.5)
+    assert nrmse(np.tile(m.mean(axis=0), (50, 1)), m) == pytest.approx(1)
+    assert nrmse(m + 0.5, m) == pytest.approx(0.5 / m.std(axis=0))
+    assert np.isnan(nrmse(m, np.ones((50, 4)))).all()
+
+
+@pytest.mark.parametrize("metric", [pearson, spearman, rmse, nrmse])
+def test_genes_that_were_not_measured(metric):
+    p, m = np.random.default_rng(0).normal(size=(2, 20, 3))
+    want = metric(p, m)
+    m[:, 1] = np.nan
+    got = metric(p, m)
+    assert np.isnan(got).tolist() == [False, True, False]
+    assert got[[0, 2]] == pytest.approx(want[[0, 2]])
+
+
+# --------------------------------------------------------------------------------------------------------- bootstrap
+
+
+def test_weighted_pearson_equals_pearson_of_the_drawn_spots(monkeypatch):
+    monkeypatch.setattr(metrics, "_GENES_AT_ONCE", 2)
     rng = np.random.default_rng(0)
-    noise = np.tanh(rng.normal(size=2000) / np.sqrt(97))
-    assert reliable(noise, 100).sum() <= 3
-    signal = np.concatenate([noise, np.full(200, 0.6)])
-    passed = reliable(signal, 100)
-    assert passed[2000:].all()
-    assert passed[:2000].sum() <= 25
-    assert not reliable(-np.full(10, 0.9), 100).any()
-    assert not reliable(np.full(10, 0.9), 2).any()
+    p, m = rng.normal(5, 1, (2, 25, 5)).astype(np.float32)
+    m[:, 1] = np.nan
+    m[:, 2] = 0
+    # measured in one spot only, and so constant among the drawn where that is not drawn
+    m[:, 4] = np.eye(25)[0]
+    weights = bootstrap_weights(grid(5), repeats=20, block=1)
+    drawn = [np.repeat(np.arange(25), w.astype(int)) for w in weights]
+    want = [pearson(p[rows], m[rows]) for rows in drawn]
+    got = weighted_pearson(p, m, weights)
+    assert got == pytest.approx(np.array(want), nan_ok=True, abs=1e-9)
+    assert (got[:, 4] == 0).any()
+    assert np.isnan(got[:, 1]).all()
+
+
+def test_blocks_are_drawn_whole():
+    side = 12
+    weights = bootstrap_weights(grid(side), repeats=50).reshape(50, side, side)
+    assert weights.sum(axis=(1, 2)).tolist() == [side**2] * 50
+    blocks = weights.reshape(50, 4, 3, 4, 3).swapaxes(2, 3).reshape(50, 16, 9)
+    assert (blocks == blocks[..., :1]).all()
+    assert blocks[..., 0].std() > 0.5
+
+
+def test_blocks_of_a_grid_do_not_depend_on_units_and_jitter():
+    want = bootstrap_weights(grid(12)).tolist()
+    jitter = np.random.default_rng(0).uniform(-4, 4, (144, 2))
+    assert bootstrap_weights(grid(12) + jitter).tolist() == want
+    assert bootstrap_weights(grid(12, pitch=0.1) + 0.7).tolist() == want
+
+
+@pytest.mark.parametrize(
+    "xy", [np.full((20, 2), np.nan), np.zeros((20, 2)), np.where(np.eye(20)[:, :2] > 0, np.nan, grid(20)[:20])]
+)
+def test_single_spots_are_drawn_where_positions_are_unknown(xy):
+    weights = bootstrap_weights(xy, repeats=200)
+    assert np.corrcoef(weights.T)[~np.eye(20, dtype=bool)].max() < 0.4
+
+
+@pytest.mark.parametrize("spots", [1, 2, 4, 16])
+def test_few_spots_give_smaller_blocks(spots):
+    weights = bootstrap_weights(grid(4)[:spots], repeats=20)
+    assert weights.shape == (20, spots)
+    assert len(np.unique(weights, axis=1)[0]) >= min(spots, 2)
+    # 16 spots are 4 blocks of 3 x 3 or of 2 x 2, so single spots are drawn
+    assert spots == 1 or len({tuple(row) for row in weights.tolist()}) > 1
+
+
+def test_the_interval_holds_the_truth_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    shared, p, m = rng.normal(size=(3, 196, 800))
+    low, high = interval(weighted_pearson(p + shared, m + shared, bootstrap_weights(grid(14), repeats=400)))
+    assert ((low < 0.5) & (high > 0.5)).mean() == pytest.approx(0.94, abs=0.025)
+
+
+def test_blocks_know_that_neighbours_are_alike():
+    rng = np.random.default_rng(0)
+    p, m = (gaussian_filter(rng.normal(size=(18, 18, 300)), (1, 1, 0)).reshape(324, 300) for _ in range(2))
+    covered = []
+    for xy in (grid(18), np.full((324, 2), np.nan)):
+        low, high = interval(weighted_pearson(p, m, bootstrap_weights(xy, repeats=300)))
+        covered.append(((low < 0) & (high > 0)).mean())
+    assert covered[0] > 0.8 > 0.65 > covered[1]
+
+
+def test_p_values_of_nothing_are_uniform():
+    p, m = np.random.default_rng(0).normal(size=(2, 196, 800))
+    m[:, 0] = np.nan
+    m[:, 1] = 1
+    values = p_values(pearson(p, m), weighted_pearson(p, m, bootstrap_weights(grid(14), repeats=300)))
+    assert np.isnan(values[0])
+    assert values[1] == 1
+    assert np.mean(values[2:] < 0.05) == pytest.approx(0.05, abs=0.025)
+    assert np.median(values[2:]) == pytest.approx(0.5, abs=0.05)
+
+
+# ------------------------------------------------------------------------------------------------------- reliability
+
+
+@pytest.mark.parametrize("fdr", [0.01, 0.05, 0.5])
+def test_benjamini_hochberg_equals_scipy(fdr):
+    rng = np.random.default_rng(0)
+    for p in (rng.uniform(size=200), rng.uniform(size=200) ** 4, rng.uniform(size=3) / 100, np.ones(4)):
+        want = stats.false_discovery_control(p) <= fdr
+        assert benjamini_hochberg(p, fdr).tolist() == want.tolist()
+        with_unknown = benjamini_hochberg(np.append(p, [np.nan] * 50), fdr)
+        assert with_unknown.tolist() == [*want, *[False] * 50]
+    assert benjamini_hochberg(np.array([])).shape == (0,)
+
+
+# ----------------------------------------------------------------------------------------------------- noise ceiling
+
+
+def poisson_section(rng, side=16, genes=60, depth=600):
+    """Counts of a known expression, and the targets of both."""
+    level = rng.lognormal(0, 1, genes)
+    truth = level * np.exp(rng.uniform(0, 0.8, genes) * rng.normal(size=(side**2, genes)))
+    share = truth / truth.sum(axis=1, keepdims=True)
+    counts = rng.poisson(share * depth * rng.lognormal(0, 0.3, (side**2, 1))).astype(np.float64)
+    return share, counts, np.log10(1 + 1e4 * counts / counts.sum(axis=1, keepdims=True))
+
+
+@pytest.mark.parametrize(("depth", "agreement"), [(3000, 0.97), (600, 0.9)])
+def test_the_ceiling_is_what_the_truth_reaches(depth, agreement):
+    share, counts, targets = poisson_section(np.random.default_rng(0), side=30, depth=depth)
+    reached = pearson(np.log10(1 + 1e4 * share), targets)
+    ceiling = noise_ceiling(counts)
+    assert np.median(ceiling - reached) == pytest.approx(0, abs=0.02)
+    assert np.corrcoef(ceiling, reached)[0, 1] > agreement
+    assert np.ptp(reached) > 0.5
+
+
+def test_the_ceiling_of_nothing_is_0_and_of_many_counts_1():
+    rng = np.random.default_rng(0)
+    counts = np.stack([rng.integers(1, 9, 400) * 1e6, np.full(400, 1e6), rng.poisson(0.01, 400)], axis=1)
+    ceiling = noise_ceiling(counts)
+    assert ceiling[:2] == pytest.approx(1, abs=0.01)
+    assert noise_ceiling(rng.poisson(3.0, (2000, 50)).astype(float)).mean() < 0.15
+    assert noise_ceiling(np.array([[5.0, 0], [3, 0], [9, 0], [4, 0]])).tolist() == [0, 0]
+
+
+def test_the_ceiling_needs_counts():
+    _, counts, _ = poisson_section(np.random.default_rng(0), genes=5)
+    want = noise_ceiling(counts)
+    with_gap = np.insert(counts, 2, np.nan, axis=1)
+    assert noise_ceiling(with_gap) == pytest.approx(np.insert(want, 2, np.nan), nan_ok=True)
+    # a spot with one molecule leaves a half without counts
+    assert noise_ceiling(np.vstack([counts, [1, 0, 0, 0, 0]])) == pytest.approx(want, abs=0.05)
+    for bad in (counts + 0.5, counts - 1e6, counts * np.nan, np.eye(5)):
+        assert np.isnan(noise_ceiling(bad)).all()
+
+
+# --------------------------------------------------------------------------------------------------------- baselines
 
 
 def test_ridge_finds_a_linear_relation():
@@ -35,9 +220,185 @@ def test_ridge_finds_a_linear_relation():
     assert pearson(ridge_predict(x[:150], y[:150], x[150:], penalty=0.1), y[150:]) == pytest.approx(1, abs=1e-3)
 
 
+def test_baselines_fit_a_gene_on_the_spots_that_have_it():
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(60, 4)), rng.normal(size=(60, 5))
+    y[:, :2] += x[:, :2]
+    gaps = y.copy()
+    gaps[:20, 1] = gaps[:20, 4] = gaps[:, 3] = np.nan
+    ridge, mean = ridge_predict(x, gaps, x), mean_predict(gaps, 7)
+    assert mean.shape == (7, 5)
+    for genes, rows in (([0, 2], slice(None)), ([1, 4], slice(20, None))):
+        assert ridge[:, genes] == pytest.approx(ridge_predict(x[rows], y[rows][:, genes], x))
+        assert mean[0, genes] == pytest.approx(y[rows][:, genes].mean(axis=0))
+    assert np.isnan(ridge[:, 3]).all()
+    assert np.isnan(mean[:, 3]).all()
+
+
 def test_features_see_colour_but_not_rotation_of_a_flat_crop():
     flat = np.full((1, 3, 112, 112), 100, np.uint8)
     red = flat.copy()
     red[:, 0] = 200
     assert color_texture_features(flat).shape == (1, 32)
     assert not np.allclose(color_texture_features(flat), color_texture_features(red))
+
+
+# ----------------------------------------------------------------------------------------------------------- summary
+
+GENES = [f"G{i}" for i in range(60)]
+
+
+def section(name, *, seed, side=12, patient=None, noise=1.0, blind=20, **changes):
+    """Predictions that follow the truth, but for the last ``blind`` genes; ridge is noisier, the mean off by 1."""
+    rng = np.random.default_rng(seed)
+    targets = rng.normal(3, 1, (side**2, len(GENES))).astype(np.float32)
+    seen = targets - 3
+    seen[:, len(GENES) - blind :] = 0
+    values = {
+        "name": name,
+        "patient": patient or name[0],
+        "xy": grid(side),
+        "targets": targets,
+        "predicted": 3 + seen + noise * rng.normal(size=targets.shape),
+        "baselines": {"ridge": 3 + seen + 3 * rng.normal(size=targets.shape), "mean": np.full(targets.shape, 4.0)},
+        "counts": rng.poisson(50, targets.shape).astype(float),
+    }
+    return Measured(**{**values, **changes})
+
+
+@pytest.fixture(scope="module")
+def evaluation():
+    return summarise([section("B1", seed=1), section("C1", seed=2), section("C2", seed=3, side=9)], GENES, repeats=300)
+
+
+def test_the_summary_knows_what_was_simulated(evaluation):
+    for values in (evaluation.summary, *evaluation.summary["sections"].values()):
+        low, high = values["median_pcc_interval"]
+        assert low < values["median_pcc"] < high
+        assert values["median_spearman"] == pytest.approx(values["median_pcc"], abs=0.1)
+        assert values["top50_best"] > values["top50_variable"]
+        low, high = values["gain_over_ridge_interval"]
+        assert 0 < low < values["gain_over_ridge"] < high
+        assert values["gain_over_ridge"] == pytest.approx(values["median_pcc"] - values["median_pcc_ridge"])
+        assert values["median_rmse_mean"] == pytest.approx(math.sqrt(2), abs=0.1)
+        assert values["median_nrmse"] == pytest.approx(values["median_rmse"], abs=0.1)
+        # nothing but chance is in the counts
+        assert values["median_ceiling"] < 0.4
+        assert values["share_reliable"] == values["reliable_genes"] / 60
+    assert evaluation.summary["spots"] == 144 + 144 + 81
+    assert evaluation.summary["sections"]["C2"]["patient"] == "C"
+    rows = evaluation.per_gene
+    assert [row["gene"] for row in rows] == GENES
+    # 1 / sqrt(2) of signal and noise of the same size
+    assert np.mean([row["pcc"] for row in rows[:40]]) == pytest.approx(math.sqrt(0.5), abs=0.02)
+    assert np.mean([row["pcc"] for row in rows[40:]]) == pytest.approx(0, abs=0.03)
+    assert all(row["pcc_low"] < row["pcc"] < row["pcc_high"] for row in rows)
+    assert set(GENES[:40]) <= set(evaluation.summary["reliable"])
+    assert len(evaluation.summary["reliable"]) <= 43
+    assert evaluation.summary["reliable"] == [row["gene"] for row in rows if row["reliable"]]
+
+
+def test_a_gene_is_the_mean_over_sections(evaluation):
+    values = [
+        summarise([section(name, seed=seed, side=side)], GENES, repeats=2).per_gene
+        for name, seed, side in (("B1", 1, 12), ("C1", 2, 12), ("C2", 3, 9))
+    ]
+    for key in ("pcc", "spearman", "rmse", "nrmse", "pcc_ridge", "rmse_mean"):
+        want = [np.mean([rows[i][key] for rows in values]) for i in range(60)]
+        assert [row[key] for row in evaluation.per_gene] == pytest.approx(want)
+    # more sections, less chance
+    width = [
+        np.mean([row["pcc_high"] - row["pcc_low"] for row in each.per_gene])
+        for each in (evaluation, summarise([section("B1", seed=1)], GENES, repeats=300))
+    ]
+    assert width[0] < 0.75 * width[1]
+
+
+def test_each_section_has_draws_of_its_own():
+    twins = summarise([section("B1", seed=1), section("C1", seed=1)], GENES, repeats=50).summary["sections"]
+    assert twins["B1"]["median_pcc"] == twins["C1"]["median_pcc"]
+    assert twins["B1"]["median_pcc_interval"] != twins["C1"]["median_pcc_interval"]
+
+
+def test_the_gain_is_paired():
+    one = section("C6", seed=0)
+    same = summarise([section("C6", seed=0, baselines={"ridge": one.predicted})], GENES, repeats=50).summary
+    assert same["gain_over_ridge"] == 0
+    assert same["gain_over_ridge_interval"] == [0, 0]
+    assert same["median_pcc_interval"][0] < same["median_pcc_interval"][1]
+
+
+def test_genes_and_spots_without_measurement():
+    part = section("B1", seed=1)
+    part.targets[:, 0] = part.counts[:, 0] = np.nan
+    part.targets[:, 1] = np.nan
+    part.baselines["ridge"][:, 2] = np.nan
+    part.targets[5] = np.nan
+    full = section("C1", seed=2)
+    full.targets[:, 1] = np.nan
+    evaluation = summarise([part, full], GENES, repeats=20)
+    alone = summarise([full], GENES, repeats=20)
+    assert evaluation.per_gene[0]["pcc"] == alone.per_gene[0]["pcc"]
+    assert evaluation.per_gene[0]["p"] is not None
+    unknown = evaluation.per_gene[1]
+    assert {key for key, value in unknown.items() if value is None} >= {"pcc", "pcc_low", "rmse", "nrmse", "p"}
+    assert unknown["reliable"] is False
+    assert evaluation.summary["sections"]["B1"]["spots"] == 143
+    assert evaluation.summary["spots"] == 143 + 144
+    assert evaluation.summary["sections"]["B1"]["median_pcc"] > 0.3
+    assert np.isnan(evaluation.pcc["B1"]["TCGN"]).sum() == 2
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"baselines": {}, "counts": None, "xy": np.full((144, 2), np.nan)},
+        {"targets": np.full((144, 60), np.nan)},
+        {"targets": np.ones((144, 60))},
+        {"predicted": np.ones((144, 60)), "counts": np.zeros((144, 60))},
+    ],
+)
+@pytest.mark.filterwarnings("error")
+def test_the_summary_is_json_without_nan(changes):
+    evaluation = summarise([section("B1", seed=1, **changes), section("C1", seed=1, **changes)], GENES, repeats=20)
+    for value in (evaluation.summary, evaluation.per_gene):
+        assert json.loads(json.dumps(value, allow_nan=False)) == value
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("spots", [0, 1, 3])
+def test_a_few_spots_have_no_correlations(spots):
+    small, large = section("B1", seed=1), section("C1", seed=2)
+    small.targets[spots:] = np.nan
+    evaluation = summarise([small, large], GENES, repeats=20)
+    values = evaluation.summary["sections"]["B1"]
+    assert "fewer than 4 spots" in values["note"]
+    assert values["median_pcc"] is values["median_pcc_interval"] is values["share_reliable"] is None
+    assert (values["median_rmse"] is None) == (spots == 0)
+    assert evaluation.summary["median_pcc"] == evaluation.summary["sections"]["C1"]["median_pcc"]
+    assert "B1: fewer than 4 spots" in section_table(evaluation)
+    assert summarise([small], GENES, repeats=20).summary["median_pcc"] is None
+
+
+def test_sections_are_given_once():
+    with pytest.raises(SectionError, match="There is no section"):
+        summarise([], GENES)
+    with pytest.raises(SectionError, match="C6 is to be measured twice"):
+        summarise([section("C6", seed=0), section("B1", seed=1), section("C6", seed=2)], GENES)
+
+
+def test_the_table_is_aligned_and_the_same_in_markdown(evaluation):
+    table, markdown = section_table(evaluation).split("\n\n"), section_table(evaluation, markdown=True).split("\n\n")
+    lines = table[0].splitlines()
+    assert len({len(line) for line in lines}) == 1
+    assert [line.split()[0] for line in lines] == ["section", "B1", "C1", "C2", "all"]
+    assert "2 patients" in lines[-1]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in markdown[0].splitlines()]
+    assert {len(row) for row in rows} == {10}
+    for line, row in zip(lines, [rows[0], *rows[2:]], strict=True):
+        assert "".join(row).replace(" ", "") == line.replace(" ", "")
+    assert table[1] == markdown[1]
+    low, high = evaluation.summary["median_pcc_interval"]
+    assert f"{evaluation.summary['median_pcc']:.3f} [{low:.3f}, {high:.3f}]" in lines[-1]
+    assert f"+{evaluation.summary['gain_over_ridge']:.3f} [+" in lines[-1]

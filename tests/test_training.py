@@ -1,6 +1,12 @@
 import csv
 import json
 import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,34 +16,69 @@ from safetensors.torch import load_file
 from sections import PANEL, write_section
 
 import tcgn_hub
-from tcgn_hub.data.sections import read_her2st
-from tcgn_hub.errors import SectionError, TrainingError
-from tcgn_hub.training import _denoise
+from tcgn_hub import Recipe
+from tcgn_hub.data.readers import read_sections
+from tcgn_hub.data.sections import Section
+from tcgn_hub.errors import OutputError, SectionError, TrainingError
+from tcgn_hub.evaluation.splits import Split
+from tcgn_hub.training import checkpoints
+from tcgn_hub.training.finetune import starting_model
+from tcgn_hub.training.optimisation import freeze, make_optimizer, make_schedule
+from tcgn_hub.training.processes import Processes
+from tcgn_hub.training.targets import training_targets, variable_genes
+
+SMALL = {"weights": "scratch", "epochs": 2, "batch_size": 4, "components": 3, "crop_px": 112, "amp": "off"}
+RECIPE = Recipe(**SMALL)
 
 
 @pytest.fixture(scope="module")
-def sections(tmp_path_factory):
+def root(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("her2st")
     write_section(root, "A1", spots=8, zero=2)
     write_section(root, "B1", spots=8, seed=1)
-    return read_her2st(root)
+    return root
+
+
+@pytest.fixture(scope="module")
+def sections(root) -> list[Section]:
+    return read_sections(root)
 
 
 @pytest.fixture(scope="module")
 def run(sections, tmp_path_factory):
     out = tmp_path_factory.mktemp("run") / "model"
-    metrics = tcgn_hub.finetune(
-        sections[:1], test=sections[1:], genes=PANEL, out=out, epochs=2, batch_size=4, components=3, amp=False
-    )
+    metrics = tcgn_hub.finetune(sections, genes=PANEL, test=["B"], out=out, recipe=RECIPE)
     return out, metrics
+
+
+@pytest.fixture
+def stop_after(monkeypatch):
+    """Let training be asked to stop after so many steps."""
+
+    def stop(steps: int) -> None:
+        asked = iter([False] * (steps - 1))
+        monkeypatch.setattr(Processes, "stop_asked", lambda _: next(asked, True))
+
+    yield stop
+    monkeypatch.undo()
+
+
+def weights_of(out: Path) -> dict[str, torch.Tensor]:
+    return load_file(out / "model.safetensors")
+
+
+def same(a: Path, b: Path) -> bool:
+    first, second = weights_of(a), weights_of(b)
+    return all(torch.equal(first[key], second[key]) for key in first)
 
 
 def test_the_model_directory_is_complete(run):
     out, metrics = run
-    assert metrics["spots"] == {"A1": 6}
-    assert metrics["spots_without_counts"] == {"A1": 2}
+    assert metrics["spots"] == {"A1": 6, "B1": 8}
+    assert metrics["split"] == {"train": ["A1"], "val": [], "test": ["B1"]}
     assert metrics["held_out"]["spots"] == 8
     assert json.loads((out / "metrics.json").read_text()) == metrics
+    assert Split.from_json((out / "splits.json").read_text()) == Split(("A1",), (), ("B1",))
     per_gene, history = (
         list(csv.DictReader((out / name).read_text().splitlines())) for name in ("per_gene.csv", "history.csv")
     )
@@ -47,7 +88,13 @@ def test_the_model_directory_is_complete(run):
     assert config["label_names"] == PANEL
     assert config["tcgn"]["units"].startswith("log10(1 + 10^4")
     assert len(config["tcgn"]["held_out"]["pcc"]) == len(PANEL)
-    assert not [p for p in out.iterdir() if "part" in p.name]
+    assert config["tcgn"]["training_data"]["patients"] == ["A"]
+    assert "held-out" in (out / "README.md").read_text().lower()
+    names = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file() and "tensorboard" not in str(path)}
+    assert names == {
+        *("README.md", "config.json", "model.safetensors", "metrics.json", "per_gene.csv", "splits.json"),
+        *("history.csv", "held_out.npz", "figures/curve.png", "figures/violin.png"),
+    }
 
 
 def test_timm_and_predict_load_it(run):
@@ -61,57 +108,326 @@ def test_timm_and_predict_load_it(run):
     assert np.isfinite(prediction.values).all()
 
 
-def test_resumed_equals_uninterrupted(run, sections, tmp_path):
+def test_its_entry_for_the_manifest_can_be_made(run):
+    from tcgn_hub.weights.model_dir import manifest_entry
+
+    entry = manifest_entry(run[0], tag="tcgn_base.mine")
+    assert entry["training_data"]["held_out"] == ["B1"]
+
+
+def test_evaluating_the_weights_again_gives_the_same(run, root, tmp_path):
     out, _ = run
-    settings = {"genes": PANEL, "batch_size": 4, "components": 3, "amp": False}
-
-    class InterruptError(Exception):
-        pass
-
-    def stop(record):
-        if record.getMessage().startswith("Epoch 2"):
-            raise InterruptError
-        return True
-
-    logger = logging.getLogger("tcgn_hub.training")
-    level = logger.level
-    logger.setLevel(logging.INFO)
-    logger.addFilter(stop)
-    try:
-        with pytest.raises(InterruptError):
-            tcgn_hub.finetune(sections[:1], test=sections[1:], out=tmp_path, epochs=2, **settings)
-    finally:
-        logger.removeFilter(stop)
-        logger.setLevel(level)
-    assert len(torch.load(tmp_path / "checkpoint.pt", weights_only=True)["history"]) == 1
-    tcgn_hub.finetune(sections[:1], test=sections[1:], out=tmp_path, epochs=2, **settings)
-    once, twice = load_file(out / "model.safetensors"), load_file(tmp_path / "model.safetensors")
-    assert all(torch.equal(once[key], twice[key]) for key in once)
-
-    with pytest.raises(TrainingError, match="other settings"):
-        tcgn_hub.finetune(sections[:1], out=tmp_path, epochs=3, **settings)
+    again = tcgn_hub.evaluate(root, weights=out, crop_px=112, out=tmp_path / "again")
+    for gene, row in zip(again.per_gene, csv.DictReader((out / "per_gene.csv").read_text().splitlines()), strict=True):
+        assert gene["gene"] == row["gene"]
+        assert gene["pcc"] == pytest.approx(float(row["pcc"]), abs=1e-5)
+        assert gene["pcc_ridge"] == pytest.approx(float(row["pcc_ridge"]), abs=1e-5)
+    assert json.loads((tmp_path / "again/metrics.json").read_text())["held_out"]["spots"] == 8
+    for problem in ({"test": ["A1"]}, {"test": ["A"], "split": "section"}):
+        with pytest.raises(SectionError, match="both to train and to test"):
+            tcgn_hub.evaluate(root, weights=out, **problem)
+    with pytest.raises(SectionError, match="no section or patient X9"):
+        tcgn_hub.evaluate(root, weights=out, test=["X9"])
 
 
-def test_a_leak_is_refused(sections, tmp_path):
-    with pytest.raises(SectionError, match="both to train and to test"):
-        tcgn_hub.finetune(sections, test=sections[:1], genes=PANEL, out=tmp_path)
+def test_a_patient_seen_in_training_is_refused_unless_asked_for(run, root, sections, tmp_path):
+    other = Section(**{**vars(sections[1]), "name": "A2", "patient": "A"})
+    with pytest.raises(SectionError, match="Patient A"):
+        tcgn_hub.evaluate([other], weights=run[0], crop_px=112)
+    evaluation = tcgn_hub.evaluate([other], weights=run[0], crop_px=112, split="section")
+    assert evaluation.summary["median_pcc_ridge"] is None  # there is nothing to fit it on
 
 
-def test_a_model_of_another_panel_is_refused(sections, tmp_path):
-    with pytest.raises(TrainingError, match="5 outputs"):
-        tcgn_hub.finetune(
-            sections, genes=PANEL, out=tmp_path, model=timm.create_model("tcgn_base", num_classes=5, device="meta")
-        )
+@pytest.mark.parametrize("steps", [1, 3])
+def test_resumed_equals_uninterrupted(run, sections, tmp_path, stop_after, steps):
+    options = {"genes": PANEL, "test": ["B"], "out": tmp_path}
+    stop_after(steps)
+    with pytest.raises(KeyboardInterrupt):
+        tcgn_hub.finetune(sections, recipe=RECIPE, **options)
+    stop_after(1000)
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == steps
+    with pytest.raises(TrainingError, match="resume"):
+        tcgn_hub.finetune(sections, recipe=RECIPE, **options)
+    with pytest.raises(TrainingError, match="another lr"):
+        tcgn_hub.finetune(sections, recipe=Recipe(**{**SMALL, "lr": 1e-3}), resume=True, **options)
+    metrics = tcgn_hub.finetune(sections, recipe=RECIPE, resume=True, **options)
+    assert same(run[0], tmp_path)
+    losses = [row["loss"] for row in csv.DictReader((tmp_path / "history.csv").read_text().splitlines())]
+    assert losses == [row["loss"] for row in csv.DictReader((run[0] / "history.csv").read_text().splitlines())]
+    assert metrics["held_out"] == run[1]["held_out"]
+    with pytest.raises(TrainingError, match="finished run"):
+        tcgn_hub.finetune(sections, recipe=RECIPE, resume=True, **options)
 
 
-def test_denoised_targets():
+def command(root: Path, out: Path, *more: str) -> list[str]:
+    options = [f"--{key.replace('_', '-')}={value}" for key, value in SMALL.items()]
+    where = ["--genes", ",".join(PANEL), "--test", "B", "-o", str(out), "--device", "cpu"]
+    return ["-m", "tcgn_hub.cli.main", "finetune", str(root), *where, *options, *more]
+
+
+def test_killed_and_resumed_equals_uninterrupted(run, root, tmp_path):
+    start = [sys.executable, *command(root, tmp_path, "--checkpoint-minutes", "0", "--resume")]
+    process = subprocess.Popen(start, stderr=subprocess.DEVNULL)
+    while not (tmp_path / "checkpoint.pt").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    time.sleep(np.random.default_rng().uniform(0, 2))
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "model.safetensors").exists()
+    subprocess.run(start, check=True, stderr=subprocess.DEVNULL)
+    assert same(run[0], tmp_path)
+
+
+def test_sigterm_saves_the_state(root, tmp_path):
+    start = [sys.executable, *command(root, tmp_path, "--epochs", "100")]
+    process = subprocess.Popen(start, stderr=subprocess.PIPE, text=True)
+    for line in process.stderr:
+        if line.startswith("Epoch 1 "):
+            break
+    process.terminate()
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "--resume" in errors
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] >= 2
+
+
+def test_two_processes_give_what_one_gives(root, tmp_path):
+    # the statistics of a batch, and what is dropped, are those of a process: they are left out of the comparison
+    more = ["--freeze-norm", "--drop-rate", "0"]
+    one, two = tmp_path / "one", tmp_path / "two"
+    subprocess.run([sys.executable, *command(root, one, *more)], check=True, capture_output=True)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*launch, *command(root, two, *more)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    first, second = weights_of(one), weights_of(two)
+    start = starting_model(RECIPE, PANEL)[0].state_dict()
+    for key in first:
+        if first[key].is_floating_point():
+            moved = (first[key].float() - start[key]).abs().max()
+            assert torch.allclose(first[key].float(), second[key].float(), atol=max(2e-3 * moved, 1e-4)), key
+    assert done.stderr.count("Epoch 1 of 2") == 1  # one process speaks
+
+
+def test_parts_of_a_batch_give_what_the_batch_gives(sections, tmp_path):
+    losses = []
+    for parts in (1, 2):
+        recipe = Recipe(**{**SMALL, "epochs": 1, "accumulate": parts, "freeze_norm": True, "drop_rate": 0})
+        tcgn_hub.finetune(sections, genes=PANEL, split="none", out=tmp_path / str(parts), recipe=recipe)
+        losses.append(float(next(csv.DictReader((tmp_path / str(parts) / "history.csv").open()))["loss"]))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_early_stopping_keeps_the_best_epoch_of_validation(sections, tmp_path, monkeypatch):
+    seen = iter([0.1, 0.3, 0.2, 0.2, 0.9])
+    monkeypatch.setattr("tcgn_hub.training.finetune.pearson", lambda *_: np.full(len(PANEL), next(seen)))
+    recipe = Recipe(**{**SMALL, "epochs": 5, "patience": 2})
+    metrics = tcgn_hub.finetune(sections[:1], genes=PANEL, split="none", out=tmp_path, recipe=recipe)
+    assert metrics["epochs"] == 4
+    scores = [row["val_pcc"] for row in csv.DictReader((tmp_path / "history.csv").open())]
+    assert scores == ["0.1", "0.3", "0.2", "0.2"]
+    assert metrics["held_out"] is None
+
+
+def test_nothing_is_held_out_where_nothing_was_asked_to_be(sections, tmp_path):
+    recipe = Recipe(**{**SMALL, "epochs": 1, "pearson": 0.5, "amp": "bf16", "grad_checkpointing": True, "ema": 0})
+    metrics = tcgn_hub.finetune(sections, genes=3, split="none", out=tmp_path, recipe=recipe)
+    assert metrics["held_out"] is None
+    assert not (tmp_path / "per_gene.csv").exists()
+    assert len(json.loads((tmp_path / "config.json").read_text())["label_names"]) == 3
+    assert "Not measured" in (tmp_path / "README.md").read_text()
+
+
+def test_slides_with_one_measurement_each_train(sections, tmp_path):
+    slides = [
+        Section(**{**vars(s), "name": f"{s.name}{i}", "patient": f"P{i}", "bulk": True, "counts": s.counts[i : i + 1]})
+        for i, s in enumerate(sections * 3)
+    ]
+    recipe = Recipe(**{**SMALL, "epochs": 1, "tiles_per_slide": 3})
+    tested = ["P4", "P5", "P0", "P1"]
+    metrics = tcgn_hub.finetune(slides, genes=PANEL, test=tested, out=tmp_path, recipe=recipe)
+    assert list(metrics["held_out"]["sections"]) == ["bulk"]
+    assert metrics["held_out"]["spots"] == 4
+
+
+def test_weights_to_start_from(run, tmp_path, sections):
+    same_panel, field_um = starting_model(Recipe(weights=str(run[0])), PANEL)
+    assert field_um == pytest.approx(56)  # the sections drawn here have no scale, so the rule's nominal side
+    saved = weights_of(run[0])
+    assert torch.equal(same_panel.head.fc.weight.half(), saved["head.fc.weight"])
+    other, _ = starting_model(Recipe(weights=str(run[0])), PANEL[:5])
+    assert other.head.fc.weight.shape[0] == 5
+    assert torch.equal(other.stem.conv1.weight.half(), saved["stem.conv1.weight"])
+    assert starting_model(Recipe(weights="scratch"), PANEL)[1] is None
+    default, default_um = starting_model(Recipe(), PANEL)
+    assert default_um == pytest.approx(77)
+    assert default.head.fc.weight.shape[0] == len(PANEL)
+
+
+@pytest.mark.parametrize("tune", ["head", "last-stage", "all"])
+def test_what_is_not_trained_stays(tune):
+    model = timm.create_model("tcgn_base", num_classes=4)
+    recipe = Recipe(tune=tune, lr=0.1)
+    frozen = freeze(model, recipe)
+    model.train()
+    for module in frozen:
+        module.eval()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    optimizer = make_optimizer(model, recipe)
+    # after the stem, where a step is cheap; the rest is told by its flags
+    model(torch.randn(2, 3, 224, 224)).square().mean().backward()
+    optimizer.step()
+    changed = {key for key, value in model.state_dict().items() if not torch.equal(value, before[key])}
+    trained = {"head": ("head.",), "last-stage": ("head.", "final_conv.", "stages.3."), "all": ("",)}[tune]
+    assert all(key.startswith(trained) for key in changed)
+    for prefix in trained:
+        assert any(key.startswith(prefix) for key in changed)
+
+
+def test_rates_fall_towards_the_stem_and_along_the_run():
+    model = timm.create_model("tcgn_base", num_classes=4)
+    recipe = Recipe(lr=1.0, layer_decay=0.5, warmup=0.25)
+    optimizer = make_optimizer(model, recipe)
+    schedule = make_schedule(optimizer, recipe, 100)
+    where = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+
+    def rate(parameter: torch.nn.Parameter) -> float:
+        return where[id(parameter)]["lr"]
+
+    rates = []
+    for step in range(100):
+        schedule.step_update(step)
+        rates.append(rate(model.head.fc.weight))
+        assert rate(model.stem.conv1.weight) < rate(model.stages[1].blocks[0].ffn.conv1.weight) < rates[-1]
+    assert np.argmax(rates) == 25
+    assert max(rates) == pytest.approx(1.0)
+    assert rates[-1] < 0.01
+    assert rates[0] < 0.1
+    assert where[id(model.head.fc.bias)]["weight_decay"] == 0 < where[id(model.head.fc.weight)]["weight_decay"]
+
+
+def test_targets_lose_noise_but_not_the_mean():
     rng = np.random.default_rng(0)
     scores, loadings = rng.normal(size=(60, 2)), rng.normal(size=(2, 20))
     clean = scores @ loadings
     noisy = clean + rng.normal(size=clean.shape)
     sections = [noisy[:30] + 5, noisy[30:]]
-    mean, _, targets = _denoise(sections, 2)
-    assert targets.mean(axis=0) == pytest.approx(mean, abs=1e-4)
+    result = training_targets(sections, 2)
+    targets = np.concatenate(result.targets)
+    assert targets.mean(axis=0) == pytest.approx(result.mean, abs=1e-4)
     error = np.abs(targets[30:] - targets[30:].mean(0) - (clean[30:] - clean[30:].mean(0))).mean()
     assert error < 0.5 * np.abs(noisy - clean).mean()
-    assert np.array_equal(_denoise(sections, None)[2], np.concatenate(sections).astype(np.float32))
+    untouched = training_targets(sections, 0).targets
+    assert all(np.array_equal(a, b.astype(np.float32)) for a, b in zip(untouched, sections, strict=True))
+
+
+def test_targets_of_genes_not_measured_stay_unknown():
+    rng = np.random.default_rng(0)
+    first, second, bulk = rng.normal(size=(9, 4)), rng.normal(size=(8, 4)), rng.normal(size=(1, 4))
+    second[:, 2] = np.nan
+    result = training_targets([first, second, bulk], 2)
+    assert np.isnan(result.targets[1]).any(axis=0).tolist() == [False, False, True, False]
+    assert not np.isnan(result.targets[0]).any()
+    assert np.array_equal(result.targets[2], bulk.astype(np.float32))
+    assert np.isfinite(result.scale).all()
+
+
+def test_variable_genes_are_those_of_scanpy():
+    scanpy = pytest.importorskip("scanpy")
+    anndata = pytest.importorskip("anndata")
+    rng = np.random.default_rng(0)
+    rate = rng.gamma(1, 2, 60) * np.where(np.arange(60) < 15, rng.gamma(0.5, 2, (80, 60)), 1)
+    counts = rng.poisson(rate).astype(np.float32)
+    genes = [f"G{i:02}" for i in range(60)]
+    data = anndata.AnnData(counts, var={"gene": genes})
+    data.var_names = genes
+    scanpy.experimental.pp.highly_variable_genes(data, n_top_genes=12, flavor="pearson_residuals", theta=100)
+    assert set(variable_genes([counts], [genes], 12)) == set(data.var_names[data.var["highly_variable"]])
+    assert variable_genes([counts, counts[:, :20]], [genes, genes[:20]], 99) == genes[:20]
+
+
+def test_the_state_before_is_taken_where_the_latest_is_damaged(tmp_path, caplog):
+    for step in (1, 2):
+        assert checkpoints.save_checkpoint(tmp_path, {"step": step})
+    assert checkpoints.load_checkpoint(tmp_path) == {"step": 2}
+    latest = tmp_path / "checkpoint.pt"
+    latest.write_bytes(latest.read_bytes()[:300])
+    assert checkpoints.load_checkpoint(tmp_path) == {"step": 1}
+    assert "damaged" in caplog.text
+    (tmp_path / "checkpoint.previous.pt").write_bytes(b"")
+    with pytest.raises(TrainingError, match=r"checkpoint\.pt and .* cannot be read"):
+        checkpoints.load_checkpoint(tmp_path)
+
+
+def test_a_full_disk_does_not_end_the_run(tmp_path, monkeypatch, caplog):
+    assert checkpoints.save_checkpoint(tmp_path, {"step": 1})
+
+    def full(_, path):
+        Path(path).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    assert not checkpoints.save_checkpoint(tmp_path, {"step": 2})
+    assert "No space left" in caplog.text
+    monkeypatch.undo()
+    assert checkpoints.load_checkpoint(tmp_path) == {"step": 1}
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
+
+
+def test_bad_input_is_refused_before_training(sections, tmp_path, caplog):
+    def finetune(data, **options):
+        recipe = options.pop("recipe", RECIPE)
+        return tcgn_hub.finetune(data, **{"genes": PANEL, "out": tmp_path / "out", **options}, recipe=recipe)
+
+    with pytest.raises(SectionError, match="split='none'"):
+        finetune(sections[:1])
+    with pytest.raises(SectionError, match="NOGENE"):
+        finetune(sections, genes=[*PANEL, "NOGENE"], split="none")
+    with pytest.raises(SectionError, match="scale of section A1 is not known"):
+        finetune(sections, split="none", recipe=Recipe(weights="scratch"))
+    with pytest.raises(TrainingError, match="one spot"):
+        finetune([sections[1].at(np.array([3]))], split="none")
+    with pytest.raises(TrainingError, match="divided into 8 parts"):
+        finetune(sections, recipe=Recipe(**{**SMALL, "accumulate": 8}))
+    with pytest.raises(SectionError, match="There are no sections"):
+        finetune([])
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="cannot be made a folder"):
+        finetune(sections, out=tmp_path / "file")
+    assert not (tmp_path / "out/model.safetensors").exists()
+
+
+def test_a_batch_larger_than_the_data_is_the_data(sections, tmp_path, caplog):
+    recipe = Recipe(**{**SMALL, "epochs": 1, "batch_size": 500, "amp": "fp16"})
+    with caplog.at_level(logging.WARNING):
+        tcgn_hub.finetune(sections[:1], genes=PANEL, split="none", out=tmp_path, recipe=recipe)
+    assert "larger than the 6 training spots" in caplog.text
+
+
+def test_crossval_holds_out_everyone_once_and_goes_on(root, run, tmp_path, stop_after):
+    options = {"genes": PANEL, "out": tmp_path, "recipe": RECIPE}
+    stop_after(6)  # in the second fold
+    with pytest.raises(KeyboardInterrupt):
+        tcgn_hub.crossval(root, **options)
+    stop_after(1000)
+    first = (tmp_path / "patient_A/model.safetensors").stat().st_mtime_ns
+    evaluation = tcgn_hub.crossval(root, resume=True, **options)
+    assert (tmp_path / "patient_A/model.safetensors").stat().st_mtime_ns == first
+    assert same(run[0], tmp_path / "patient_B")
+    assert list(evaluation.summary["sections"]) == ["A1", "B1"]
+    assert [row["section"] for row in csv.DictReader((tmp_path / "crossval.csv").open())] == ["A1", "B1"]
+    assert (tmp_path / "figures/violin.png").stat().st_size > 5000
+    with pytest.raises(TrainingError, match="finished cross-validation"):
+        tcgn_hub.crossval(root, **options)
+    with pytest.raises(TrainingError, match="another recipe"):
+        tcgn_hub.crossval(root, **{**options, "recipe": Recipe(**{**SMALL, "lr": 1e-3})}, resume=True)
+    with pytest.raises(SectionError, match="no fold Z; the folds are A, B"):
+        tcgn_hub.crossval(root, only=["Z"], **options)
+    only = tcgn_hub.crossval(root, only=["B"], resume=True, **options)
+    assert list(only.summary["sections"]) == ["B1"]

@@ -20,8 +20,8 @@ def run(command: Callable[[], int], name: str) -> int:
     except TcgnError as err:
         print(f"{name}: {err}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print(f"{name}: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as err:
+        print(f"{name}: interrupted{f'; {err}' if err.args else ''}", file=sys.stderr)
         return 130
     except BrokenPipeError:
         # the reader, such as head, has seen enough; keep the interpreter from complaining at exit

@@ -10,7 +10,10 @@ from importlib import import_module
 from tcgn_hub.cli.common import version
 
 _COMMANDS = {
-    "predict": "genes and values of patches (also installed as tcgn-predict)",
+    "predict": "genes and values of patches and slides (also installed as tcgn-predict)",
+    "finetune": "train on sections of your own",
+    "evaluate": "measure weights on sections that they have not seen",
+    "crossval": "train and measure with every patient or section held out once",
     "weights": "list, get, verify, import and publish weights",
 }
 
@@ -20,7 +23,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="tcgn",
         description="Gene expression from H&E images.",
-        epilog="commands:\n" + "\n".join(f"  {name:10}{text}" for name, text in _COMMANDS.items()),
+        epilog="commands:\n" + "\n".join(f"  {name:10} {text}" for name, text in _COMMANDS.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("command", choices=_COMMANDS, metavar="command", help="one of those below")

@@ -94,13 +94,14 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "tcgn-predict") -> in
 
 def _predict(args: argparse.Namespace, prog: str) -> int:
     from tcgn_hub.data.images import find_images
+    from tcgn_hub.data.panels import parse_genes
     from tcgn_hub.data.slides import is_slide_file
     from tcgn_hub.errors import DeviceError
 
     paths = [match for name in args.images for match in _matches(name)]
     images = find_images(paths)
-    if args.genes is not None and not Path(args.genes).is_file():
-        args.genes = args.genes.split(",")
+    if args.genes is not None:
+        args.genes = parse_genes(args.genes)
     suffix = Path(args.output).suffix.lstrip(".").lower() if args.output else ""
     wants_slide = args.format in ("h5ad", "parquet", "geojson") or suffix in ("h5ad", "parquet", "geojson")
     options = (args.stride, args.spots, args.min_tissue, args.plot, args.bulk, args.workers, args.max_pixels)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tcgn_hub.errors import PanelError
 
-__all__ = ["PANELS", "load_panel"]
+__all__ = ["PANELS", "load_panel", "parse_genes"]
 
 _FOLDER = Path(__file__).parent / "panels"
 PANELS = ("her2st_785", "cscc_171", "spatiallibd_250")
@@ -43,3 +43,8 @@ def load_panel(genes: str | Path | Sequence[str]) -> list[str]:
     if twice:
         raise PanelError(f"Gene panel {source} names a gene more than once: {', '.join(twice[:5])}.")
     return symbols
+
+
+def parse_genes(text: str) -> str | list[str]:
+    """What a user of the command line names: a file or a panel as it is, anything else as a list with commas."""
+    return text if text in PANELS or Path(text).is_file() else text.split(",")

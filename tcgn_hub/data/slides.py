@@ -14,7 +14,7 @@ from tcgn_hub.data.scale import Scale, scale_of_picture, scale_of_properties
 from tcgn_hub.errors import ExtraError, ImageError
 from tcgn_hub.transforms import to_rgb
 
-__all__ = ["MAX_PIXELS", "SLIDE_SUFFIXES", "Slide", "is_slide_file", "open_slide"]
+__all__ = ["MAX_PIXELS", "SLIDE_SUFFIXES", "Slide", "is_slide_file", "open_slide", "size_and_scale"]
 
 MAX_PIXELS = 500_000_000
 """Pixels of a picture that is not a pyramid and has to be decoded as a whole, 1.5 GB; more may be a bomb."""
@@ -231,6 +231,36 @@ def open_slide(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Slide:
         ExtraError: Its format needs a package that is not installed.
     """
     path = Path(path)
+    return _open_pyramid(path) or _Picture(path, max_pixels)
+
+
+def size_and_scale(path: str | Path) -> tuple[tuple[int, int], Scale | None]:
+    """(width, height) in pixels at full resolution, and the scale the file states; decodes no pixels.
+
+    Raises:
+        ImageError: The file is missing, or neither slide nor picture.
+        ExtraError: Its format needs a package that is not installed.
+    """
+    from PIL import Image
+
+    path = Path(path)
+    slide = _open_pyramid(path)
+    if slide is not None:
+        with slide:
+            return slide.size, slide.scale
+    limit = Image.MAX_IMAGE_PIXELS
+    try:
+        Image.MAX_IMAGE_PIXELS = None
+        with Image.open(path) as image:
+            return image.size, scale_of_picture(image)
+    except (OSError, SyntaxError, ValueError, EOFError) as err:
+        raise ImageError(f"{path} is not an image that can be read.") from err
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
+
+
+def _open_pyramid(path: Path) -> Slide | None:
+    """An open slide, None if the file is to be tried as a plain picture."""
     if not path.exists():
         raise ImageError(f"{path} does not exist.")
     if path.is_dir():
@@ -246,7 +276,7 @@ def open_slide(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Slide:
             raise missing
         if is_slide_file(path):
             raise ImageError(f"{path} is no slide that can be read; it may be cut short, or of another format.")
-    return _Picture(path, max_pixels)
+    return None
 
 
 def _readers(path: Path) -> Iterable[Slide]:

@@ -8,9 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
+from tcgn_hub.data.tissue import tissue_fraction, tissue_mask
 from tcgn_hub.errors import ImageError, SectionError
 
-__all__ = ["Tiles", "grid_tiles", "read_spots"]
+__all__ = ["OVERVIEW_PX", "Tiles", "grid_tiles", "on_tissue", "read_spots"]
+
+OVERVIEW_PX = 2000
+"""Longest side of the overview that tissue is looked for on."""
 
 _VISIUM = ("barcode", "in_tissue", "array_row", "array_col", "pxl_row_in_fullres", "pxl_col_in_fullres")
 
@@ -63,6 +67,38 @@ def grid_tiles(size: tuple[int, int], *, side: float, stride: float) -> Tiles:
     row, col = (grid.ravel() for grid in np.meshgrid(rows, cols, indexing="ij"))
     xy = np.stack([axes[0][col], axes[1][row]], axis=1)
     return Tiles([f"{r}x{c}" for r, c in zip(row, col, strict=True)], xy, row, col)
+
+
+def on_tissue(
+    tiles: Tiles,
+    overview: np.ndarray,
+    downsample: float,
+    *,
+    mpp: float,
+    side: float,
+    min_tissue: float,
+    lost: np.ndarray,
+) -> tuple[Tiles, np.ndarray]:
+    """Those tiles of a slide that show tissue.
+
+    Args:
+        tiles: Tiles of the slide.
+        overview: The whole slide, uint8, shape (h, w, 3).
+        downsample: Full-resolution pixels per pixel of the overview.
+        mpp: Micrometres per pixel at full resolution.
+        side: Side of a tile in full-resolution pixels.
+        min_tissue: Least share of tissue in a tile.
+        lost: What is taken for tissue because the overview lacks it, bool, shape (h, w).
+
+    Returns:
+        The tiles, none if there is no tissue, and where the tissue is, bool, shape (h, w).
+
+    Raises:
+        ExtraError: scikit-image is not installed.
+    """
+    mask = tissue_mask(overview, um_per_px=mpp * downsample)
+    share = tissue_fraction(mask | lost, tiles.xy / downsample, side / downsample)
+    return tiles.at(share >= min_tissue), mask
 
 
 def read_spots(path: str | Path) -> Tiles:

@@ -104,4 +104,4 @@ def _metrics(held_out: dict[str, Any], genes: list[str]) -> str:
     ]
     best = sorted(zip(genes, held_out["pcc"], strict=True), key=lambda pair: -(pair[1] or 0))[:20]
     table += ["", "The twenty best genes (all of them are in `config.json`):", "", "| gene | PCC |", "|---|---|"]
-    return "\n".join(table + [f"| {gene} | {pcc:.3f} |" for gene, pcc in best])
+    return "\n".join(table + [f"| {gene} | {pcc:.3f} |" for gene, pcc in best if pcc is not None])

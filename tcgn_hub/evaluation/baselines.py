@@ -1,49 +1,10 @@
-"""How well predictions agree with measured expression, and what a simple baseline reaches."""
+"""What simple predictions reach, to compare a model with."""
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
-__all__ = ["color_texture_features", "pearson", "reliable", "ridge_predict"]
-
-
-def pearson(predicted: np.ndarray, measured: np.ndarray) -> np.ndarray:
-    """Pearson correlation (PCC) of each gene over spots, 0 where either is constant.
-
-    Args:
-        predicted: Predictions, shape (spots, genes).
-        measured: Measurements in the same units, shape (spots, genes).
-
-    Returns:
-        Correlations, float64, shape (genes,).
-    """
-    p = predicted - predicted.mean(axis=0, dtype=np.float64)
-    m = measured - measured.mean(axis=0, dtype=np.float64)
-    norm = np.sqrt((p**2).sum(axis=0) * (m**2).sum(axis=0))
-    return np.divide((p * m).sum(axis=0), norm, out=np.zeros(p.shape[1]), where=norm > 0)
-
-
-def reliable(pcc: np.ndarray, spots: int, fdr: float = 0.05) -> np.ndarray:
-    """Genes whose held-out correlation is above 0 at a false discovery rate (Benjamini and Hochberg 1995).
-
-    One-sided p-values by Fisher's z transform. Neighbouring spots are not independent, so the rate is optimistic.
-
-    Args:
-        pcc: Held-out correlation of each gene, shape (genes,).
-        spots: Number of spots that they were computed on.
-        fdr: False discovery rate.
-
-    Returns:
-        True for the genes that pass, shape (genes,).
-    """
-    if spots <= 3 or not len(pcc):
-        return np.zeros(len(pcc), dtype=bool)
-    z = np.arctanh(np.clip(pcc, -0.999999, 0.999999)) * math.sqrt(spots - 3)
-    p = np.array([math.erfc(value / math.sqrt(2)) / 2 for value in z])
-    passed = np.sort(p) <= fdr * np.arange(1, len(p) + 1) / len(p)
-    return p <= np.sort(p)[passed].max() if passed.any() else passed
+__all__ = ["color_texture_features", "mean_predict", "ridge_predict"]
 
 
 def color_texture_features(crops: np.ndarray) -> np.ndarray:
@@ -77,13 +38,45 @@ def ridge_predict(
 
     Args:
         train_features: Shape (spots, features).
-        train_targets: Shape (spots, genes).
+        train_targets: Shape (spots, genes); NaN where a gene was not measured, which is fitted on the other spots.
         test_features: Shape (other spots, features).
         penalty: Weight of the squared coefficients.
 
     Returns:
-        Predictions for the test spots, shape (other spots, genes).
+        Predictions for the test spots, shape (other spots, genes); NaN for genes without a training spot.
     """
+    alike: dict[bytes, list[int]] = {}
+    known = ~np.isnan(train_targets)
+    for gene, spots in enumerate(known.T):
+        alike.setdefault(spots.tobytes(), []).append(gene)
+    predicted = np.full((len(test_features), train_targets.shape[1]), np.nan)
+    for genes in alike.values():
+        spots = known[:, genes[0]]
+        if spots.any():
+            predicted[:, genes] = _ridge(train_features[spots], train_targets[spots][:, genes], test_features, penalty)
+    return predicted
+
+
+def mean_predict(train_targets: np.ndarray, spots: int) -> np.ndarray:
+    """The mean of each gene over the training spots, for every test spot.
+
+    Args:
+        train_targets: Shape (training spots, genes); NaN where a gene was not measured.
+        spots: Number of test spots.
+
+    Returns:
+        Predictions, float64, shape (spots, genes); NaN for genes without a training spot.
+    """
+    known = ~np.isnan(train_targets)
+    total = np.where(known, train_targets, 0).sum(axis=0, dtype=np.float64)
+    number = known.sum(axis=0)
+    mean = np.divide(total, number, out=np.full(len(total), np.nan), where=number > 0)
+    return np.tile(mean, (spots, 1))
+
+
+def _ridge(
+    train_features: np.ndarray, train_targets: np.ndarray, test_features: np.ndarray, penalty: float
+) -> np.ndarray:
     mean, std = train_features.mean(axis=0), train_features.std(axis=0) + 1e-9
     x = ((train_features - mean) / std).astype(np.float64)
     offset = train_targets.mean(axis=0)

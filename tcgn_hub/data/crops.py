@@ -1,0 +1,212 @@
+"""What the model sees of each spot, cut out of the section's image, and kept on disk if asked to."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from tcgn_hub.data.sections import Section
+from tcgn_hub.data.slides import Slide, open_slide
+from tcgn_hub.errors import ImageError, OutputError, SectionError
+from tcgn_hub.outputs.files import writing
+from tcgn_hub.transforms import INPUT_PX, field_px
+
+__all__ = ["SpotCrops", "spot_crops"]
+
+_MAX_PIXELS = 4_000_000_000  # the images of sections are trusted
+
+
+@dataclass(frozen=True)
+class SpotCrops:
+    """Pictures of the spots of a section.
+
+    Attributes:
+        pixels: RGB, uint8, shape (n, 3, S, S), possibly a read-only memory map; white beyond the image's edge.
+        field_px: Side of the central part that the model is to see, in these pixels; what is around it is margin.
+    """
+
+    pixels: np.ndarray
+    field_px: int
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """How a spot is cut out.
+
+    Attributes:
+        native: Side of the field in full-resolution pixels.
+        field: Side of the field in the pixels that are kept: the same, but at most what the model takes.
+        side: Side of what is kept, margin included, likewise.
+    """
+
+    native: float
+    field: int
+    side: int
+
+    @property
+    def downsample(self) -> float:
+        """Full-resolution pixels per pixel that is kept."""
+        return max(1.0, self.native / INPUT_PX)
+
+
+def spot_crops(
+    section: Section,
+    *,
+    field_um: float | None = None,
+    crop_px: int | None = None,
+    margin: float = 0.0,
+    cache: str | Path | None = None,
+) -> SpotCrops:
+    """Square crops around the centres of the spots.
+
+    Fields of at most 224 px are kept pixel by pixel; larger ones are read from the level that predictions are read
+    from, and resized so that the field has 224 px.
+
+    Args:
+        section: The section.
+        field_um: Side of the field the model is to see, in micrometres. Either this or ``crop_px``.
+        crop_px: The same in pixels of the image, as the rule of the paper has it.
+        margin: What to keep around the field on each side, as a share of its side, for crops that are moved.
+        cache: Folder to keep the crops in. They are cut anew if the image or anything else that they follow from has
+            changed.
+
+    Raises:
+        SectionError: The scale of the section is not known but needed, or an image cannot be decoded, or a picture of a
+            spot is smaller than the field.
+        OutputError: The cache cannot be written.
+    """
+    if (field_um is None) == (crop_px is None):
+        raise ValueError("give either field_um or crop_px")
+    if crop_px is None:
+        assert field_um is not None
+        if section.mpp is None:
+            raise SectionError(
+                f"Section {section.name} has no known micrometres per pixel to crop {field_um:g} um by; give them, or"
+                " the side of the crop in pixels."
+            )
+        native = field_um / section.mpp
+    else:
+        native = float(crop_px)
+    field = INPUT_PX if native > INPUT_PX else field_px(1.0, native)
+    plan = _Plan(native, field, field + 2 * round(margin * field))
+    shape = len(section.spots), 3, plan.side, plan.side
+    if cache is None:
+        pixels = np.empty(shape, np.uint8)
+        for crop, cut in zip(pixels, _cut(section, plan), strict=True):
+            crop[:] = cut
+        return SpotCrops(pixels, field)
+    return SpotCrops(_cached(section, plan, shape, Path(cache)), field)
+
+
+def _cached(section: Section, plan: _Plan, shape: tuple[int, ...], folder: Path) -> np.ndarray:
+    name = re.sub(r"[^\w.-]", "_", section.name)
+    path = folder / f"{name}-{_fingerprint(section, plan)}.npy"
+    kept = _kept(path, shape)
+    if kept is not None:
+        return kept
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as err:
+        raise OutputError(f"{folder} cannot be written ({err.strerror or err}).") from err
+    with writing(path) as part:
+        _write(part, _cut(section, plan), shape)
+    kept = _kept(path, shape)
+    if kept is None:
+        raise OutputError(f"{path} cannot be read back after it was written; give another folder.")
+    return kept
+
+
+def _write(path: Path, cuts: Iterator[np.ndarray], shape: tuple[int, ...]) -> None:
+    """Write crops as .npy, one after the other: a memory map would end the process if the disk is full."""
+    with open(path, "wb") as handle:
+        np.lib.format.write_array_header_1_0(handle, {"descr": "|u1", "fortran_order": False, "shape": shape})
+        for cut in cuts:
+            handle.write(cut.tobytes())
+
+
+def _kept(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
+    """The crops of a file, None if there is none or it is damaged."""
+    try:
+        pixels = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    return pixels if pixels.shape == shape and pixels.dtype == np.uint8 else None
+
+
+def _fingerprint(section: Section, plan: _Plan) -> str:
+    """Of everything the pixels follow from."""
+    files = [section.image] if section.patches is None else section.patches
+    try:
+        stats = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files if file]
+    except OSError as err:
+        raise SectionError(f"An image of section {section.name} cannot be read: {err}.") from err
+    places = hashlib.sha256(np.ascontiguousarray(section.xy).tobytes()).hexdigest() if section.patches is None else ""
+    facts = json.dumps([stats, places, plan.native, plan.side])
+    return hashlib.sha256(facts.encode()).hexdigest()[:16]
+
+
+def _cut(section: Section, plan: _Plan) -> Iterator[np.ndarray]:
+    """The crops, uint8, shape (3, side, side) each."""
+    if section.patches is None:
+        if section.image is None:
+            raise SectionError(f"Section {section.name} has neither an image nor patches.")
+        try:
+            slide = open_slide(section.image, max_pixels=_MAX_PIXELS)
+        except ImageError as err:
+            raise SectionError(f"The image of section {section.name} cannot be read: {err}") from err
+        with slide:
+            for spot, centre in zip(section.spots, section.xy, strict=True):
+                yield _read(slide, centre, plan, section, spot)
+        return
+    for spot, patch in zip(section.spots, section.patches, strict=True):
+        try:
+            slide = open_slide(patch)
+        except ImageError as err:
+            raise SectionError(f"The patch of spot {spot} of section {section.name} cannot be read: {err}") from err
+        with slide:
+            width, height = slide.size
+            if min(slide.size) < round(plan.native):
+                raise SectionError(
+                    f"The patch of spot {spot} of section {section.name}, {patch}, is {width} x {height} px, smaller"
+                    f" than the field of {plan.native:.0f} px; check its scale."
+                )
+            centre = np.array(slide.size) / 2
+            # the pixels that a prediction takes, whose rule is (side of the patch - side of the field) // 2
+            yield _read(
+                slide, (centre - plan.field % 2 / 2) // 1 if plan.downsample == 1 else centre, plan, section, spot
+            )
+
+
+def _read(slide: Slide, centre: np.ndarray, plan: _Plan, section: Section, spot: str) -> np.ndarray:
+    """A crop around a centre (x, y) in full-resolution pixels."""
+    from PIL import Image
+
+    try:
+        if plan.downsample == 1:
+            x, y = np.round(centre).astype(int) - plan.side // 2
+            pixels = slide.read(int(x), int(y), plan.side, plan.side)
+        else:
+            # as for a prediction: the field has whole pixels of the level above what is asked for, and begins on one
+            level = slide.level_for(plan.downsample)
+            own = slide.downsamples[level]
+            side = round(plan.native / own)
+            margin = (plan.side - plan.field) / 2 * side / plan.field
+            around = math.ceil(margin)
+            corner = np.round((centre - side * own / 2) / own) - around
+            x, y = np.round(corner * own).astype(int)
+            whole = side + 2 * around
+            region = Image.fromarray(slide.read(int(x), int(y), whole, whole, level=level))
+            low, high = around - margin, around + side + margin
+            pixels = np.asarray(
+                region.resize((plan.side, plan.side), Image.Resampling.BILINEAR, box=(low, low, high, high))
+            )
+    except ImageError as err:
+        raise SectionError(f"Spot {spot} of section {section.name} cannot be cut out: {err}") from err
+    return pixels.transpose(2, 0, 1)

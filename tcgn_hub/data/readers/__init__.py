@@ -1,0 +1,30 @@
+"""Readers of spatial transcriptomics data, one file a format, all giving `tcgn_hub.data.sections.Section`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from tcgn_hub.data.readers.sources import read_sections
+from tcgn_hub.data.sections import Section
+from tcgn_hub.errors import SectionError
+
+__all__ = ["Data", "as_sections", "read_sections"]
+
+Data = str | Path | Sequence[Section] | Sequence[str | Path]
+"""Sections, or where to read them from."""
+
+
+def as_sections(data: Data) -> list[Section]:
+    """Sections as they are, and anything else by `read_sections`.
+
+    Raises:
+        SectionError: There are none, or they cannot be read.
+    """
+    if isinstance(data, (str, Path)):
+        return read_sections(data)
+    sections = [item for item in data if isinstance(item, Section)]
+    paths = [item for item in data if not isinstance(item, Section)]
+    if not sections and not paths:
+        raise SectionError("There are no sections.")
+    return sections + (read_sections(paths) if paths else [])

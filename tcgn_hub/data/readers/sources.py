@@ -1,0 +1,169 @@
+"""The one way in: sections from whatever holds them, told by its content."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from tcgn_hub.data.readers.bulk import find_bulk
+from tcgn_hub.data.readers.h5ad import hest_names, is_hest, read_h5ad, read_hest
+from tcgn_hub.data.readers.her2st import her2st_names, is_her2st, read_her2st
+from tcgn_hub.data.readers.patches import find_patches
+from tcgn_hub.data.readers.tables import columns_of, mpp_in, read_rows
+from tcgn_hub.data.readers.visium import is_visium, read_visium, visium_name
+from tcgn_hub.data.scale import given_scale
+from tcgn_hub.data.sections import Section
+from tcgn_hub.errors import SectionError
+
+__all__ = ["read_sections"]
+
+_Found = dict[str, Callable[[], Section]]
+
+_ACCEPTED = (
+    "give a folder of her2st, Space Ranger or HEST-1k, an .h5ad, or a table with the columns section, patient, data (a"
+    " sample sheet), patch, section, patient (patches), or slide, patient and genes (bulk RNA-seq)"
+)
+
+
+def read_sections(
+    source: str | Path | Sequence[str | Path],
+    *,
+    names: Sequence[str] | None = None,
+    expression: str | Path | None = None,
+    mpp: float | None = None,
+    tiles_um: float = 77.0,
+) -> list[Section]:
+    """Sections with measured expression, from one source or several.
+
+    A source is one of these, told by its content:
+
+    - a folder in the layout of almaan/her2st;
+    - the folder ``outs`` of Space Ranger, or the one that holds it; its patient is the name of the section;
+    - an ``.h5ad``; its patient is the name of the section if the file does not say;
+    - a folder in the layout of HEST-1k;
+    - a sample sheet, a CSV with the columns section, patient, data (one of the above, relative to the sheet), and
+      optionally image and mpp;
+    - a CSV of patches with the columns patch, section, patient, and optionally spot, x, y, mpp, together with
+      ``expression``;
+    - a CSV with the columns slide and patient, then genes: bulk RNA-seq, see `tcgn_hub.data.readers.bulk.read_bulk`.
+
+    Args:
+        source: Path or paths.
+        names: Sections to read, in this order; all if None.
+        expression: Table of spots by genes for patches.
+        mpp: Micrometres per pixel of every image, in place of what the sources say.
+        tiles_um: Side of the tiles of slides with bulk RNA-seq, in micrometres.
+
+    Raises:
+        SectionError: A source is missing, malformed or of no such kind, two sections have one name, or a name is
+            unknown.
+        ImageError: ``mpp`` cannot be the scale of a histology image.
+        ExtraError: A package to read a source is not installed.
+    """
+    given_scale(mpp, None)
+    paths = [Path(path) for path in ([source] if isinstance(source, (str, Path)) else source)]
+    table = None if expression is None else Path(expression)
+    found: _Found = {}
+    used = False
+    for path in paths:
+        kind = _kind(path)
+        used = used or kind == "patches"
+        for name, read in _find(path, kind, expression=table, mpp=mpp, tiles_um=tiles_um).items():
+            if name in found:
+                raise SectionError(f"Two sections are named {name}, one of them in {path}; rename one.")
+            found[name] = read
+    if table is not None and not used:
+        raise SectionError(f"{table} is the expression of patches, but no table of patches is given.")
+    unknown = [name for name in names or () if name not in found]
+    if unknown:
+        raise SectionError(
+            f"There is no section {', '.join(unknown)} in {', '.join(map(str, paths))}; there are {_listed(found)}."
+        )
+    sections = [found[name]() for name in (found if names is None else names)]
+    return sections if mpp is None else [replace(section, mpp=float(mpp)) for section in sections]
+
+
+def _listed(names: Any) -> str:
+    names = list(names)
+    return ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
+
+
+def _kind(path: Path) -> str:
+    if not path.exists():
+        raise SectionError(f"{path} does not exist; {_ACCEPTED}.")
+    if path.is_dir():
+        for kind, test in (("her2st", is_her2st), ("visium", is_visium), ("hest", is_hest)):
+            if test(path):
+                return kind
+    elif path.suffix == ".h5ad":
+        return "h5ad"
+    elif path.name.removesuffix(".gz").endswith((".csv", ".tsv", ".txt")):
+        columns = columns_of(path)
+        for kind, needed in (
+            ("sheet", {"section", "patient", "data"}),
+            ("patches", {"patch", "section", "patient"}),
+        ):
+            if needed <= set(columns):
+                return kind
+        if columns[:2] == ["slide", "patient"]:
+            return "bulk"
+    raise SectionError(f"{path} is nothing that sections can be read from; {_ACCEPTED}.")
+
+
+def _find(path: Path, kind: str, *, expression: Path | None, mpp: float | None, tiles_um: float) -> _Found:
+    """The sections of a source by name, each to be read by a call."""
+    if kind == "sheet":
+        return _of_sheet(path, mpp)
+    if kind == "bulk":
+        return find_bulk(path, mpp=mpp, field_um=tiles_um)
+    if kind == "patches":
+        if expression is None:
+            raise SectionError(f"{path} is a table of patches; give the expression of their spots too.")
+        return find_patches(path, expression, mpp=mpp)
+    return _of_data(path, kind, mpp=mpp)
+
+
+def _of_data(path: Path, kind: str, **known: Any) -> _Found:
+    """The sections of a folder or an .h5ad; what is known of them goes to the readers that would look for it."""
+    if kind in ("her2st", "hest"):
+        names, read = (her2st_names, read_her2st) if kind == "her2st" else (hest_names, read_hest)
+        return {name: partial(_one, read, path, name) for name in names(path)}
+    if kind == "visium":
+        return {visium_name(path): partial(read_visium, path, **known)}
+    return {path.stem: partial(read_h5ad, path, **known)}
+
+
+def _one(read: Callable[[Path, list[str]], list[Section]], path: Path, name: str) -> Section:
+    return read(path, [name])[0]
+
+
+def _of_sheet(sheet: Path, mpp: float | None) -> _Found:
+    found: _Found = {}
+    for row in read_rows(sheet):
+        name, patient = row["section"], row["patient"]
+        if not (name and patient and row["data"]):
+            raise SectionError(f"{sheet} has a row without section, patient or data: {', '.join(row.values())}.")
+        if name in found:
+            raise SectionError(f"{sheet} names the section {name} more than once; give each a name of its own.")
+        data = sheet.parent / row["data"]
+        image = sheet.parent / row["image"] if row.get("image") else None
+        if image is not None and not image.is_file():
+            raise SectionError(f"{sheet} gives section {name} the image {image}, which does not exist.")
+        scale = mpp_in(row, sheet) if mpp is None else mpp
+        kind = _kind(data)
+        if kind in ("sheet", "patches", "bulk"):
+            raise SectionError(f"{sheet} gives section {name} the data {data}, a table; give a folder or an .h5ad.")
+        inside = _of_data(data, kind, name=name, patient=patient, image=image, mpp=scale)
+        read = inside.get(name, next(iter(inside.values())) if len(inside) == 1 else None)
+        if read is None:
+            raise SectionError(f"{sheet}: {data} has no section {name}; there are {_listed(inside)}.")
+        changes = {"name": name, "patient": patient, "image": image, "mpp": scale}
+        found[name] = partial(_changed, read, {key: value for key, value in changes.items() if value is not None})
+    return found
+
+
+def _changed(read: Callable[[], Section], changes: dict[str, Any]) -> Section:
+    return replace(read(), **changes)

@@ -1,0 +1,140 @@
+"""Tables as text, with commas or tabs, plain or gzip, and errors that say which file and why."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import zlib
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TextIO
+
+import numpy as np
+
+from tcgn_hub.data.scale import given_scale
+from tcgn_hub.errors import ImageError, SectionError
+
+__all__ = ["columns_of", "mpp_in", "number", "open_text", "read_matrix", "read_rows"]
+
+# what reading text, and decompressing it, may raise
+_UNREADABLE = (OSError, EOFError, ValueError, csv.Error, zlib.error)
+
+
+@contextmanager
+def open_text(path: Path) -> Iterator[TextIO]:
+    """A text file, decompressed if its name ends in .gz.
+
+    Raises:
+        SectionError: It is missing, or cannot be decompressed or decoded.
+    """
+    try:
+        with (
+            gzip.open(path, "rt", newline="", encoding="utf-8-sig")
+            if path.suffix == ".gz"
+            else open(path, newline="", encoding="utf-8-sig")
+        ) as handle:
+            yield handle
+    except SectionError:
+        raise
+    except _UNREADABLE as err:
+        raise SectionError(f"{path} cannot be read as a table ({err}).") from err
+
+
+@contextmanager
+def _table(path: Path) -> Iterator[Iterator[list[str]]]:
+    """The lines of a table that are not empty."""
+    with open_text(path) as handle:
+        delimiter = "\t" if "\t" in handle.readline() else ","
+        handle.seek(0)
+        yield (row for row in csv.reader(handle, delimiter=delimiter) if row)
+
+
+def columns_of(path: Path) -> list[str]:
+    """Names of the columns of a table, none if it is empty.
+
+    Raises:
+        SectionError: The file is no table.
+    """
+    with _table(path) as rows:
+        return [name.strip() for name in next(rows, [])]
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """A table of few columns; values without the blanks around them, and empty where a row is short.
+
+    Raises:
+        SectionError: The file is no table, or has no rows.
+    """
+    with _table(path) as rows:
+        header = [name.strip() for name in next(rows, [])]
+        found = [{name: row[i].strip() if i < len(row) else "" for i, name in enumerate(header)} for row in rows]
+    if not found:
+        raise SectionError(f"{path} has no rows.")
+    return found
+
+
+def number(row: dict[str, str], column: str, path: Path) -> float | None:
+    """A number of a table's row, None if there is no such column or it is empty.
+
+    Raises:
+        SectionError: The value is no number.
+    """
+    value = row.get(column, "")
+    if not value:
+        return None
+    try:
+        return float(value)
+    except ValueError as err:
+        raise SectionError(f"{path} has '{value}' in its column {column}, which is not a number.") from err
+
+
+def mpp_in(row: dict[str, str], path: Path) -> float | None:
+    """Micrometres per pixel in the column mpp of a table's row, None if there is no such column or it is empty.
+
+    Raises:
+        SectionError: The value cannot be the scale of an image.
+    """
+    mpp = number(row, "mpp", path)
+    try:
+        given_scale(mpp, None)
+    except ImageError as err:
+        raise SectionError(f"{path}, column mpp: {err}") from err
+    return mpp
+
+
+def read_matrix(path: Path, labels: int = 1) -> tuple[list[list[str]], list[str], np.ndarray]:
+    """A table of numbers whose rows begin with labels.
+
+    Args:
+        path: The file.
+        labels: Columns before the numbers.
+
+    Returns:
+        The labels of each row; the names of the columns of numbers, which R may have written without those of the
+        labels; and the numbers, float32, shape (rows, columns).
+
+    Raises:
+        SectionError: The file is no table of numbers, has no rows, or its first labels are not unique.
+    """
+    names: list[list[str]] = []
+    values: list[np.ndarray] = []
+    with _table(path) as rows:
+        header = next(rows, [])
+        for row in rows:
+            short = len(row) - len(header)
+            if short not in (0, labels) or (values and len(row) - labels != len(values[0])):
+                raise SectionError(f"Row {row[0]} of {path} has {len(row)} cells, but its header {len(header)}.")
+            names.append([cell.strip() for cell in row[:labels]])
+            try:
+                values.append(np.array(row[labels:], dtype=np.float32))
+            except ValueError as err:
+                raise SectionError(f"Row {row[0]} of {path} has a value that is not a number ({err}).") from err
+    if not values or not len(values[0]):
+        raise SectionError(f"{path} has no rows of numbers.")
+    twice = [name for name, count in Counter(row[0] for row in names).items() if count > 1]
+    if twice:
+        raise SectionError(f"{path} has more than one row of {twice[0]}; give each spot or slide one row.")
+    columns = [name.strip() for name in header[len(header) - len(values[0]) :]]
+    return names, columns, np.stack(values)

@@ -1,0 +1,261 @@
+"""All that is said of a model on sections held out: a summary, a row a gene, and the values to draw."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from tcgn_hub.errors import SectionError
+from tcgn_hub.evaluation.ceiling import noise_ceiling
+from tcgn_hub.evaluation.metrics import (
+    benjamini_hochberg,
+    bootstrap_weights,
+    interval,
+    nrmse,
+    p_values,
+    pearson,
+    rmse,
+    spearman,
+    weighted_pearson,
+)
+
+__all__ = ["Evaluation", "Measured", "summarise"]
+
+_LEAST_SPOTS = 4
+"""Spots below which a correlation says nothing."""
+
+_TOP = 50
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One section held out: what was measured, and what was predicted for it.
+
+    Attributes:
+        name: Name of the section.
+        patient: Patient the tissue is from.
+        xy: Spot centres in any unit, shape (n, 2); NaN where unknown.
+        targets: Measurements, shape (n, genes); NaN in the columns of genes not measured, and in the rows of spots
+            without counts, which are left out.
+        predicted: Predictions of the model in the same units, shape (n, genes).
+        baselines: Predictions of 'ridge' and 'mean', each of shape (n, genes); either may be missing.
+        counts: Raw counts of the panel's genes for the noise ceiling, shape (n, genes); None if there are none.
+    """
+
+    name: str
+    patient: str
+    xy: np.ndarray
+    targets: np.ndarray
+    predicted: np.ndarray
+    baselines: dict[str, np.ndarray]
+    counts: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What is known of a model from sections held out.
+
+    Attributes:
+        summary: What to write as JSON, see `summarise`; null where something is unknown.
+        per_gene: One row a gene, with ``gene``, ``pcc``, ``pcc_low``, ``pcc_high``, ``spearman``, ``rmse``, ``nrmse``,
+            ``pcc_ridge``, ``rmse_mean``, ``ceiling``, ``p`` and ``reliable``; None where something is unknown.
+        pcc: Of each section the correlations of 'TCGN' and 'ridge' and the 'ceiling', each of shape (genes,), with NaN
+            where they are unknown.
+    """
+
+    summary: dict[str, Any]
+    per_gene: list[dict[str, Any]]
+    pcc: dict[str, dict[str, np.ndarray]]
+
+
+def summarise(measured: Sequence[Measured], genes: Sequence[str], *, repeats: int = 1000, seed: int = 0) -> Evaluation:
+    """Compare predictions with measurements on sections held out, of one split or of all folds of a cross-validation.
+
+    The summary has, over all sections and for each of them under ``sections``:
+
+    - ``spots``, and ``patient`` of a section;
+    - ``median_pcc``, ``median_spearman``, ``median_rmse``, ``median_nrmse``: medians over genes, see `metrics`;
+    - ``median_pcc_interval``: its 95 % interval by `bootstrap_weights`;
+    - ``median_pcc_ridge``, ``gain_over_ridge``, ``gain_over_ridge_interval``: ridge regression, and the median PCC
+      less that of ridge, with an interval from the same draws of spots for both;
+    - ``median_rmse_mean``: RMSE of the training spots' mean;
+    - ``median_ceiling``: see `tcgn_hub.evaluation.ceiling.noise_ceiling`;
+    - ``top50_variable``: mean PCC of the 50 genes that vary most in the measurement, the convention of HEST-1k (Jaume
+      et al. 2024);
+    - ``top50_best``: mean PCC of the 50 genes predicted best. They are chosen on the test itself, which flatters: use
+      it to compare with papers that report it, and for nothing else;
+    - ``reliable_genes``, ``share_reliable``: genes whose PCC is above 0 at a false discovery rate of 5 %, and their
+      share of the genes measured; ``reliable`` names them, over all sections only;
+    - ``note``: of a section of fewer than four spots, that it has no correlations.
+
+    Over several sections the value of a gene is its mean over those that measured it, and so are its bootstrap samples:
+    spots pooled would reward knowing the section. Intervals and reliability hold for these sections: what another
+    section or patient would add is not in them.
+
+    Args:
+        measured: The sections.
+        genes: Gene symbols of the columns.
+        repeats: Repeats of the bootstrap.
+        seed: Seed of the bootstrap and the ceiling.
+
+    Raises:
+        SectionError: There is no section, or the same one twice.
+    """
+    names = [section.name for section in measured]
+    if not names:
+        raise SectionError("There is no section to measure on.")
+    if len(set(names)) < len(names):
+        raise SectionError(f"Section {max(names, key=names.count)} is to be measured twice; give it once.")
+    sections: dict[str, Any] = {}
+    pcc: dict[str, dict[str, np.ndarray]] = {}
+    mean = _Mean()
+    for i, section in enumerate(map(_with_counts, measured)):
+        values = _values(section, repeats, (seed, i))
+        mean.add(values)
+        pcc[section.name] = {"TCGN": values["pcc"], "ridge": values["pcc_ridge"], "ceiling": values["ceiling"]}
+        facts: dict[str, Any] = {"patient": section.patient, "spots": len(section.targets)}
+        if len(section.targets) < _LEAST_SPOTS:
+            facts["note"] = f"fewer than {_LEAST_SPOTS} spots, so no correlations"
+        sections[section.name] = {**facts, **_over_genes(values)}
+
+    values = mean.values()
+    p, passed = _reliable(values)
+    low, high = interval(values["samples"])
+    summary = {
+        "sections": sections,
+        **_over_genes(values),
+        "spots": sum(facts["spots"] for facts in sections.values()),
+        "reliable": [gene for gene, is_reliable in zip(genes, passed, strict=True) if is_reliable],
+    }
+    columns = {
+        "pcc": values["pcc"],
+        "pcc_low": low,
+        "pcc_high": high,
+        **{key: values[key] for key in ("spearman", "rmse", "nrmse", "pcc_ridge", "rmse_mean", "ceiling")},
+        "p": p,
+        "reliable": passed,
+    }
+    rows = [
+        {"gene": gene, **{key: column[i].item() for key, column in columns.items()}} for i, gene in enumerate(genes)
+    ]
+    return Evaluation(summary=_plain(summary), per_gene=_plain(rows), pcc=pcc)
+
+
+def _with_counts(section: Measured) -> Measured:
+    """The section without the spots that have no measurement of any gene."""
+    keep = ~np.isnan(section.targets).all(axis=1)
+    return replace(
+        section,
+        xy=section.xy[keep],
+        targets=section.targets[keep],
+        predicted=section.predicted[keep],
+        baselines={name: values[keep] for name, values in section.baselines.items()},
+        counts=None if section.counts is None else section.counts[keep],
+    )
+
+
+def _values(section: Measured, repeats: int, seed: tuple[int, int]) -> dict[str, np.ndarray]:
+    """All metrics of a section, each of shape (genes,), and bootstrap samples, of shape (repeats, genes)."""
+    targets, predicted = section.targets, section.predicted
+    unknown = np.full(targets.shape, np.nan)
+    ridge, mean = (section.baselines.get(name, unknown) for name in ("ridge", "mean"))
+    none = np.full(targets.shape[1], np.nan)
+    values = dict.fromkeys(("rmse", "nrmse", "rmse_mean", "variance", "pcc", "spearman", "pcc_ridge", "ceiling"), none)
+    values |= dict.fromkeys(("samples", "samples_ridge"), np.tile(none, (repeats, 1)))
+    if len(targets):
+        values["rmse"], values["nrmse"] = rmse(predicted, targets), nrmse(predicted, targets)
+        values["rmse_mean"] = rmse(mean, targets)
+        values["variance"] = targets.var(axis=0, dtype=np.float64)
+    if len(targets) < _LEAST_SPOTS:
+        return values
+    weights = bootstrap_weights(section.xy, repeats=repeats, seed=seed)
+    counts = unknown if section.counts is None else section.counts
+    return values | {
+        "pcc": pearson(predicted, targets),
+        "spearman": spearman(predicted, targets),
+        "pcc_ridge": pearson(ridge, targets),
+        "ceiling": noise_ceiling(counts, seed=seed[0]),
+        "samples": weighted_pearson(predicted, targets, weights),
+        "samples_ridge": weighted_pearson(ridge, targets, weights),
+    }
+
+
+class _Mean:
+    """The mean over sections of all that `_values` gives, over those where it is known."""
+
+    def __init__(self) -> None:
+        self._sum: dict[str, np.ndarray] = {}
+        self._number: dict[str, np.ndarray] = {}
+
+    def add(self, values: dict[str, np.ndarray]) -> None:
+        for key, value in values.items():
+            self._sum[key] = self._sum.get(key, 0) + np.nan_to_num(value)
+            self._number[key] = self._number.get(key, 0) + ~np.isnan(value)
+
+    def values(self) -> dict[str, np.ndarray]:
+        return {
+            key: np.divide(total, number, out=np.full(total.shape, np.nan), where=number > 0)
+            for key, total in self._sum.items()
+            for number in (self._number[key],)
+        }
+
+
+def _reliable(values: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    p = p_values(values["pcc"], values["samples"])
+    return p, benjamini_hochberg(p)
+
+
+def _over_genes(values: dict[str, np.ndarray]) -> dict[str, Any]:
+    """The part of a summary that one section and the mean over sections share."""
+    pcc, ridge = values["pcc"], values["pcc_ridge"]
+    known = ~np.isnan(pcc)
+    # a gene that no training section measured has no prediction of ridge
+    both = known & ~np.isnan(ridge)
+    gain = np.median(pcc[both]) - np.median(ridge[both]) if both.any() else math.nan
+    passed = _reliable(values)[1]
+    return {
+        "median_pcc": _median(pcc),
+        "median_pcc_interval": _interval_of_median(values["samples"][:, known]),
+        "median_spearman": _median(values["spearman"]),
+        "median_rmse": _median(values["rmse"]),
+        "median_nrmse": _median(values["nrmse"]),
+        "top50_best": _mean_of_highest(pcc[known], pcc[known]),
+        "top50_variable": _mean_of_highest(pcc[known], values["variance"][known]),
+        "median_pcc_ridge": _median(ridge),
+        "gain_over_ridge": float(gain),
+        "gain_over_ridge_interval": _interval_of_median(values["samples"][:, both], values["samples_ridge"][:, both]),
+        "median_rmse_mean": _median(values["rmse_mean"]),
+        "median_ceiling": _median(values["ceiling"]),
+        "reliable_genes": int(passed.sum()),
+        "share_reliable": float(passed[known].mean()) if known.any() else math.nan,
+    }
+
+
+def _median(values: np.ndarray) -> float:
+    known = values[~np.isnan(values)]
+    return float(np.median(known)) if len(known) else math.nan
+
+
+def _interval_of_median(samples: np.ndarray, less: np.ndarray | None = None) -> list[float] | None:
+    """Interval of the median over genes, or of its difference to that of other samples, from (repeats, genes)."""
+    if not samples.shape[1]:
+        return None
+    medians = np.median(samples, axis=1) - (0 if less is None else np.median(less, axis=1))
+    return [float(end) for end in interval(medians)]
+
+
+def _mean_of_highest(values: np.ndarray, by: np.ndarray) -> float:
+    return float(values[np.argsort(-by, kind="stable")[:_TOP]].mean()) if len(values) else math.nan
+
+
+def _plain(value: Any) -> Any:
+    """The same with None for NaN, which JSON has no word for."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value

@@ -1,0 +1,202 @@
+"""evaluate(): a model and its baselines on sections that were held out."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tcgn_hub.data.crops import SpotCrops, spot_crops
+from tcgn_hub.data.readers import Data, as_sections
+from tcgn_hub.data.sections import Section, expression_targets, panel_counts
+from tcgn_hub.data.summary import check_sections
+from tcgn_hub.errors import SectionError
+from tcgn_hub.evaluation.baselines import color_texture_features, mean_predict, ridge_predict
+from tcgn_hub.evaluation.evaluate import Evaluation, Measured, summarise
+from tcgn_hub.evaluation.splits import check_leak
+from tcgn_hub.outputs.evaluations import write_evaluation
+from tcgn_hub.transforms import center_crop, to_input
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["evaluate", "measure", "predict_crops"]
+
+_logger = logging.getLogger(__name__)
+
+
+def evaluate(
+    data: Data,
+    *,
+    weights: str | Path | None = None,
+    test: Sequence[str] | None = None,
+    split: str = "patient",
+    out: str | Path | None = None,
+    views: int = 1,
+    crop_px: int | None = None,
+    device: str | None = None,
+    cache: str | Path | None = None,
+) -> Evaluation:
+    """Measure weights on sections that they were not trained on.
+
+    The baselines are fitted on those sections of ``data`` that the weights were trained on; without any, the results
+    stand alone.
+
+    Args:
+        data: Sections, or what `tcgn_hub.read_sections` takes.
+        weights: As in `tcgn_hub.load_model`.
+        test: Names of the sections or patients to measure on; all that the weights were not trained on if None.
+        split: 'patient' refuses sections of patients that the weights were trained on; 'section' takes them.
+        out: Folder to write ``metrics.json``, ``per_gene.csv``, ``held_out.npz`` and ``figures/`` to.
+        views: Over how many rotations and flips of a patch to average its prediction, 1 to 8.
+        crop_px: Side of a patch in pixels of the image, instead of in micrometres.
+        device: Device to compute on; CUDA where there is one if None.
+        cache: Folder to keep crops in.
+
+    Raises:
+        SectionError: Data are missing or malformed, no section is left to measure on, or a section or patient was
+            trained on.
+        WeightsError: The weights cannot be had.
+        OutputError: The results cannot be written.
+    """
+    import torch
+
+    from tcgn_hub.registry import load_model
+
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    model, info = load_model(weights, device=device)
+    sections = as_sections(data)
+    trained = set(info.training_data.get("sections") or ())
+    train = [section for section in sections if section.name in trained]
+    chosen = [
+        section
+        for section in sections
+        if (section.name not in trained if test is None else {section.name, section.patient}.intersection(test))
+    ]
+    unknown = set(test or ()) - {name for section in sections for name in (section.name, section.patient)}
+    if unknown or not chosen:
+        what = f"There is no section or patient {', '.join(sorted(unknown))}" if unknown else "No section is left"
+        raise SectionError(f"{what} to measure on; the sections are {', '.join(s.name for s in sections)}.")
+    if not trained:
+        _logger.warning("%s does not say what it was trained on, so that a leak cannot be excluded.", info.name)
+    patients = {*(info.training_data.get("patients") or ()), *(section.patient for section in train)}
+    check_leak(trained, patients, chosen, split)
+    if not train:
+        _logger.warning("No baselines: none of the sections that %s was trained on is among the data.", info.name)
+
+    checked, table = check_sections([*train, *chosen], info.genes)
+    _logger.info("%s", table)
+    size = {"crop_px": crop_px} if crop_px else {"field_um": info.field_um}
+    measured = measure(
+        model,
+        train=checked[: len(train)],
+        test=checked[len(train) :],
+        panel=info.genes,
+        crops={section.name: spot_crops(section, cache=cache, **size) for section in checked},
+        device=device,
+        views=views,
+    )
+    evaluation = summarise(measured, info.genes)
+    if out is not None:
+        facts = {"weights": info.name, "sha256": info.sha256, "split": split, "views": views}
+        write_evaluation(evaluation, measured, out, facts=facts)
+    return evaluation
+
+
+def predict_crops(
+    model: nn.Module, crops: SpotCrops, *, device: str = "cpu", views: int = 1, batch_size: int = 32
+) -> np.ndarray:
+    """Predictions for the centres of crops, shape (n, genes).
+
+    Args:
+        model: A model on the device.
+        crops: The crops.
+        device: Where the model is.
+        views: Over how many rotations and flips to average, 1 to 8.
+        batch_size: Patches at once.
+    """
+    import torch
+
+    model.eval()
+    out = []
+    with torch.inference_mode():
+        for start in range(0, len(crops.pixels), batch_size):
+            batch = torch.from_numpy(np.array(crops.pixels[start : start + batch_size]))
+            x = to_input(center_crop(batch, crops.field_px).to(device))
+            total = model(x).float()
+            for view in range(1, views):
+                turned = x.rot90(view % 4, (2, 3))
+                total = total + model(turned.flip(3) if view >= 4 else turned).float()
+            out.append((total / views).cpu().numpy())
+    return np.concatenate(out)
+
+
+def measure(
+    model: nn.Module,
+    *,
+    train: Sequence[Section],
+    test: Sequence[Section],
+    panel: Sequence[str],
+    crops: Mapping[str, SpotCrops],
+    device: str = "cpu",
+    views: int = 1,
+) -> list[Measured]:
+    """Predictions of a model for held-out sections, beside those of baselines fitted on the training sections.
+
+    Args:
+        model: Predicts the panel.
+        train: Sections that baselines are fitted on; no baselines if empty.
+        test: Sections to predict. Those with one bulk measurement are taken together, as one section whose spots are
+            the slides.
+        panel: Genes.
+        crops: Of all sections, by name.
+        device: Where the model is.
+        views: Over how many rotations and flips to average.
+    """
+    targets = {s.name: expression_targets(s, panel) for s in (*train, *test)}
+    features = {s.name: _features(s, crops[s.name]) for s in (*train, *test)} if train else {}
+    x = np.concatenate([features[s.name] for s in train]) if train else np.empty((0, 0))
+    y = np.concatenate([targets[s.name] for s in train]) if train else np.empty((0, len(panel)))
+
+    def one(section: Section) -> Measured:
+        predicted = predict_crops(model, crops[section.name], device=device, views=views)
+        baselines = {}
+        if train:
+            own = features[section.name]
+            baselines = {"ridge": ridge_predict(x, y, own), "mean": mean_predict(y, len(own))}
+        return Measured(
+            name=section.name,
+            patient=section.patient,
+            xy=section.xy,
+            targets=targets[section.name],
+            predicted=predicted.mean(axis=0, keepdims=True) if section.bulk else predicted,
+            baselines=baselines,
+            counts=None if section.bulk else panel_counts(section, panel),
+        )
+
+    spots = [one(section) for section in test if not section.bulk]
+    slides = [one(section) for section in test if section.bulk]
+    return spots + ([_together(slides)] if slides else [])
+
+
+def _features(section: Section, crops: SpotCrops) -> np.ndarray:
+    features = color_texture_features(
+        np.asarray(center_crop(np.asarray(crops.pixels).transpose(0, 2, 3, 1), crops.field_px)).transpose(0, 3, 1, 2)
+    )
+    return features.mean(axis=0, keepdims=True) if section.bulk else features
+
+
+def _together(slides: Sequence[Measured]) -> Measured:
+    """Slides with one measurement each, as the spots of one section."""
+    return Measured(
+        name="bulk",
+        patient=", ".join(dict.fromkeys(slide.patient for slide in slides)),
+        xy=np.full((len(slides), 2), np.nan),
+        targets=np.concatenate([slide.targets for slide in slides]),
+        predicted=np.concatenate([slide.predicted for slide in slides]),
+        baselines={name: np.concatenate([slide.baselines[name] for slide in slides]) for name in slides[0].baselines},
+        counts=None,
+    )

@@ -1,0 +1,232 @@
+"""Agreement of predictions with measured expression, gene by gene, and how sure of it one can be."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+__all__ = [
+    "benjamini_hochberg",
+    "bootstrap_weights",
+    "interval",
+    "nrmse",
+    "p_values",
+    "pearson",
+    "rmse",
+    "spearman",
+    "weighted_pearson",
+]
+
+# the bootstrap's estimates need some blocks to choose among
+_LEAST_BLOCKS = 10
+_GENES_AT_ONCE = 128
+
+
+def pearson(predicted: np.ndarray, measured: np.ndarray) -> np.ndarray:
+    """Pearson correlation (PCC) of each gene over spots, 0 where either is constant.
+
+    Args:
+        predicted: Predictions, shape (spots, genes).
+        measured: Measurements in the same units, shape (spots, genes).
+
+    Returns:
+        Correlations, float64, shape (genes,); NaN for genes that were not measured, whose column is NaN.
+    """
+    p, m = _centred(predicted), _centred(measured)
+    norm = np.sqrt((p**2).sum(axis=0) * (m**2).sum(axis=0))
+    return np.divide((p * m).sum(axis=0), norm, out=np.zeros(p.shape[1]), where=norm != 0)
+
+
+def spearman(predicted: np.ndarray, measured: np.ndarray) -> np.ndarray:
+    """Spearman correlation of each gene over spots: `pearson` of the ranks, ties given their average rank.
+
+    Args:
+        predicted: Predictions, shape (spots, genes).
+        measured: Measurements, shape (spots, genes).
+
+    Returns:
+        Correlations, float64, shape (genes,); 0 where either is constant, NaN for genes that were not measured.
+    """
+    return pearson(_ranks(predicted), _ranks(measured))
+
+
+def rmse(predicted: np.ndarray, measured: np.ndarray) -> np.ndarray:
+    """Root of the mean squared error of each gene over spots, in the units of the measurements.
+
+    Args:
+        predicted: Predictions, shape (spots, genes).
+        measured: Measurements in the same units, shape (spots, genes).
+
+    Returns:
+        Errors, float64, shape (genes,); NaN for genes that were not measured.
+    """
+    return np.sqrt(np.mean((predicted - measured.astype(np.float64)) ** 2, axis=0))
+
+
+def nrmse(predicted: np.ndarray, measured: np.ndarray) -> np.ndarray:
+    """`rmse` of each gene over the standard deviation of its measurements.
+
+    1 is what the section's own mean of the gene reaches, 0 is perfect; a wrong level or scale can make it any worse
+    than 1 however well the pattern fits.
+
+    Args:
+        predicted: Predictions, shape (spots, genes).
+        measured: Measurements in the same units, shape (spots, genes).
+
+    Returns:
+        Errors without units, float64, shape (genes,); NaN where the measurements are constant or missing.
+    """
+    spread = np.sqrt((_centred(measured) ** 2).mean(axis=0))
+    return np.divide(rmse(predicted, measured), spread, out=np.full(len(spread), np.nan), where=spread != 0)
+
+
+def bootstrap_weights(
+    xy: np.ndarray, *, repeats: int = 1000, block: int = 3, seed: int | Sequence[int] = 0
+) -> np.ndarray:
+    """How often each spot is drawn in each repeat of a spatial block bootstrap (Künsch 1989).
+
+    Neighbouring spots resemble each other, so that spots drawn one by one would promise more than they know: squares
+    of ``block`` x ``block`` spot pitches are drawn with replacement. The pitch is the median distance of a spot to its
+    nearest neighbour. Where the squares would be fewer than ten, smaller ones are drawn; where positions are unknown,
+    single spots. Structures larger than a block still make the result optimistic: of unrelated Gaussian fields on
+    18 x 18 spots, smooth over 1 and 2 pitches (standard deviation of the kernel), 95 % intervals held the truth in 83 %
+    and 63 % of cases, and in 55 % and 27 % with single spots.
+
+    Args:
+        xy: Spot centres in any unit, shape (n, 2); NaN where unknown.
+        repeats: Number of repeats.
+        block: Side of a block in spot pitches.
+        seed: Seed of the draws.
+
+    Returns:
+        Whole numbers, float64, shape (repeats, n).
+    """
+    of_spot = _blocks(xy, block)
+    blocks = int(of_spot.max()) + 1
+    drawn = np.random.default_rng(seed).multinomial(blocks, np.full(blocks, 1 / blocks), size=repeats)
+    return drawn[:, of_spot].astype(np.float64)
+
+
+def weighted_pearson(predicted: np.ndarray, measured: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """`pearson` under many weightings of the spots, such as those of `bootstrap_weights`.
+
+    Args:
+        predicted: Predictions, shape (spots, genes).
+        measured: Measurements in the same units, shape (spots, genes).
+        weights: Weights of the spots, not negative, shape (repeats, spots).
+
+    Returns:
+        Correlations, float64, shape (repeats, genes); 0 where either is constant, NaN for genes not measured.
+    """
+    w = weights / weights.sum(axis=1, keepdims=True)
+    out = np.zeros((len(w), measured.shape[1]))
+    for start in range(0, measured.shape[1], _GENES_AT_ONCE):
+        genes = slice(start, start + _GENES_AT_ONCE)
+        p, m = _standardised(predicted[:, genes]), _standardised(measured[:, genes])
+        mean_p, mean_m = w @ p, w @ m
+        variance_p, variance_m = w @ p**2 - mean_p**2, w @ m**2 - mean_m**2
+        # of a gene that is constant among the drawn spots, rounding leaves about 1e-16; NaN goes on to the quotient
+        varies = ~((variance_p < 1e-12) | (variance_m < 1e-12))
+        norm = np.sqrt(np.maximum(variance_p, 0) * np.maximum(variance_m, 0))
+        np.divide(w @ (p * m) - mean_p * mean_m, norm, out=out[:, genes], where=varies)
+    return np.clip(out, -1, 1)
+
+
+def interval(samples: np.ndarray, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
+    """Percentile interval of bootstrap samples.
+
+    Args:
+        samples: Shape (repeats, ...).
+        level: Share of the samples inside.
+
+    Returns:
+        Lower and upper end, each of shape (...).
+    """
+    low, high = np.quantile(samples, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    return low, high
+
+
+def p_values(pcc: np.ndarray, samples: np.ndarray) -> np.ndarray:
+    """One-sided p-values that genes have a correlation above 0.
+
+    Fisher's z of the estimate over the standard deviation of z among the bootstrap samples, against a normal.
+
+    Args:
+        pcc: Correlation of each gene, shape (genes,).
+        samples: Its bootstrap samples, shape (repeats, genes).
+
+    Returns:
+        Shape (genes,); 1 where the samples do not vary, NaN where the correlation is NaN.
+    """
+    error = _fisher_z(samples).std(axis=0, ddof=1)
+    z = np.divide(_fisher_z(pcc), error, out=np.full(len(pcc), -np.inf), where=error != 0)
+    return np.array([math.erfc(value / math.sqrt(2)) / 2 for value in z])
+
+
+def benjamini_hochberg(p: np.ndarray, fdr: float = 0.05) -> np.ndarray:
+    """Which hypotheses are rejected at a false discovery rate (Benjamini and Hochberg 1995).
+
+    Args:
+        p: p-values, shape (tests,); NaN is no test.
+        fdr: False discovery rate.
+
+    Returns:
+        True where rejected, shape (tests,).
+    """
+    tested = np.sort(p[~np.isnan(p)])
+    passed = tested <= fdr * np.arange(1, len(tested) + 1) / max(len(tested), 1)
+    return p <= (tested[passed].max() if passed.any() else -1)
+
+
+def _centred(values: np.ndarray) -> np.ndarray:
+    """Columns less their mean, float64; a constant column gives zeros, where rounding of the mean might not."""
+    centred = values - values.mean(axis=0, dtype=np.float64)
+    return np.where(np.ptp(values, axis=0) == 0, 0, centred)
+
+
+def _standardised(values: np.ndarray) -> np.ndarray:
+    centred = _centred(values)
+    spread = np.sqrt((centred**2).mean(axis=0))
+    return np.divide(centred, spread, out=np.zeros_like(centred), where=spread != 0)
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    """Ranks within each column, from 0, the average of them for ties; NaN stays NaN."""
+    order = np.argsort(values, axis=0)
+    ordered = np.take_along_axis(values, order, axis=0)
+    place = np.arange(len(values))[:, None]
+    edge = np.ones((len(values) + 1, values.shape[1]), dtype=bool)
+    edge[1:-1] = ordered[1:] != ordered[:-1]
+    first = np.maximum.accumulate(np.where(edge[:-1], place, 0), axis=0)
+    last = np.minimum.accumulate(np.where(edge[1:], place, len(values))[::-1], axis=0)[::-1]
+    ranks = np.empty(values.shape)
+    np.put_along_axis(ranks, order, (first + last) / 2, axis=0)
+    return np.where(np.isnan(values), np.nan, ranks)
+
+
+def _blocks(xy: np.ndarray, block: int) -> np.ndarray:
+    """Number of the block of each spot, from 0 without gaps, shape (n,)."""
+    pitch = _pitch(xy)
+    if pitch is None:
+        return np.arange(len(xy))
+    cell = np.floor((xy - xy.min(axis=0)) / pitch)
+    while True:
+        of_spot = np.unique(cell // block, axis=0, return_inverse=True)[1].ravel()
+        if block == 1 or of_spot.max() + 1 >= _LEAST_BLOCKS:
+            return of_spot
+        block -= 1
+
+
+def _pitch(xy: np.ndarray) -> float | None:
+    """Median distance to the nearest other place of a spot, of some hundred spots; None if there is none."""
+    some = xy[np.unique(np.linspace(0, len(xy) - 1, 500).astype(int))]
+    distance = np.hypot(*(some[:, None] - xy).transpose(2, 0, 1))
+    nearest = np.where(distance > 0, distance, np.inf).min(axis=1)
+    pitch = float(np.median(nearest))
+    return pitch if math.isfinite(pitch) and not np.isnan(xy).any() else None
+
+
+def _fisher_z(pcc: np.ndarray) -> np.ndarray:
+    return np.arctanh(np.clip(pcc, -0.999999, 0.999999))

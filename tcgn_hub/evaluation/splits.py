@@ -1,0 +1,259 @@
+"""Which sections to train on and which to hold out, so that nothing of a test is seen in training."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import numpy as np
+
+from tcgn_hub.data.sections import Section
+from tcgn_hub.errors import SectionError, TrainingError
+
+__all__ = ["SPLITS", "Split", "check_leak", "folds", "make_split", "spatial_block"]
+
+SPLITS = ("patient", "section", "none")
+"""What may be kept together by a split: whole patients, whole sections, or everything, which then all trains."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """Names of the sections to train on, to choose settings on, and to measure on once.
+
+    Attributes:
+        train: Sections to train on.
+        val: Sections to choose on, such as when to stop; none of them trains.
+        test: Sections held out, on which nothing is chosen.
+    """
+
+    train: tuple[str, ...]
+    val: tuple[str, ...] = ()
+    test: tuple[str, ...] = ()
+
+    def to_json(self) -> str:
+        """One object of three lists of names."""
+        return json.dumps(asdict(self)) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Split:
+        """The split that `to_json` wrote.
+
+        Raises:
+            SectionError: The text is something else.
+        """
+        keys = [field.name for field in fields(cls)]
+        try:
+            names = json.loads(text)
+        except ValueError:
+            names = None
+        lists: list[Any] = [names.get(key) for key in keys] if isinstance(names, dict) else [None]
+        if not all(isinstance(part, list) and all(isinstance(name, str) for name in part) for part in lists):
+            raise SectionError(f"A split is a JSON object of the lists {', '.join(keys)} of names, not {text!r:.80}.")
+        return cls(*(tuple(part) for part in lists))
+
+
+def make_split(
+    sections: Sequence[Section],
+    *,
+    by: str = "patient",
+    test: Sequence[str] | None = None,
+    val: bool = False,
+    seed: int = 0,
+) -> Split:
+    """Divide sections into those to train on and those to hold out.
+
+    Args:
+        sections: The sections.
+        by: 'patient' holds out whole patients, so that the test tells how well another patient is predicted;
+            'section' holds out sections, of which the training may have seen neighbours of the same patient; 'none'
+            holds out nothing.
+        test: Sections or patients to hold out; about a fifth, chosen by ``seed``, if None.
+        val: Set aside sections to choose on: those of one patient if several are left to train on, else one section
+            if several are left, else none, and `spatial_block` sets aside spots of the one section.
+        seed: Seed of what is chosen.
+
+    Returns:
+        The names, in the order of ``sections``.
+
+    Raises:
+        SectionError: A name is unknown or there twice, or there are too few sections or patients for the split.
+        TrainingError: ``by`` is none of the three.
+    """
+    _check_by(by)
+    patients = _patients(sections)
+    if not patients:
+        raise SectionError("There are no sections to train on.")
+    if by == "none":
+        if test:
+            raise SectionError("Sections to test on are given, but split='none' trains on everything; leave one out.")
+        return _divide(patients, set(), val, seed)
+    _check_groups(patients, by)
+    if test is not None:
+        held_out = _named(patients, test, by)
+    else:
+        groups = sorted(set(patients.values()) if by == "patient" else patients)
+        chosen = set(_shuffled(groups, seed)[: max(1, round(len(groups) / 5))])
+        held_out = {name for name, patient in patients.items() if (patient if by == "patient" else name) in chosen}
+    if not held_out:
+        raise SectionError("The list of sections to test on is empty; name some, or say split='none'.")
+    if len(held_out) == len(patients):
+        raise SectionError(f"All {len(patients)} sections are held out, so that none is left to train on; name fewer.")
+    if by == "patient":
+        _check_patients({patients[name] for name in patients if name not in held_out}, patients, held_out)
+    return _divide(patients, held_out, val, seed)
+
+
+def folds(sections: Sequence[Section], by: str, *, val: bool = False, seed: int = 0) -> list[tuple[str, Split]]:
+    """The splits of a cross-validation that leaves out one patient or one section at a time.
+
+    Args:
+        sections: The sections.
+        by: 'patient' or 'section'.
+        val: Set aside sections to choose on in each fold, see `make_split`.
+        seed: Seed of what is set aside.
+
+    Returns:
+        Names such as 'patient C' or 'C6', and their splits; each section is in the test of exactly one.
+
+    Raises:
+        SectionError: There is one patient or section only, or two sections share a name.
+        TrainingError: ``by`` is neither.
+    """
+    if by == "none":
+        raise TrainingError("A cross-validation needs sections to hold out; say split='patient' or split='section'.")
+    _check_by(by)
+    patients = _patients(sections)
+    _check_groups(patients, by)
+    if by == "section":
+        return [(name, _divide(patients, {name}, val, seed)) for name in patients]
+    return [
+        (f"patient {held_out}", _divide(patients, {n for n, p in patients.items() if p == held_out}, val, seed))
+        for held_out in dict.fromkeys(patients.values())
+    ]
+
+
+def check_leak(
+    train_names: Collection[str], train_patients: Collection[str], test_sections: Sequence[Section], by: str
+) -> None:
+    """Refuse to test on what was trained on.
+
+    Args:
+        train_names: Sections that were trained on.
+        train_patients: Their patients; empty if unknown.
+        test_sections: Sections to test on.
+        by: 'patient' refuses patients that were trained on too; 'section' and 'none' only sections.
+
+    Raises:
+        SectionError: A section, or by patient a patient, is in both sets.
+        TrainingError: ``by`` is none of the three.
+    """
+    _check_by(by)
+    patients = _patients(test_sections)
+    both = [name for name in patients if name in set(train_names)]
+    if both:
+        raise SectionError(
+            f"Sections {', '.join(both)} are both to train and to test on; a test needs sections that were not seen."
+        )
+    if by == "patient":
+        _check_patients(train_patients, patients, set(patients))
+
+
+def spatial_block(xy: np.ndarray, share: float = 0.2) -> np.ndarray:
+    """Spots to choose on within a single section: a strip at one end of its longer axis.
+
+    Spots picked at random would have neighbours among those that train, and tell little. Nothing here is random.
+
+    Args:
+        xy: Spot centres in any unit, shape (n, 2); where they are NaN, the last spots are taken.
+        share: Share of the spots to set aside.
+
+    Returns:
+        True for the spots set aside, shape (n,): at least one, and not all, unless there is one spot only.
+    """
+    mask = np.zeros(len(xy), dtype=bool)
+    if len(xy) > 1:
+        along = int(np.argmax(np.ptp(xy, axis=0)))
+        number = min(max(round(share * len(xy)), 1), len(xy) - 1)
+        # a column of a grid that has to be divided is divided in one place
+        mask[np.lexsort((xy[:, 1 - along], xy[:, along]))[-number:]] = True
+    return mask
+
+
+def _check_by(by: str) -> None:
+    if by not in SPLITS:
+        raise TrainingError(f"A split is by {', '.join(SPLITS[:-1])} or {SPLITS[-1]}, not by {by!r}.")
+
+
+def _patients(sections: Sequence[Section]) -> dict[str, str]:
+    """The patient of each section by its name."""
+    patients = {section.name: section.patient for section in sections}
+    if len(patients) < len(sections):
+        names = [section.name for section in sections]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise SectionError(f"Two sections are named {twice}; give each a name of its own.")
+    return patients
+
+
+def _check_groups(patients: dict[str, str], by: str) -> None:
+    """Raise a SectionError if there is nothing to hold out."""
+    if len(patients) < 2:
+        raise SectionError(
+            f"{next(iter(patients), 'None')} is the only section, so that none can be held out; add another, or say"
+            " split='none' to train without a test."
+        )
+    if by == "patient" and len(set(patients.values())) == 1:
+        raise SectionError(
+            f"All {len(patients)} sections are of one patient, {next(iter(patients.values()))}, so that a split by"
+            " patient is not possible; say split='section' (the results then hold for this patient only), or"
+            " split='none' to train without a test."
+        )
+
+
+def _check_patients(train_patients: Collection[str], patients: dict[str, str], held_out: set[str]) -> None:
+    """Raise a SectionError if a patient of the sections held out is trained on too."""
+    for patient in dict.fromkeys(patients[name] for name in patients if name in held_out):
+        if patient in train_patients:
+            tested = [name for name in patients if name in held_out and patients[name] == patient]
+            trained = [name for name in patients if name not in held_out and patients[name] == patient]
+            also = f" ({', '.join(trained)})" if trained else ""
+            raise SectionError(
+                f"Patient {patient} is both to train{also} and to test on ({', '.join(tested)}); hold out all sections"
+                " of the patient, or say split='section' if this is wanted."
+            )
+
+
+def _named(patients: dict[str, str], names: Sequence[str], by: str) -> set[str]:
+    """Sections of a list of sections and patients."""
+    of_patient = {p: {name for name in patients if patients[name] == p} for p in patients.values()}
+    of_section = {name: {name} for name in patients}
+    # a name may be a section's and a patient's: what the split is by goes first
+    known = {**of_section, **of_patient} if by == "patient" else {**of_patient, **of_section}
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise SectionError(
+            f"There is no section or patient {', '.join(unknown)} to hold out; the sections are {', '.join(patients)},"
+            f" the patients {', '.join(of_patient)}."
+        )
+    return set().union(*(known[name] for name in names))
+
+
+def _divide(patients: dict[str, str], held_out: set[str], val: bool, seed: int) -> Split:
+    left = [name for name in patients if name not in held_out]
+    groups = sorted({patients[name] for name in left})
+    aside: set[str] = set()
+    if val and len(groups) > 1:
+        patient = _shuffled(groups, seed)[0]
+        aside = {name for name in left if patients[name] == patient}
+    elif val and len(left) > 1:
+        aside = {_shuffled(sorted(left), seed)[0]}
+    return Split(
+        train=tuple(name for name in left if name not in aside),
+        val=tuple(name for name in left if name in aside),
+        test=tuple(name for name in patients if name in held_out),
+    )
+
+
+def _shuffled(names: Sequence[str], seed: int) -> list[str]:
+    return [names[i] for i in np.random.default_rng(seed).permutation(len(names))]

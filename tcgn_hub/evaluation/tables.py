@@ -1,0 +1,82 @@
+"""The results on sections held out as a table to read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tcgn_hub.evaluation.evaluate import Evaluation
+
+__all__ = ["section_table"]
+
+_COLUMNS = (
+    "section",
+    "patient",
+    "spots",
+    "PCC [95 %]",
+    "ridge",
+    "gain [95 %]",
+    "Spearman",
+    "NRMSE",
+    "ceiling",
+    "reliable",
+)
+_LEFT = 2
+_LEGEND = (
+    "Medians over genes, [95 % intervals]. Ridge: PCC of ridge regression on colour and texture.\n"
+    "Gain: PCC less that of ridge. NRMSE: 1 is what the mean of the section reaches. Ceiling: PCC that the noise of\n"
+    "the counts leaves to a perfect prediction. Reliable: genes with a PCC above 0 at a false discovery rate of 5 %."
+)
+
+
+def section_table(evaluation: Evaluation, *, markdown: bool = False) -> str:
+    """One line a section, and one over all of them if there are several.
+
+    Args:
+        evaluation: The results.
+        markdown: Write a table of Markdown rather than of plain text.
+    """
+    summary = evaluation.summary
+    rows = [_row(name, values["patient"], values) for name, values in summary["sections"].items()]
+    if len(rows) > 1:
+        patients = len({values["patient"] for values in summary["sections"].values()})
+        rows.append(_row("all", f"{patients} patient{'s' * (patients > 1)}", summary))
+    notes = [f"{name}: {values['note']}." for name, values in summary["sections"].items() if "note" in values]
+    after = "\n".join([_LEGEND, *notes]) + "\n"
+    if markdown:
+        rule = ["---" if i < _LEFT else "---:" for i in range(len(_COLUMNS))]
+        lines = ["| " + " | ".join(cells) + " |" for cells in (_COLUMNS, rule, *rows)]
+        return "\n".join(lines) + "\n\n" + after
+    widths = [max(map(len, column)) for column in zip(_COLUMNS, *rows, strict=True)]
+    lines = [
+        "  ".join(
+            cell.ljust(width) if i < _LEFT else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
+        )
+        for cells in (_COLUMNS, *rows)
+    ]
+    return "\n".join(lines) + "\n\n" + after
+
+
+def _row(name: str, patient: str, values: dict[str, Any]) -> list[str]:
+    return [
+        name,
+        patient,
+        str(values["spots"]),
+        _with_interval(values["median_pcc"], values["median_pcc_interval"], ".3f"),
+        _number(values["median_pcc_ridge"], ".3f"),
+        _with_interval(values["gain_over_ridge"], values["gain_over_ridge_interval"], "+.3f"),
+        _number(values["median_spearman"], ".3f"),
+        _number(values["median_nrmse"], ".2f"),
+        _number(values["median_ceiling"], ".2f"),
+        str(values["reliable_genes"]),
+    ]
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
+def _with_interval(value: float | None, ends: list[float] | None, form: str) -> str:
+    if value is None or ends is None:
+        return "-"
+    return f"{value:{form}} [{ends[0]:{form}}, {ends[1]:{form}}]"

@@ -1,0 +1,144 @@
+"""From cached crops to batches: which spots make a step, and how their crops are varied.
+
+All randomness is a function of the seed and of the epoch, spot or step it is for. A run that is continued, or shared by
+several processes, therefore sees what an uninterrupted one would.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch.utils.data import DataLoader, Dataset
+
+from tcgn_hub.data.crops import SpotCrops
+from tcgn_hub.training.recipe import Recipe
+from tcgn_hub.transforms import INPUT_PX
+
+__all__ = ["Batch", "TrainingSpots", "batches", "steps_per_epoch"]
+
+# haematoxylin, eosin and residual in optical density (Ruifrok and Johnston, Anal. Quant. Cytol. Histol. 23, 291, 2001)
+_HED = ((0.650, 0.704, 0.286), (0.072, 0.990, 0.105), (0.268, 0.570, 0.776))
+
+Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+"""Crops (m, 3, S, S), float32 in 0 to 255; which target each belongs to, (m,); targets (b, genes), NaN if unknown."""
+
+
+class TrainingSpots(Dataset):
+    """Varied crops of spots and their targets; a slide with one bulk measurement is one item of many tiles.
+
+    Args:
+        crops: Of each section.
+        targets: Of each section, float32, shape (spots, genes); shape (1, genes) of a bulk measurement.
+        recipe: Says how crops are varied.
+    """
+
+    def __init__(self, crops: Sequence[SpotCrops], targets: Sequence[np.ndarray], recipe: Recipe):
+        self._crops, self._targets, self._recipe = crops, targets, recipe
+        self._items = [(section, row) for section, t in enumerate(targets) for row in range(len(t))]
+        self._bulk = [len(t) != len(c.pixels) for c, t in zip(crops, targets, strict=True)]
+        # sections of one scale are resized on the device, at once
+        self._resize = len({c.field_px for c in crops}) > 1
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Crops (k, 3, S, S) and the target (genes,) of an item in an epoch; the key is (epoch, item)."""
+        epoch, item = key
+        section, row = self._items[item]
+        crops = self._crops[section]
+        rng = np.random.default_rng((self._recipe.seed, epoch, item))
+        rows = [row]
+        if self._bulk[section]:
+            k = min(self._recipe.tiles_per_slide, len(crops.pixels))
+            rows = list(rng.choice(len(crops.pixels), k, replace=False))
+        pieces = torch.stack([self._vary(np.asarray(crops.pixels[r]), crops.field_px, rng) for r in rows])
+        if self._resize:
+            pieces = F.interpolate(pieces, size=(INPUT_PX, INPUT_PX), mode="bilinear", antialias=True)
+        return pieces, torch.from_numpy(self._targets[section][row])
+
+    def _vary(self, crop: np.ndarray, size: int, rng: np.random.Generator) -> torch.Tensor:
+        """Move, rotate by 90 degrees and flip a crop (3, S, S), and change its colours."""
+        top, left = rng.integers(0, crop.shape[-1] - size + 1, 2)
+        turn, flip = int(rng.integers(0, 4)), rng.integers(0, 2)
+        gain, shift = rng.uniform(-1, 1, (2, 3, 1, 1)).astype(np.float32) * self._recipe.color_jitter
+        stain = rng.uniform(-1, 1, (2, 3)) * self._recipe.stain_jitter
+        piece = np.rot90(crop[:, top : top + size, left : left + size], turn, (1, 2))
+        piece = (piece[:, :, ::-1] if flip else piece).astype(np.float32)
+        if self._recipe.stain_jitter:
+            piece = _jitter_stains(piece, *stain)
+        # half of the share in the offset: 12 of 255 where the gain is 10 %
+        return torch.from_numpy(np.clip(piece * (1 + gain) + 120 * shift, 0, 255))
+
+
+def _jitter_stains(piece: np.ndarray, gain: np.ndarray, shift: np.ndarray) -> np.ndarray:
+    """Change the amounts of the stains of a crop (3, S, S) (Tellez et al., IEEE Trans. Med. Imaging 37, 2126, 2018)."""
+    basis = np.array(_HED)
+    basis /= np.linalg.norm(basis, axis=1, keepdims=True)
+    density = -np.log((piece.reshape(3, -1) + 1) / 256)
+    amounts = np.linalg.solve(basis.T, density)
+    amounts = amounts * (1 + gain[:, None]) + shift[:, None]
+    return (256 * np.exp(-(basis.T @ amounts)) - 1).reshape(piece.shape).astype(np.float32)
+
+
+def steps_per_epoch(items: int, recipe: Recipe, *, processes: int = 1) -> int:
+    """How many steps pass over all items once."""
+    return len(_starts(items, recipe, processes))
+
+
+def _starts(items: int, recipe: Recipe, processes: int) -> list[int]:
+    """Where each batch begins. The last one may be smaller, but every part of it has an item."""
+    starts = list(range(0, items, recipe.batch_size))
+    if len(starts) > 1 and items - starts[-1] < processes * recipe.accumulate:
+        starts.pop()
+    return starts
+
+
+def batches(
+    spots: TrainingSpots,
+    recipe: Recipe,
+    *,
+    epoch: int,
+    skip: int = 0,
+    rank: int = 0,
+    processes: int = 1,
+    workers: int = 0,
+) -> Iterator[tuple[int, list[Batch]]]:
+    """The steps of an epoch: the size of the whole batch, and the parts of it that this process computes.
+
+    Args:
+        spots: The training spots.
+        recipe: Says the batch size and in how many parts a batch is computed.
+        epoch: Counted from 0; decides the order.
+        skip: Steps that were done before an interruption.
+        rank: Number of this process.
+        processes: How many share each batch.
+        workers: Processes that prepare crops; 0 for none.
+    """
+    order = np.random.default_rng((recipe.seed, epoch)).permutation(len(spots)).tolist()
+    starts = _starts(len(order), recipe, processes)
+    chunks = [order[i:j] for i, j in zip(starts, [*starts[1:], len(order)], strict=True)][skip:]
+    parts = processes * recipe.accumulate
+    keys = [
+        [(epoch, item) for item in chunk[part::parts]] for chunk in chunks for part in range(rank, parts, processes)
+    ]
+    loader = iter(
+        DataLoader(
+            spots,
+            batch_sampler=keys,
+            num_workers=workers,
+            collate_fn=_collate,
+        )
+    )
+    for chunk in chunks:
+        yield len(chunk), [next(loader) for _ in range(recipe.accumulate)]
+
+
+def _collate(items: list[Any]) -> Batch:
+    pieces, targets = zip(*items, strict=True)
+    index = torch.repeat_interleave(torch.arange(len(pieces)), torch.tensor([len(p) for p in pieces]))
+    return torch.cat(pieces), index, torch.stack(targets)

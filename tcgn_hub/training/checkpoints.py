@@ -1,0 +1,73 @@
+"""The state of a run on disk: the latest, and the one before it should the latest be damaged."""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+from tcgn_hub.errors import OutputError, TrainingError
+from tcgn_hub.outputs.files import writing
+
+__all__ = ["has_checkpoint", "load_checkpoint", "remove_checkpoints", "save_checkpoint"]
+
+_logger = logging.getLogger(__name__)
+_LATEST, _PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"
+
+
+def has_checkpoint(folder: Path) -> bool:
+    """Whether a folder holds an unfinished run."""
+    return any((folder / name).exists() for name in (_LATEST, _PREVIOUS))
+
+
+def save_checkpoint(folder: Path, state: dict[str, Any]) -> bool:
+    """Write the state of a run; a full disk is reported, and the run goes on with the state saved before.
+
+    Returns:
+        Whether it was written.
+    """
+    import torch
+
+    try:
+        with writing(folder / _LATEST) as part:
+            torch.save(state, part)
+            if (folder / _LATEST).exists():
+                os.replace(folder / _LATEST, folder / _PREVIOUS)
+    except (OutputError, RuntimeError) as err:
+        # torch reports a full disk as a RuntimeError of its writer
+        _logger.warning("The state of the run was not saved, training goes on: %s", err)
+        return False
+    return True
+
+
+def load_checkpoint(folder: Path) -> dict[str, Any] | None:
+    """The latest state of a run that can be read, None if it has saved none.
+
+    Raises:
+        TrainingError: There are states, and all are damaged.
+    """
+    import torch
+
+    damaged = []
+    for name in (_LATEST, _PREVIOUS):
+        path = folder / name
+        if not path.exists():
+            continue
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True)
+        except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as err:
+            damaged.append(path)
+            _logger.warning("%s is damaged and left aside (%s).", path, str(err).splitlines()[0] if str(err) else err)
+    if damaged:
+        raise TrainingError(
+            f"{' and '.join(map(str, damaged))} cannot be read; delete the folder to start the run anew."
+        )
+    return None
+
+
+def remove_checkpoints(folder: Path) -> None:
+    """Remove the states of a run that has ended."""
+    for name in (_LATEST, _PREVIOUS):
+        (folder / name).unlink(missing_ok=True)

@@ -1,0 +1,60 @@
+"""What is trained, by which optimiser, at which rate."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from timm.optim import param_groups_layer_decay
+from timm.scheduler import CosineLRScheduler
+from torch import nn
+
+from tcgn_hub.training.recipe import Recipe
+
+__all__ = ["freeze", "make_optimizer", "make_schedule"]
+
+
+def freeze(model: Any, recipe: Recipe) -> list[nn.Module]:
+    """Keep what a recipe does not train; returns the modules that have to stay in eval mode."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = recipe.drop_rate
+    trained = {
+        "head": [model.head],
+        "last-stage": [model.stages[-1], model.final_conv, model.head],
+        "all": [model],
+    }[recipe.tune]
+    model.requires_grad_(False)
+    for module in trained:
+        module.requires_grad_(True)
+    inside = {m for module in trained for m in module.modules()}
+    norms = (nn.modules.batchnorm._BatchNorm,)
+    return [
+        m
+        for m in model.modules()
+        if (m not in inside and not inside.intersection(m.modules())) or (recipe.freeze_norm and isinstance(m, norms))
+    ]
+
+
+def make_optimizer(model: Any, recipe: Recipe) -> torch.optim.Optimizer:
+    """AdamW with layer-wise learning rates; biases and norms do not decay."""
+    groups = param_groups_layer_decay(
+        model,
+        recipe.weight_decay,
+        no_weight_decay_list=tuple(getattr(model, "no_weight_decay", set)()),
+        layer_decay=recipe.layer_decay,
+    )
+    return torch.optim.AdamW(groups, lr=recipe.lr)
+
+
+def make_schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, steps: int) -> CosineLRScheduler:
+    """A linear rise, then half a cosine down to 0; its rate depends on the number of the step only."""
+    warmup = min(round(recipe.warmup * steps), steps - 1)
+    return CosineLRScheduler(
+        optimizer,
+        t_initial=steps - warmup,
+        warmup_t=warmup,
+        warmup_lr_init=recipe.lr * 0.04,
+        warmup_prefix=True,
+        t_in_epochs=False,
+    )

@@ -1,0 +1,84 @@
+"""What a model is trained towards: targets without noise, and the scale of each gene."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+__all__ = ["TrainingTargets", "training_targets", "variable_genes"]
+
+
+@dataclass(frozen=True)
+class TrainingTargets:
+    """Attributes:
+    mean: Of each gene over the training spots, where the model begins, shape (genes,).
+    scale: Standard deviation of each gene, which its error is divided by, shape (genes,).
+    targets: Of each section, float32, shape (spots, genes); NaN where a gene was not measured.
+    """
+
+    mean: np.ndarray
+    scale: np.ndarray
+    targets: list[np.ndarray]
+
+
+def training_targets(targets: Sequence[np.ndarray], components: int) -> TrainingTargets:
+    """Remove noise from targets: centre each section, scale each gene, keep the leading principal components.
+
+    Args:
+        targets: Of each section, shape (spots, genes); of a bulk measurement (1, genes), which is left as it is.
+        components: How many are kept; 0 leaves the targets as they are.
+    """
+    everything = np.concatenate(targets).astype(np.float64)
+    mean = _nan_mean(everything)
+    several = [len(t) > 1 for t in targets]
+    spots = [t.astype(np.float64) for t, more in zip(targets, several, strict=True) if more]
+    denoise = bool(components and spots)
+    centred = np.concatenate([t - _nan_mean(t) for t in spots]) if denoise else everything - mean
+    known = ~np.isnan(centred)
+    scale = np.sqrt(np.divide((np.nan_to_num(centred) ** 2).sum(0), known.sum(0), where=known.any(0), out=0 * mean))
+    # a gene that hardly varies must not drown the others
+    scale = np.maximum(scale, 0.1 * np.median(scale)) + 1e-6
+    if not denoise:
+        return TrainingTargets(mean, scale, [t.astype(np.float32) for t in targets])
+    scaled = np.nan_to_num(centred) / scale
+    axes = np.linalg.svd(scaled, full_matrices=False)[2][:components]
+    clean = np.where(known, scaled @ axes.T @ axes * scale + mean, np.nan).astype(np.float32)
+    pieces = iter(np.split(clean, np.cumsum([len(t) for t in spots])[:-1]))
+    return TrainingTargets(
+        mean, scale, [next(pieces) if more else t.astype(np.float32) for t, more in zip(targets, several, strict=True)]
+    )
+
+
+def _nan_mean(values: np.ndarray) -> np.ndarray:
+    """Mean of each column without its NaN; 0 of a column that has nothing else."""
+    known = ~np.isnan(values)
+    return np.divide(
+        np.nan_to_num(values).sum(axis=0), known.sum(axis=0), where=known.any(axis=0), out=np.zeros(values.shape[1])
+    )
+
+
+def variable_genes(counts: Sequence[np.ndarray], genes: Sequence[Sequence[str]], number: int) -> list[str]:
+    """The genes that vary most beyond what counting explains, by the variance of their analytic Pearson residuals.
+
+    Lause, Berens and Kobak, Genome Biology 22, 258 (2021), with theta 100 and residuals clipped to the root of the
+    number of spots. Of several sections, the genes of the best median rank, measured in all of them.
+
+    Args:
+        counts: Raw counts of each section, shape (spots, genes of that section).
+        genes: Symbols of the columns of each section.
+        number: How many genes to take; fewer if fewer were measured in all sections.
+    """
+    common = sorted(set(genes[0]).intersection(*genes[1:]))
+    ranks = []
+    for table, names in zip(counts, genes, strict=True):
+        column = {gene: i for i, gene in enumerate(names)}
+        x = table[:, [column[gene] for gene in common]].astype(np.float64)
+        x = x[x.sum(axis=1) > 0]
+        mu = x.sum(axis=1, keepdims=True) * x.sum(axis=0) / max(x.sum(), 1)
+        residuals = np.divide(x - mu, np.sqrt(mu + mu**2 / 100), where=mu > 0, out=np.zeros_like(x))
+        variance = np.clip(residuals, -np.sqrt(len(x)), np.sqrt(len(x))).var(axis=0)
+        ranks.append(np.argsort(np.argsort(-variance, kind="stable")))
+    best = np.argsort(np.median(ranks, axis=0), kind="stable")[:number]
+    return [common[i] for i in sorted(best)]
