@@ -21,14 +21,14 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tcgn_hub.data.crops import spot_crops  # noqa: E402
-from tcgn_hub.data.panels import load_panel  # noqa: E402
-from tcgn_hub.data.readers.her2st import read_her2st  # noqa: E402
-from tcgn_hub.data.sections import Section, expression_targets  # noqa: E402
-from tcgn_hub.data.summary import check_sections  # noqa: E402
-from tcgn_hub.evaluation.baselines import color_texture_features, ridge_predict  # noqa: E402
-from tcgn_hub.evaluation.metrics import pearson  # noqa: E402
-from tcgn_hub.training.targets import training_targets  # noqa: E402
+from tcgn_hub.data.crops import spot_crops
+from tcgn_hub.data.panels import load_panel
+from tcgn_hub.data.readers.her2st import read_her2st
+from tcgn_hub.data.sections import Section, expression_targets
+from tcgn_hub.data.summary import check_sections
+from tcgn_hub.evaluation.baselines import color_texture_features, ridge_predict
+from tcgn_hub.evaluation.metrics import pearson
+from tcgn_hub.training.targets import training_targets
 
 FIELDS = (40, 56, 77, 150, 230)
 Targets = Callable[[Sequence[Section], list[np.ndarray]], list[np.ndarray]]

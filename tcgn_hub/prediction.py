@@ -130,7 +130,7 @@ def predict(
     for i, image in enumerate(tqdm(images, unit="image", disable=hidden)):
         name = str(image) if isinstance(image, (str, Path)) else f"image {i}"
         try:
-            crop, scale = _crop(image, name, given, field_um, info.field_um)
+            crop, scale = _crop(image, name, given, field_um, info)
         except ImageError as err:
             if on_error == "raise":
                 raise
@@ -189,7 +189,7 @@ def _crop(
     name: str,
     given: Scale | None,
     field_um: float | None,
-    trained_um: float,
+    info: ModelInfo,
 ) -> tuple[np.ndarray, Scale]:
     """The central crop as uint8, shape (size, size, 3), and the scale of the image."""
     from PIL import Image
@@ -207,7 +207,9 @@ def _crop(
     if scale is None:
         raise no_scale(name)
     try:
-        return np.asarray(center_crop(picture, field_px(scale.mpp, field_um or scale.field_um(trained_um)))), scale
+        return np.asarray(
+            center_crop(picture, field_px(scale.mpp, field_um or scale.field_um(info.field_um, info.nominal_field_um)))
+        ), scale
     except ImageError as err:
         raise ImageError(f"{name}: {err}; check the scale, or give a larger image.") from err
 

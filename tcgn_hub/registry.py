@@ -164,6 +164,8 @@ class ModelInfo:
         pcc: Held-out correlation of each gene, None if it was not measured.
         reliable: Genes predicted better than chance on held-out tissue, None if it was not measured.
         field_um: Side of the patches it was trained on, in micrometres; the paper's nominal 56 if it is not stated.
+        nominal_field_um: The same by the nominal size of the pixels of their magnification, where it is stated; it is
+            what an image of which only the magnification is known is cut by.
         training_data: What is stated of its training: ``sections``, ``patients``, ``source``, ...; empty if nothing.
     """
 
@@ -174,6 +176,7 @@ class ModelInfo:
     pcc: dict[str, float] | None
     reliable: frozenset[str] | None
     field_um: float = NOMINAL_FIELD_UM
+    nominal_field_um: float = NOMINAL_FIELD_UM
     training_data: dict[str, Any] = field(default_factory=dict)
 
 
@@ -282,5 +285,6 @@ def _info(name: str, genes: tuple[str, ...], units: str, sha256: str, facts: dic
         pcc=None if pcc is None else dict(zip(genes, pcc, strict=True)),
         reliable=None if reliable is None else frozenset(reliable),
         field_um=float(crop.get("trained_field_um") or crop.get("nominal_field_um") or NOMINAL_FIELD_UM),
+        nominal_field_um=float(crop.get("nominal_field_um") or crop.get("trained_field_um") or NOMINAL_FIELD_UM),
         training_data=training_data,
     )

@@ -152,7 +152,7 @@ def predict_slide(
             raise no_scale(slide)
         model, info = load_model(weights, device=device)
         columns = gene_columns(info, genes, reliable_only=reliable_only)
-        side_um = field_um or scale.field_um(info.field_um)
+        side_um = field_um or scale.field_um(info.field_um, info.nominal_field_um)
         step_um = None if spots else stride_um or side_um
         overview, downsample, lost = opened.overview(OVERVIEW_PX)
         tiles, mask = _choose(opened, scale, side_um, step_um, spots, min_tissue, overview, downsample, lost)

@@ -79,6 +79,7 @@ def test_given_scales():
     assert given_scale(None, None) is None
     assert given_scale(0.4, None).field_um(77) == 77
     assert given_scale(None, 20).field_um(77) == 56
+    assert given_scale(None, 20).field_um(154, 112) == 112
     assert given_scale(None, 20).mpp == 0.5
     for mpp, magnification in (
         (0.5, 20),

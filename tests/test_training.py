@@ -89,7 +89,9 @@ def test_the_model_directory_is_complete(run):
     assert config["tcgn"]["units"].startswith("log10(1 + 10^4")
     assert len(config["tcgn"]["held_out"]["pcc"]) == len(PANEL)
     assert config["tcgn"]["training_data"]["patients"] == ["A"]
-    assert "held-out" in (out / "README.md").read_text().lower()
+    card = (out / "README.md").read_text()
+    assert "Held-out metrics" in card
+    assert 'create_model("local-dir:model"' in card
     names = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file() and "tensorboard" not in str(path)}
     assert names == {
         *("README.md", "config.json", "model.safetensors", "metrics.json", "per_gene.csv", "splits.json"),
@@ -347,7 +349,9 @@ def test_variable_genes_are_those_of_scanpy():
     genes = [f"G{i:02}" for i in range(60)]
     data = anndata.AnnData(counts, var={"gene": genes})
     data.var_names = genes
+    threads = torch.get_num_threads()
     scanpy.experimental.pp.highly_variable_genes(data, n_top_genes=12, flavor="pearson_residuals", theta=100)
+    torch.set_num_threads(threads)  # numba changes it, and with it the last bits of what is trained afterwards
     assert set(variable_genes([counts], [genes], 12)) == set(data.var_names[data.var["highly_variable"]])
     assert variable_genes([counts, counts[:, :20]], [genes, genes[:20]], 99) == genes[:20]
 

@@ -34,9 +34,9 @@ class Scale:
     source: str
     nominal: bool = False
 
-    def field_um(self, trained_um: float) -> float:
-        """Side of the patch to predict: what the weights were trained on, or the rule of the paper if nominal."""
-        return NOMINAL_FIELD_UM if self.nominal else trained_um
+    def field_um(self, trained_um: float, nominal_um: float = NOMINAL_FIELD_UM) -> float:
+        """Side of the patch to predict: what the weights were trained on, or what that nominally was."""
+        return nominal_um if self.nominal else trained_um
 
 
 def given_scale(mpp: float | None, magnification: float | None) -> Scale | None:

@@ -46,7 +46,8 @@ class Recipe:
         tiles_per_slide: Tiles drawn per step of a slide with one bulk measurement.
         field_um: Side of the patch in micrometres; None: that of the patches of ``weights``.
         crop_px: Side of the patch in pixels of the image instead, for sections whose scale is not known.
-        seed: Decides the start, the order, the augmentation and what is dropped.
+        seed: Decides the start, the order, the augmentation and what is dropped. The same seed gives the same weights,
+            bit for bit, on one device with one number of threads.
     """
 
     weights: str | None = None

@@ -22,13 +22,18 @@ def model_card(repo_id: str, entry: dict[str, Any], genes: list[str]) -> str:
     """A card in the Hub's format, front matter included.
 
     Args:
-        repo_id: Repository it is for.
+        repo_id: Repository it is for, or the name of a folder that is in none.
         entry: The entry of the manifest, see `tcgn_hub.weights.model_dir.manifest_entry`.
         genes: The panel in the order of the outputs.
     """
     from huggingface_hub import ModelCardData
 
     data, held_out, crop = entry["training_data"], entry["held_out"], entry["crop"]
+    published = "/" in repo_id
+    source = f"{'hf-hub' if published else 'local-dir'}:{repo_id}"
+    verified = (
+        "`tcgn_hub.create_model` does the same and checks the sha256 of what was downloaded. " if published else ""
+    )
     license_id = _LICENSES.get(entry["license"], "other")
     front = ModelCardData(
         tags=["timm", "pathology", "histology", "spatial-transcriptomics", "gene-expression"],
@@ -46,14 +51,17 @@ def model_card(repo_id: str, entry: dict[str, Any], genes: list[str]) -> str:
         "## Usage",
         "```python\n"
         "import timm, tcgn_hub\n\n"
-        f'model = timm.create_model("hf-hub:{repo_id}", pretrained=True).eval()\n'
+        f'model = timm.create_model("{source}", pretrained=True).eval()\n'
         'genes = model.pretrained_cfg["label_names"]\n'
         "transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))\n"
         "```",
-        f"`tcgn_hub.create_model` does the same and checks the sha256 of what was downloaded. On the command line:"
-        f" `tcgn predict patch.png --weights hf-hub:{repo_id}`.",
+        f"{verified}On the command line: `tcgn predict patch.png --weights {source.removeprefix('local-dir:')}`.",
         f"Input: {crop.get('rule', 'not stated')}."
-        + (f" The crops it was trained on cover {crop['trained_field_um']} µm." if "trained_field_um" in crop else ""),
+        + (
+            f" The crops it was trained on cover {crop['trained_field_um']} µm."
+            if {"px", "trained_field_um"} <= set(crop)
+            else ""
+        ),
         "## Training data",
         _facts(
             {

@@ -1,0 +1,128 @@
+"""tcgn finetune, evaluate and crossval as a user runs them; what they do is tested where it is done."""
+
+import json
+import subprocess
+import sys
+from dataclasses import fields
+
+import numpy as np
+import pytest
+from sections import PANEL, write_section
+
+from tcgn_hub import Recipe
+from tcgn_hub.cli.main import main
+from tcgn_hub.evaluation.evaluate import Measured, summarise
+from tcgn_hub.evaluation.splits import Split
+
+
+@pytest.fixture
+def root(tmp_path):
+    write_section(tmp_path / "data", "A1")
+    write_section(tmp_path / "data", "B1", seed=1)
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def called(monkeypatch):
+    """What the API is called with, in place of hours of training."""
+    calls = {}
+    rng = np.random.default_rng(0)
+    measured = Measured("B1", "B", np.full((9, 2), np.nan), rng.normal(size=(9, 2)), rng.normal(size=(9, 2)), {})
+
+    def stand_in(name):
+        def record(data, **options):
+            calls[name] = ([section.name for section in data], options)
+            return summarise([measured], ["G0", "G1"], repeats=10)
+
+        return record
+
+    for module, name in (
+        ("tcgn_hub.training.finetune", "finetune"),
+        ("tcgn_hub.training.crossval", "crossval"),
+        ("tcgn_hub.evaluation.heldout", "evaluate"),
+    ):
+        monkeypatch.setattr(f"{module}.{name}", stand_in(name))
+    return calls
+
+
+def test_every_field_of_a_recipe_is_an_option_that_says_what_it_does(capsys):
+    for command in ("finetune", "crossval"):
+        with pytest.raises(SystemExit) as end:
+            main([command, "--help"])
+        assert end.value.code == 0
+        text = capsys.readouterr().out
+        recipe = text[text.index("recipe:") :]
+        for field in fields(Recipe):
+            flag = f"--{field.name.replace('_', '-')}"
+            after = recipe[recipe.index(flag) :].split("\n  --")[0]
+            assert len(after.split()) > 6, flag
+
+
+def test_help_comes_without_torch():
+    code = (
+        "import sys; from tcgn_hub.cli.main import main\ntry: main(['finetune', '--help'])\nexcept SystemExit: pass\n"
+    )
+    done = subprocess.run([sys.executable, "-c", f"{code}assert 'torch' not in sys.modules"], capture_output=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_finetune_passes_on_what_it_is_given(root, called, tmp_path):
+    facts = tmp_path / "facts.json"
+    facts.write_text('{"license": "MIT"}')
+    more = ["--epochs", "3", "--freeze-norm", "--tune", "head", "--facts", str(facts), "--test", "B", "--resume"]
+    assert main(["finetune", str(root), "--genes", "G1,G0", "-o", "out", *more]) == 0
+    names, options = called["finetune"]
+    assert names == ["A1", "B1"]
+    assert options["genes"] == ["G1", "G0"]
+    assert options["recipe"] == Recipe(epochs=3, freeze_norm=True, tune="head")
+    assert (options["test"], options["split"], options["resume"]) == (["B"], "patient", True)
+    assert options["facts"] == {"license": "MIT"}
+    split = tmp_path / "splits.json"
+    split.write_text(Split(("A1",), (), ("B1",)).to_json())
+    assert main(["finetune", str(root), "--hvg", "5", "-o", "out", "--split", str(split), "--sections", "B1"]) == 0
+    names, options = called["finetune"]
+    assert names == ["B1"]
+    assert options["genes"] == 5
+    assert options["split"] == Split(("A1",), (), ("B1",))
+
+
+def test_crossval_and_evaluate_print_a_table(root, called, capsys):
+    assert main(["crossval", str(root), "--genes", ",".join(PANEL), "-o", "out", "--folds", "B", "--final"]) == 0
+    assert "B1" in capsys.readouterr().out
+    assert called["crossval"][1]["only"] == ["B"]
+    assert called["crossval"][1]["final"]
+    assert main(["evaluate", str(root), "--weights", "mine", "--split", "section", "--views", "8"]) == 0
+    assert "B1" in capsys.readouterr().out
+    assert called["evaluate"][1]["weights"] == "mine"
+    assert called["evaluate"][1]["views"] == 8
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (["finetune", "nowhere", "--hvg", "5", "-o", "out"], "nowhere does not exist"),
+        (["finetune", "{root}", "--hvg", "5", "-o", "out", "--epochs", "0"], "epochs is 0"),
+        (["finetune", "{root}", "--hvg", "5", "-o", "out", "--split", "no.json"], "no.json is neither one of patient"),
+        (["finetune", "{root}", "--hvg", "5", "-o", "out", "--facts", "no.json"], "no.json cannot be read"),
+        (["finetune", "{root}", "--hvg", "5", "-o", "out", "--sections", "Z9"], "no section Z9"),
+        (["finetune", "{root}", "--genes", "NOGENE", "-o", "out"], "NOGENE"),
+        (["finetune", "{root}", "--hvg", "5", "-o", "out", "--device", "nodevice"], "Device 'nodevice'"),
+        (["crossval", "{root}", "--genes", "G0", "-o", "out", "--folds", "Z"], "no fold Z"),
+        (["evaluate", "{root}", "--weights", "nothing"], "nothing"),
+        (["evaluate", "{root}", "--test", "Z9"], "no section or patient Z9"),
+    ],
+)
+def test_bad_input_is_one_sentence(root, tmp_path, monkeypatch, capsys, arguments, why):
+    monkeypatch.chdir(tmp_path)
+    assert main([argument.format(root=root) for argument in arguments]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith(f"tcgn {arguments[0]}: ")
+    assert why in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_facts_that_nothing_knows_are_refused(root, tmp_path, capsys):
+    (tmp_path / "facts.json").write_text(json.dumps({"licence": "MIT"}))
+    options = ["--hvg", "5", "-o", str(tmp_path / "out"), "--facts", str(tmp_path / "facts.json")]
+    assert main(["finetune", str(root), *options]) == 2
+    assert "states licence; what can be stated is" in capsys.readouterr().err
