@@ -39,7 +39,8 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None, *, prog: str = "tcgn crossval") -> int:
     """Run tcgn crossval; returns its exit code."""
     args = build_parser(prog).parse_args(argv)
-    return run(lambda: _crossval(args), prog)
+    with log_to_stderr():
+        return run(lambda: _crossval(args), prog)
 
 
 def _crossval(args: argparse.Namespace) -> int:
@@ -47,7 +48,6 @@ def _crossval(args: argparse.Namespace) -> int:
     from tcgn_hub.evaluation.tables import section_table
     from tcgn_hub.training.crossval import crossval
 
-    log_to_stderr()
     recipe = recipe_of(args)
     evaluation = crossval(
         sections_of(args),

@@ -38,14 +38,14 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None, *, prog: str = "tcgn evaluate") -> int:
     """Run tcgn evaluate; returns its exit code."""
     args = build_parser(prog).parse_args(argv)
-    return run(lambda: _evaluate(args), prog)
+    with log_to_stderr():
+        return run(lambda: _evaluate(args), prog)
 
 
 def _evaluate(args: argparse.Namespace) -> int:
     from tcgn_hub.evaluation.heldout import evaluate
     from tcgn_hub.evaluation.tables import section_table
 
-    log_to_stderr()
     evaluation = evaluate(
         sections_of(args),
         weights=args.weights,

@@ -54,7 +54,8 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None, *, prog: str = "tcgn finetune") -> int:
     """Run tcgn finetune; returns its exit code."""
     args = build_parser(prog).parse_args(argv)
-    return run(lambda: _finetune(args), prog)
+    with log_to_stderr():
+        return run(lambda: _finetune(args), prog)
 
 
 def _finetune(args: argparse.Namespace) -> int:
@@ -62,7 +63,6 @@ def _finetune(args: argparse.Namespace) -> int:
     from tcgn_hub.evaluation.splits import SPLITS
     from tcgn_hub.training.finetune import finetune
 
-    log_to_stderr()
     recipe = recipe_of(args)
     finetune(
         sections_of(args),

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import inspect
 import json
 import logging
 import re
 import sys
+from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -110,10 +112,17 @@ def sections_of(args: argparse.Namespace) -> list[Section]:
     return read_sections(args.data if len(args.data) > 1 else args.data[0], **options)
 
 
-def log_to_stderr() -> None:
-    """Show the package's log, as it is."""
+@contextlib.contextmanager
+def log_to_stderr() -> Iterator[None]:
+    """While this lasts, the package's log is shown as it is."""
     logger = logging.getLogger("tcgn_hub")
-    logger.setLevel(logging.INFO)
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
-    logger.handlers = [handler]
+    level = logger.level
+    logger.setLevel(logging.INFO)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
