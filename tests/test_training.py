@@ -344,7 +344,7 @@ def test_variable_genes_are_those_of_scanpy():
     scanpy = pytest.importorskip("scanpy")
     anndata = pytest.importorskip("anndata")
     rng = np.random.default_rng(0)
-    rate = rng.gamma(1, 2, 60) * np.where(np.arange(60) < 15, rng.gamma(0.5, 2, (80, 60)), 1)
+    rate = rng.gamma(1, 60, 60) * np.where(np.arange(60) < 15, rng.gamma(0.5, 2, (80, 60)), 1)
     counts = rng.poisson(rate).astype(np.float32)
     genes = [f"G{i:02}" for i in range(60)]
     data = anndata.AnnData(counts, var={"gene": genes})
@@ -401,6 +401,10 @@ def test_bad_input_is_refused_before_training(sections, tmp_path, caplog):
         finetune(sections, recipe=Recipe(**{**SMALL, "accumulate": 8}))
     with pytest.raises(SectionError, match="There are no sections"):
         finetune([])
+    (tmp_path / "project").mkdir()
+    (tmp_path / "project/README.md").write_text("mine")
+    with pytest.raises(TrainingError, match="of something else"):
+        finetune(sections, out=tmp_path / "project")
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="cannot be made a folder"):
         finetune(sections, out=tmp_path / "file")

@@ -174,10 +174,14 @@ class _Run:
 
     def claim_folder(self, *, resume: bool) -> None:
         """Refuse a folder that holds something else than this run, to be continued."""
-        finished = (self.out / "metrics.json").exists()
-        if finished or (has_checkpoint(self.out) and not resume):
-            what = "a finished run" if finished else "an unfinished run; resume it"
-            raise TrainingError(f"{self.out} holds {what}, or give another folder.")
+        finished, unfinished = (self.out / "metrics.json").exists(), has_checkpoint(self.out)
+        if finished:
+            raise TrainingError(f"{self.out} holds a finished run; give another folder.")
+        if unfinished and not resume:
+            raise TrainingError(f"{self.out} holds an unfinished run; resume it, or give another folder.")
+        taken = [name for name in ("README.md", "config.json", "model.safetensors") if (self.out / name).exists()]
+        if taken and not unfinished:
+            raise TrainingError(f"{self.out} holds {', '.join(taken)} of something else; give another folder.")
         if self.processes.first:
             try:
                 self.out.mkdir(parents=True, exist_ok=True)

@@ -16,7 +16,7 @@ AMP = ("bf16", "fp16", "off")
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How to train; the defaults are those of the weights that come with the package.
+    """How to train; the defaults are the recipe of docs/weights.md.
 
     Attributes:
         weights: What to start from: a tag of the manifest, such as 'tcgn_base.cmt_tiny' for the trunk of ImageNet,

@@ -11,7 +11,7 @@ An entry is all it takes: its tag appears in timm. The schema, version 1::
         "scope":         "model",                    or "trunk": no graph branches and no head, to start training from
         "panel":         "her2st_785",               ordered genes: a panel of this package, or a list of symbols
         "units":         "log10(1 + ...)",           of the outputs
-        "crop":          {"px": 112, "magnification": 20, "trained_field_um": 77, "rule": "..."},
+        "crop":          {"px": 112, "magnification": 20, "nominal_field_um": 56, "trained_field_um": 77, "rule": ...},
         "training_data": {"name", "sections", "held_out", "source", "license", "citation"},
         "held_out":      {"spots", "median_pcc", "median_pcc_ridge", "pcc": [one a gene], "reliable": [genes], ...},
         "files":         [{"name": "model.safetensors", "size": bytes, "sha256": "..."}],
