@@ -14,6 +14,7 @@ from tcgn_hub._timm_hook import register_with_timm
 if TYPE_CHECKING:
     from tcgn_hub.data.readers import read_sections
     from tcgn_hub.evaluation.heldout import evaluate
+    from tcgn_hub.explanation import Explanation, explain
     from tcgn_hub.prediction import Prediction, TilePredictor, predict
     from tcgn_hub.registry import create_model, load_model
     from tcgn_hub.slide_prediction import SlidePrediction, predict_slide
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from tcgn_hub.training.recipe import Recipe
 
 __all__ = [
+    "Explanation",
     "Prediction",
     "Recipe",
     "SlidePrediction",
@@ -29,6 +31,7 @@ __all__ = [
     "create_model",
     "crossval",
     "evaluate",
+    "explain",
     "finetune",
     "load_model",
     "predict",
@@ -38,6 +41,7 @@ __all__ = [
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Explanation": "tcgn_hub.explanation",
     "Prediction": "tcgn_hub.prediction",
     "Recipe": "tcgn_hub.training.recipe",
     "SlidePrediction": "tcgn_hub.slide_prediction",
@@ -45,6 +49,7 @@ _HOMES = {
     "create_model": "tcgn_hub.registry",
     "crossval": "tcgn_hub.training.crossval",
     "evaluate": "tcgn_hub.evaluation.heldout",
+    "explain": "tcgn_hub.explanation",
     "finetune": "tcgn_hub.training.finetune",
     "load_model": "tcgn_hub.registry",
     "predict": "tcgn_hub.prediction",

@@ -12,13 +12,15 @@ import numpy as np
 from tcgn_hub.data.images import read_image
 from tcgn_hub.data.panels import load_panel
 from tcgn_hub.data.scale import Scale, given_scale
+from tcgn_hub.data.sections import UNITS
 from tcgn_hub.errors import ImageError, PanelError
-from tcgn_hub.transforms import center_crop, field_px, to_input, to_rgb
+from tcgn_hub.transforms import center_crop, field_px, to_input, to_rgb, turned
 
 if TYPE_CHECKING:
     import torch
     from PIL import Image
 
+    from tcgn_hub.models.tcgn import TCGN
     from tcgn_hub.registry import ModelInfo
 
 __all__ = ["Prediction", "TilePredictor", "predict"]
@@ -28,6 +30,9 @@ class OfModel:
     """What a prediction says of its genes by the model it comes from."""
 
     model: ModelInfo
+    genes: list[str]
+    values: np.ndarray
+    distance: np.ndarray | None
 
     def reliable(self, gene: str) -> bool | None:
         """Whether a gene was predicted better than chance on held-out tissue; None if that was not measured."""
@@ -36,6 +41,24 @@ class OfModel:
     def pcc(self, gene: str) -> float | None:
         """Held-out Pearson correlation of a gene; None if it was not measured."""
         return None if self.model.pcc is None else self.model.pcc[gene]
+
+    def interval(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """Where a measurement would lie, in ``model.level`` of the cases: lower and upper ends, each like ``values``.
+
+        NaN for genes whose errors are not known; None if those of no gene are. See `tcgn_hub.uncertainty.conformal` for
+        what it promises.
+        """
+        if self.model.half_widths is None:
+            return None
+        width = np.array([self.model.half_widths[gene] for gene in self.genes], np.float32)
+        low, high = self.values - width, self.values + width
+        # this measure is never below 0
+        return (np.maximum(low, 0) if self.model.units == UNITS else low), high
+
+    @property
+    def unlike(self) -> np.ndarray | None:
+        """Which pictures are unlike the training tissue, bool, shape (n,); None if that is not known."""
+        return None if self.distance is None else self.distance > 1
 
 
 @dataclass(frozen=True)
@@ -51,6 +74,10 @@ class Prediction(OfModel):
         scales: Scale of each image, and where it comes from.
         crop_px: Side of the central crop of each image that was predicted, in its pixels.
         failed: Images that could not be predicted, and why.
+        spread: Standard deviation over the rotations and reflections that ``values`` are the mean of, float32, shape
+            (n, genes); None if there was one.
+        distance: How far the features of each image are from those of the training tissue; above 1 it is unlike it.
+            float32, shape (n,); None if the weights do not describe their training tissue.
     """
 
     images: list[str]
@@ -61,6 +88,8 @@ class Prediction(OfModel):
     scales: list[Scale]
     crop_px: list[int]
     failed: dict[str, str] = field(default_factory=dict)
+    spread: np.ndarray | None = None
+    distance: np.ndarray | None = None
 
 
 def predict(
@@ -72,6 +101,7 @@ def predict(
     magnification: float | None = None,
     field_um: float | None = None,
     reliable_only: bool = False,
+    views: int = 1,
     batch_size: int = 32,
     device: str | None = None,
     on_error: Literal["raise", "skip"] = "raise",
@@ -91,6 +121,7 @@ def predict(
         magnification: Of all images, such as 20.
         field_um: Side of the patches in micrometres, if not that of the weights.
         reliable_only: Leave out genes that could not be predicted better than chance on held-out tissue.
+        views: Over how many rotations and reflections of a patch to average, 1 to 8; more than one give a spread.
         batch_size: Images per forward pass.
         device: Where to compute, such as 'cuda'; the CPU if None.
         progress: Show a progress bar on stderr where that is a terminal.
@@ -109,28 +140,28 @@ def predict(
 
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}, but must be at least 1")
+    check_views(views)
     given = given_scale(mpp, magnification)
     model, info = load_model(weights, device=device)
     columns = gene_columns(info, genes, reliable_only=reliable_only)
 
     names: list[str] = []
     failed: dict[str, str] = {}
-    values: list[np.ndarray] = []
+    parts: list[dict[str, np.ndarray]] = []
     scales: list[Scale] = []
     crop_px: list[int] = []
     batch: list[torch.Tensor] = []
 
     def flush() -> None:
         if batch:
-            with torch.inference_mode():
-                values.append(model(torch.cat(batch).to(device or "cpu")).float().cpu().numpy()[:, columns])
+            parts.append(run_model(model, info, torch.cat(batch).to(device or "cpu"), views=views))
             batch.clear()
 
     hidden = None if progress and len(images) > batch_size else True
     for i, image in enumerate(tqdm(images, unit="image", disable=hidden)):
         name = str(image) if isinstance(image, (str, Path)) else f"image {i}"
         try:
-            crop, scale = _crop(image, name, given, field_um, info)
+            crop, scale = crop_image(image, name, given, field_um, info)
         except ImageError as err:
             if on_error == "raise":
                 raise
@@ -147,16 +178,58 @@ def predict(
         raise ImageError(
             next(iter(failed.values())) if len(failed) == 1 else f"None of {len(failed)} images is usable."
         )
+    arrays = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]} if parts else {}
     return Prediction(
         images=names,
         genes=[info.genes[i] for i in columns],
-        values=np.concatenate(values) if values else np.empty((0, len(columns)), np.float32),
+        values=arrays["values"][:, columns] if parts else np.empty((0, len(columns)), np.float32),
         units=info.units,
         model=info,
         scales=scales,
         crop_px=crop_px,
         failed=failed,
+        spread=arrays["spread"][:, columns] if "spread" in arrays else None,
+        distance=arrays.get("distance"),
     )
+
+
+def check_views(views: int) -> None:
+    """Refuse a number of rotations and reflections that a square does not have."""
+    if not 1 <= views <= 8:
+        raise ValueError(f"views is {views}, but must be from 1 to 8")
+
+
+def run_model(
+    model: TCGN, info: ModelInfo, x: torch.Tensor, *, views: int = 1, features: bool = False
+) -> dict[str, np.ndarray]:
+    """What a model says of a batch.
+
+    Args:
+        model: In eval mode.
+        info: What is known of it.
+        x: Model input, shape (B, 3, 224, 224), on the device of the model.
+        views: Over how many rotations and reflections to average.
+        features: Whether to return the features.
+
+    Returns:
+        ``values``, float32, shape (B, genes); ``spread`` likewise, if there are several views; ``distance`` from the
+        training tissue, shape (B,), if that is described; and ``features``, shape (B, 1280), if asked for.
+    """
+    import torch
+
+    with torch.inference_mode():
+        maps = model.forward_features(x)
+        seen = [model.forward_head(maps).float()]
+        seen += [model(turned(x, view)).float() for view in range(1, views)]
+        pooled = maps.mean(dim=(2, 3)).float().cpu().numpy()
+        out = {"values": torch.stack(seen).mean(0).cpu().numpy()}
+        if views > 1:
+            out["spread"] = torch.stack(seen).std(0).cpu().numpy()
+    if info.familiarity is not None:
+        out["distance"] = info.familiarity.distance(pooled)
+    if features:
+        out["features"] = pooled
+    return out
 
 
 def gene_columns(
@@ -184,7 +257,7 @@ def gene_columns(
     return [index[gene] for gene in wanted]
 
 
-def _crop(
+def crop_image(
     image: str | Path | Image.Image | np.ndarray,
     name: str,
     given: Scale | None,

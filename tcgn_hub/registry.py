@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,8 @@ from tcgn_hub.data.panels import PANELS, load_panel
 from tcgn_hub.data.scale import NOMINAL_FIELD_UM
 from tcgn_hub.errors import CheckpointError, TcgnError, WeightsError
 from tcgn_hub.models.tcgn import TCGN, checkpoint_filter_fn, trunk_filter_fn
+from tcgn_hub.uncertainty.conformal import LEVEL
+from tcgn_hub.uncertainty.familiarity import Familiarity
 from tcgn_hub.weights.convert import read_parameters
 from tcgn_hub.weights.download import fetch_folder
 from tcgn_hub.weights.manifest import Weights, find_weights, load_manifest
@@ -167,6 +170,10 @@ class ModelInfo:
         nominal_field_um: The same by the nominal size of the pixels of their magnification, where it is stated; it is
             what an image of which only the magnification is known is cut by.
         training_data: What is stated of its training: ``sections``, ``patients``, ``source``, ...; empty if nothing.
+        half_widths: Half of the width of each gene's prediction interval in the units of the outputs, NaN for genes
+            that it is not known of; None if it was not measured. See `tcgn_hub.uncertainty.conformal`.
+        level: Share of the measurements that these intervals are to hold.
+        familiarity: Tells patches that are unlike the training tissue; None if that is not stated.
     """
 
     name: str
@@ -178,6 +185,9 @@ class ModelInfo:
     field_um: float = NOMINAL_FIELD_UM
     nominal_field_um: float = NOMINAL_FIELD_UM
     training_data: dict[str, Any] = field(default_factory=dict)
+    half_widths: dict[str, float] | None = None
+    level: float = LEVEL
+    familiarity: Familiarity | None = None
 
 
 def load_model(
@@ -277,6 +287,12 @@ def _read(architecture: str, file: Path, **kwargs: Any) -> TCGN:
 def _info(name: str, genes: tuple[str, ...], units: str, sha256: str, facts: dict[str, Any]) -> ModelInfo:
     held_out, crop, training_data = (facts.get(key) or {} for key in ("held_out", "crop", "training_data"))
     pcc, reliable = held_out.get("pcc"), held_out.get("reliable")
+    widths, features = held_out.get("half_widths"), training_data.get("features")
+    try:
+        familiarity = Familiarity.from_json(features) if features else None
+        half_widths = dict(zip(genes, map(_known, widths), strict=True)) if widths else None
+    except (ValueError, TypeError) as err:
+        raise WeightsError(f"What is stated of {name} is malformed ({err}).") from err
     return ModelInfo(
         name=name,
         genes=genes,
@@ -286,5 +302,13 @@ def _info(name: str, genes: tuple[str, ...], units: str, sha256: str, facts: dic
         reliable=None if reliable is None else frozenset(reliable),
         field_um=float(crop.get("trained_field_um") or crop.get("nominal_field_um") or NOMINAL_FIELD_UM),
         nominal_field_um=float(crop.get("nominal_field_um") or crop.get("trained_field_um") or NOMINAL_FIELD_UM),
-        training_data=training_data,
+        training_data={key: value for key, value in training_data.items() if key != "features"},
+        half_widths=half_widths,
+        level=float(held_out.get("interval_level") or LEVEL),
+        familiarity=familiarity,
     )
+
+
+def _known(value: float | None) -> float:
+    """JSON has no word for NaN."""
+    return math.nan if value is None else float(value)

@@ -16,11 +16,11 @@ import numpy as np
 
 from tcgn_hub.data.scale import Scale, given_scale
 from tcgn_hub.data.slides import MAX_PIXELS, Slide, open_slide
-from tcgn_hub.data.tiles import OVERVIEW_PX, Tiles, grid_tiles, on_tissue, read_spots
+from tcgn_hub.data.tiles import OVERVIEW_PX, TileReader, Tiles, grid_tiles, on_tissue, read_spots
 from tcgn_hub.errors import ImageError, OutputError, SectionError
 from tcgn_hub.outputs.files import write_text
-from tcgn_hub.prediction import OfModel, gene_columns, no_scale
-from tcgn_hub.transforms import INPUT_PX, to_input
+from tcgn_hub.prediction import OfModel, check_views, gene_columns, no_scale, run_model
+from tcgn_hub.transforms import to_input
 
 if TYPE_CHECKING:
     import torch
@@ -56,6 +56,8 @@ class SlidePrediction(OfModel):
         mask: Where the tissue is, bool, of the shape of the thumbnail; None where spots were given.
         features: Features before the head, float32, shape (n, 1280); None unless asked for.
         failed: Tiles that could not be read, and why; they are not among ``tiles``.
+        spread: As of `tcgn_hub.Prediction`.
+        distance: As of `tcgn_hub.Prediction`.
     """
 
     slide: Path
@@ -77,6 +79,8 @@ class SlidePrediction(OfModel):
     mask: np.ndarray | None = None
     features: np.ndarray | None = None
     failed: dict[str, str] = field(default_factory=dict)
+    spread: np.ndarray | None = None
+    distance: np.ndarray | None = None
 
     @property
     def tile_px(self) -> float:
@@ -97,6 +101,7 @@ def predict_slide(
     min_tissue: float = 0.5,
     features: bool = False,
     reliable_only: bool = False,
+    views: int = 1,
     batch_size: int = 32,
     workers: int = 1,
     device: str | None = None,
@@ -122,6 +127,7 @@ def predict_slide(
         min_tissue: Least share of tissue in a tile of the grid; 0 predicts every tile and looks for no tissue.
         features: Keep the 1280 features of each tile.
         reliable_only: Leave out genes that could not be predicted better than chance on held-out tissue.
+        views: Over how many rotations and reflections of a tile to average, 1 to 8; more than one give a spread.
         batch_size: Tiles per forward pass.
         workers: Processes that read tiles; 0 reads them in this one.
         device: Where to compute, such as 'cuda'; the CPU if None.
@@ -138,13 +144,12 @@ def predict_slide(
         OutputError: The folder ``resume`` cannot be written.
         ExtraError: The format needs a package that is not installed.
     """
-    import torch
-
     from tcgn_hub.registry import load_model
 
     slide = Path(slide)
     if batch_size < 1 or workers < 0:
         raise ValueError("batch_size must be at least 1 and workers at least 0")
+    check_views(views)
     given = given_scale(mpp, magnification)
     with open_slide(slide, max_pixels=max_pixels) as opened:
         scale = given or opened.scale
@@ -157,25 +162,22 @@ def predict_slide(
         overview, downsample, lost = opened.overview(OVERVIEW_PX)
         tiles, mask = _choose(opened, scale, side_um, step_um, spots, min_tissue, overview, downsample, lost)
 
-        # nearest above what 224 px over the field ask for
-        level = opened.level_for(side_um / scale.mpp / INPUT_PX)
-        reader = _Reader(opened, tiles.xy, round(side_um / scale.mpp / opened.downsamples[level]), level, max_pixels)
+        reader = TileReader(opened, tiles.xy, side_um / scale.mpp, max_pixels=max_pixels)
         facts = {
             "slide": [str(slide.resolve()), slide.stat().st_size, slide.stat().st_mtime_ns],
             "weights": info.sha256,
             "tiles": hashlib.sha256(tiles.xy.tobytes()).hexdigest(),
-            "read": [reader.side, level],
+            "read": [reader.side, reader.level],
             "features": features,
+            "views": views,
+            "distance": info.familiarity is not None,
         }
         store = _Store(Path(resume) if resume else None, facts)
 
-        def run(pixels: torch.Tensor) -> tuple[np.ndarray, np.ndarray | None]:
-            with torch.inference_mode():
-                maps = model.forward_features(to_input(pixels.to(device or "cpu")))
-                values = model.forward_head(maps).float().cpu().numpy()
-                return values, maps.mean(dim=(2, 3)).float().cpu().numpy() if features else None
+        def run(pixels: torch.Tensor) -> dict[str, np.ndarray]:
+            return run_model(model, info, to_input(pixels.to(device or "cpu")), views=views, features=features)
 
-        values, kept, failed = _predict_tiles(reader, store, run, batch_size, workers, progress, slide.name)
+        arrays, failed = _predict_tiles(reader, store, run, batch_size, workers, progress, slide.name)
     good = np.array([i for i in range(len(tiles)) if i not in failed], int)
     if not len(good):
         raise ImageError(f"None of the {len(tiles)} tiles of {slide} could be read: {next(iter(failed.values()))}")
@@ -188,7 +190,7 @@ def predict_slide(
         array_row=tiles.array_row,
         array_col=tiles.array_col,
         genes=[info.genes[i] for i in columns],
-        values=np.ascontiguousarray(values[good][:, columns]),
+        values=np.ascontiguousarray(arrays["values"][good][:, columns]),
         units=info.units,
         model=info,
         mpp=scale.mpp,
@@ -199,8 +201,10 @@ def predict_slide(
         thumbnail=overview,
         thumbnail_downsample=downsample,
         mask=mask,
-        features=None if kept is None else kept[good],
+        features=arrays["features"][good] if features else None,
         failed={names[i]: why for i, why in failed.items()},
+        spread=np.ascontiguousarray(arrays["spread"][good][:, columns]) if "spread" in arrays else None,
+        distance=arrays["distance"][good] if "distance" in arrays else None,
     )
 
 
@@ -244,34 +248,6 @@ def _choose(
     return tiles, mask
 
 
-class _Reader:
-    """Tiles by index, for the processes of a DataLoader: each opens the slide for itself.
-
-    A plain picture is not opened again: its pixels are shared with processes that are forked.
-    """
-
-    def __init__(self, slide: Slide, xy: np.ndarray, side: int, level: int, max_pixels: int) -> None:
-        self.path, self.xy, self.side, self.level, self.max_pixels = slide.path, xy, side, level, max_pixels
-        self.downsample = slide.downsamples[level]
-        self.shared = slide
-        self.opened: tuple[int, Slide] | None = None
-
-    def __len__(self) -> int:
-        return len(self.xy)
-
-    def __getitem__(self, index: int) -> tuple[int, np.ndarray | None, str]:
-        if self.opened is None or self.opened[0] != os.getpid():
-            again = self.shared.reopens
-            self.opened = (os.getpid(), open_slide(self.path, max_pixels=self.max_pixels) if again else self.shared)
-        # on a pixel of the level, between which OpenSlide would interpolate
-        corner = self.xy[index] - self.side * self.downsample / 2
-        x, y = np.round(np.round(corner / self.downsample) * self.downsample).astype(int)
-        try:
-            return index, self.opened[1].read(int(x), int(y), self.side, self.side, level=self.level), ""
-        except ImageError as err:
-            return index, None, str(err)
-
-
 def _collate(items: list[tuple[int, np.ndarray | None, str]]) -> tuple[list[int], torch.Tensor | None, dict[int, str]]:
     """Indices and pixels (B, 3, side, side) of what could be read, and what could not and why."""
     import torch
@@ -282,15 +258,15 @@ def _collate(items: list[tuple[int, np.ndarray | None, str]]) -> tuple[list[int]
 
 
 def _predict_tiles(
-    reader: _Reader,
+    reader: TileReader,
     store: _Store,
-    run: Callable[[torch.Tensor], tuple[np.ndarray, np.ndarray | None]],
+    run: Callable[[torch.Tensor], dict[str, np.ndarray]],
     batch_size: int,
     workers: int,
     progress: bool,
     name: str,
-) -> tuple[np.ndarray, np.ndarray | None, dict[int, str]]:
-    """Values and features by tile, and what failed; what the store has is not computed again."""
+) -> tuple[dict[str, np.ndarray], dict[int, str]]:
+    """What the model says by tile, and what failed; what the store has is not computed again."""
     from huggingface_hub.utils import tqdm
     from torch.utils.data import DataLoader, Subset
 
@@ -304,7 +280,7 @@ def _predict_tiles(
         prefetch_factor=4 if workers else None,
         multiprocessing_context=_context() if workers else None,
     )
-    waiting: dict[int, dict[int, tuple[np.ndarray, np.ndarray | None]]] = {}
+    waiting: dict[int, dict[int, dict[str, np.ndarray]]] = {}
     failed: dict[int, str] = {}
     with tqdm(
         total=len(reader),
@@ -315,10 +291,10 @@ def _predict_tiles(
     ) as bar:
         for indices, pixels, errors in loader:
             failed.update(errors)
-            values, kept = run(pixels) if pixels is not None else (np.empty((0, 0)), None)
+            said = run(pixels) if pixels is not None else {}
             for row, index in enumerate(indices):
                 part = waiting.setdefault(index // _CHUNK * _CHUNK, {})
-                part[index] = values[row], None if kept is None else kept[row]
+                part[index] = {key: array[row] for key, array in said.items()}
             bar.update(len(indices) + len(errors))
             last = max([*indices, *errors])
             for chunk in todo:
@@ -361,16 +337,13 @@ class _Store:
     def has(self, start: int) -> bool:
         return start in self.done
 
-    def put(self, start: int, part: dict[int, tuple[np.ndarray, np.ndarray | None]], failed: dict[int, str]) -> None:
+    def put(self, start: int, part: dict[int, dict[str, np.ndarray]], failed: dict[int, str]) -> None:
         order = sorted(part)
         arrays = {
+            **({key: np.stack([part[i][key] for i in order]) for key in part[order[0]]} if order else {}),
             "index": np.array(order, int),
-            "values": np.stack([part[i][0] for i in order]) if order else np.empty((0, 0), np.float32),
             "failed": np.array(json.dumps(failed)),
         }
-        kept = [part[i][1] for i in order]
-        if kept and kept[0] is not None:
-            arrays["features"] = np.stack(kept)  # type: ignore[arg-type]
         self.done[start] = arrays
         if self.folder is not None:
             path = self.folder / f"{start}.npz"
@@ -386,18 +359,13 @@ class _Store:
                     " continue."
                 ) from err
 
-    def all(self, chunks: list[range]) -> tuple[np.ndarray, np.ndarray | None, dict[int, str]]:
-        width = max((self.done[chunk.start]["values"].shape[1] for chunk in chunks), default=0)
-        count = chunks[-1].stop
-        values = np.full((count, width), np.nan, np.float32)
-        features = None
+    def all(self, chunks: list[range]) -> tuple[dict[str, np.ndarray], dict[int, str]]:
+        """By the number of the tile, NaN where it could not be read."""
+        out: dict[str, np.ndarray] = {}
         failed: dict[int, str] = {}
         for arrays in (self.done[chunk.start] for chunk in chunks):
             failed.update({int(i): why for i, why in json.loads(str(arrays["failed"])).items()})
-            if len(arrays["index"]):
-                values[arrays["index"]] = arrays["values"]
-                if "features" in arrays:
-                    if features is None:
-                        features = np.full((count, arrays["features"].shape[1]), np.nan, np.float32)
-                    features[arrays["index"]] = arrays["features"]
-        return values, features, failed
+            for key in arrays.keys() - {"index", "failed"}:
+                shape = (chunks[-1].stop, *arrays[key].shape[1:])
+                out.setdefault(key, np.full(shape, np.nan, np.float32))[arrays["index"]] = arrays[key]
+        return out, failed

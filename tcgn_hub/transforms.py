@@ -34,6 +34,7 @@ __all__ = [
     "field_px",
     "to_input",
     "to_rgb",
+    "turned",
 ]
 
 Picture = TypeVar("Picture")  # a PIL image, an array or a tensor
@@ -140,6 +141,12 @@ class CropField:
     def __call__(self, image: Picture) -> Picture:
         """Crop a PIL image, an array (..., H, W, 3) or a tensor (..., 3, H, W)."""
         return center_crop(image, field_px(self.mpp, self.field_um))
+
+
+def turned(pixels: torch.Tensor, view: int) -> torch.Tensor:
+    """One of the eight rotations and reflections of square pictures (..., H, W); view 0 leaves them as they are."""
+    rotated = pixels.rot90(view % 4, (-2, -1))
+    return rotated.flip(-1) if view >= 4 else rotated
 
 
 def to_input(pixels: torch.Tensor | np.ndarray | Image.Image) -> torch.Tensor:

@@ -16,8 +16,8 @@ from tcgn_hub.data.crops import spot_crops
 from tcgn_hub.data.readers.her2st import read_her2st
 from tcgn_hub.data.sections import Section
 from tcgn_hub.data.slides import open_slide
+from tcgn_hub.data.tiles import TileReader
 from tcgn_hub.errors import ImageError, OutputError, SectionError
-from tcgn_hub.slide_prediction import _Reader
 from tcgn_hub.transforms import IMAGENET_MEAN, IMAGENET_STD, CropField, to_input
 
 
@@ -114,7 +114,7 @@ def test_training_sees_what_a_prediction_sees(texture, native, margin):
     with open_slide(path) as slide:
         level = slide.level_for(native / 224)
         assert level == {112: 0, 150: 0, 225: 0, 448: 1, 700: 1, 1800: 2}[native]
-        reader = _Reader(slide, data.xy, round(native / slide.downsamples[level]), level, 10**9)
+        reader = TileReader(slide, data.xy, native)
         read = np.stack([reader[i][1] for i in range(2)])
     difference = np.abs(as_seen(torch.from_numpy(central.copy())) - as_seen(read))
     # where a field is resized, what is around it reaches into its edge

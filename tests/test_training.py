@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,7 @@ from tcgn_hub.training.processes import Processes
 from tcgn_hub.training.targets import training_targets, variable_genes
 
 SMALL = {"weights": "scratch", "epochs": 2, "batch_size": 4, "components": 3, "crop_px": 112, "amp": "off"}
-RECIPE = Recipe(**SMALL)
+RECIPE = Recipe(**SMALL, cycles=2)
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +152,7 @@ def test_resumed_equals_uninterrupted(run, sections, tmp_path, stop_after, steps
     with pytest.raises(TrainingError, match="resume"):
         tcgn_hub.finetune(sections, recipe=RECIPE, **options)
     with pytest.raises(TrainingError, match="another lr"):
-        tcgn_hub.finetune(sections, recipe=Recipe(**{**SMALL, "lr": 1e-3}), resume=True, **options)
+        tcgn_hub.finetune(sections, recipe=replace(RECIPE, lr=1e-3), resume=True, **options)
     metrics = tcgn_hub.finetune(sections, recipe=RECIPE, resume=True, **options)
     assert same(run[0], tmp_path)
     losses = [row["loss"] for row in csv.DictReader((tmp_path / "history.csv").read_text().splitlines())]
@@ -161,8 +162,23 @@ def test_resumed_equals_uninterrupted(run, sections, tmp_path, stop_after, steps
         tcgn_hub.finetune(sections, recipe=RECIPE, resume=True, **options)
 
 
+def test_a_cycle_begins_with_what_the_one_before_it_would_have_kept(sections, run, tmp_path, stop_after):
+    options = {"genes": PANEL, "test": ["B"], "resume": True}
+    tcgn_hub.finetune(sections, out=tmp_path / "one", recipe=replace(RECIPE, epochs=1, cycles=1), **options)
+    first = load_file(tmp_path / "one/model.safetensors")
+    stop_after(3)  # the first step of the second cycle
+    with pytest.raises(KeyboardInterrupt):
+        tcgn_hub.finetune(sections, out=tmp_path / "two", recipe=RECIPE, **options)
+    state = torch.load(tmp_path / "two/checkpoint.pt", weights_only=True)
+    assert {row["step"].item() for row in state["optimizer"]["state"].values()} == {1}
+    rate = state["optimizer"]["param_groups"][0]["lr"]
+    assert rate == pytest.approx(RECIPE.lr)
+    name = "head.fc.weight"
+    assert (state["model"][name] - first[name]).abs().max() < 1.1 * rate + 1e-3 * first[name].abs().max()
+
+
 def command(root: Path, out: Path, *more: str) -> list[str]:
-    options = [f"--{key.replace('_', '-')}={value}" for key, value in SMALL.items()]
+    options = [f"--{key.replace('_', '-')}={value}" for key, value in {**SMALL, "cycles": 2}.items()]
     where = ["--genes", ",".join(PANEL), "--test", "B", "-o", str(out), "--device", "cpu"]
     return ["-m", "tcgn_hub.cli.main", "finetune", str(root), *where, *options, *more]
 
@@ -434,7 +450,7 @@ def test_crossval_holds_out_everyone_once_and_goes_on(root, run, tmp_path, stop_
     with pytest.raises(TrainingError, match="finished cross-validation"):
         tcgn_hub.crossval(root, **options)
     with pytest.raises(TrainingError, match="another recipe"):
-        tcgn_hub.crossval(root, **{**options, "recipe": Recipe(**{**SMALL, "lr": 1e-3})}, resume=True)
+        tcgn_hub.crossval(root, **{**options, "recipe": replace(RECIPE, lr=1e-3)}, resume=True)
     with pytest.raises(SectionError, match="no fold Z; the folds are A, B"):
         tcgn_hub.crossval(root, only=["Z"], **options)
     only = tcgn_hub.crossval(root, only=["B"], resume=True, **options)

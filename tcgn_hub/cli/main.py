@@ -11,6 +11,7 @@ from tcgn_hub.cli.common import version
 
 _COMMANDS = {
     "predict": "genes and values of patches and slides (also installed as tcgn-predict)",
+    "explain": "draw what predictions rest on: maps of genes, the learned graph, tiles of slides",
     "finetune": "train on sections of your own",
     "evaluate": "measure weights on sections that they have not seen",
     "crossval": "train and measure with every patient or section held out once",

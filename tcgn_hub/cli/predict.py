@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import glob
-import os
 import shutil
 import sys
 from collections.abc import Sequence
@@ -12,11 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tcgn_hub.cli.common import run, version
+from tcgn_hub.cli.images import above_zero, add_images, add_scale, add_weights, images_of, pick_device, positive
 
 if TYPE_CHECKING:
     from tcgn_hub.slide_prediction import SlidePrediction
 
 _PATCH_FORMATS = ("table", "csv", "json")
+_EXPLAINED = 3  # genes of a report whose highest and lowest tiles are shown
 _SLIDE_FORMATS = ("h5ad", "csv", "parquet", "geojson")
 
 
@@ -29,10 +29,8 @@ def build_parser(prog: str = "tcgn-predict") -> argparse.ArgumentParser:
         " where an option for slides is given. Exit code: 0 all predicted, 1 some images could not be, 2 nothing was,"
         " for the reason printed.",
     )
-    parser.add_argument(
-        "images", nargs="+", help="patches or slides: files, folders of them, or patterns such as '*.svs'"
-    )
-    parser.add_argument("--top", type=_positive, metavar="K", help="patches: only the K genes of the highest values")
+    add_images(parser)
+    parser.add_argument("--top", type=positive, metavar="K", help="patches: only the K genes of the highest values")
     parser.add_argument("--genes", metavar="A,B|FILE", help="only these genes: a list with commas, or a file of lines")
     parser.add_argument(
         "--reliable-only", action="store_true", help="leave out genes not predicted reliably on held-out tissue"
@@ -48,26 +46,22 @@ def build_parser(prog: str = "tcgn-predict") -> argparse.ArgumentParser:
         metavar="FILE|DIR",
         help="where to write; a folder for several slides (default: standard output)",
     )
+    add_weights(parser)
     parser.add_argument(
-        "--weights", metavar="TAG|DIR|FILE", help="tag, hf-hub:ORG/NAME, model directory, or parameters"
+        "--views",
+        type=int,
+        choices=range(1, 9),
+        default=1,
+        metavar="N",
+        help="average over so many rotations and reflections, 1 to 8, and say how much they differ (default: 1)",
     )
-    parser.add_argument("--device", help="such as cpu or cuda (default: cuda where there is one)")
-    parser.add_argument("--batch-size", type=_positive, default=32, metavar="N", help="images at once (default: 32)")
+    parser.add_argument("--batch-size", type=positive, default=32, metavar="N", help="images at once (default: 32)")
     parser.add_argument("--version", action="version", version=version(prog))
 
-    scale = parser.add_argument_group("scale", "read from the files where they state it; never guessed")
-    scale.add_argument("--mpp", type=float, metavar="UM", help="micrometres per pixel")
-    scale.add_argument("--magnification", type=float, metavar="X", help="the same as a magnification: 10, 20, 40")
-    scale.add_argument(
-        "--field",
-        type=_above_zero,
-        metavar="UM",
-        help="side of a patch in micrometres (default: that of the training patches of the weights; with"
-        " --magnification 56, which is 112 px at 20x)",
-    )
+    add_scale(parser)
 
     slides = parser.add_argument_group("slides")
-    slides.add_argument("--stride", type=_above_zero, metavar="UM", help="distance of tiles (default: their side)")
+    slides.add_argument("--stride", type=above_zero, metavar="UM", help="distance of tiles (default: their side)")
     slides.add_argument("--spots", metavar="FILE", help="predict these spots: tissue_positions, her2st selection, h5ad")
     slides.add_argument(
         "--min-tissue",
@@ -82,7 +76,7 @@ def build_parser(prog: str = "tcgn-predict") -> argparse.ArgumentParser:
     slides.add_argument("--report", action="store_true", help="a self-contained HTML page beside the output")
     slides.add_argument("--bulk", metavar="FILE", help="one pseudo-bulk row per slide, CSV")
     slides.add_argument("--workers", type=int, metavar="N", help="processes that read tiles (default: 1)")
-    slides.add_argument("--max-pixels", type=_positive, metavar="N", help="largest picture to decode as a whole")
+    slides.add_argument("--max-pixels", type=positive, metavar="N", help="largest picture to decode as a whole")
     return parser
 
 
@@ -93,13 +87,10 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "tcgn-predict") -> in
 
 
 def _predict(args: argparse.Namespace, prog: str) -> int:
-    from tcgn_hub.data.images import find_images
     from tcgn_hub.data.panels import parse_genes
     from tcgn_hub.data.slides import is_slide_file
-    from tcgn_hub.errors import DeviceError
 
-    paths = [match for name in args.images for match in _matches(name)]
-    images = find_images(paths)
+    images = images_of(args)
     if args.genes is not None:
         args.genes = parse_genes(args.genes)
     suffix = Path(args.output).suffix.lstrip(".").lower() if args.output else ""
@@ -107,21 +98,10 @@ def _predict(args: argparse.Namespace, prog: str) -> int:
     options = (args.stride, args.spots, args.min_tissue, args.plot, args.bulk, args.workers, args.max_pixels)
     as_slides = wants_slide or args.features or args.report or any(option is not None for option in options)
 
-    import torch
-
-    args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.empty(0, device=args.device)
-    except (RuntimeError, AssertionError) as err:
-        raise DeviceError(f"Device {args.device!r} cannot be used here ({str(err).splitlines()[0]}).") from err
+    args.device = pick_device(args.device)
     if as_slides or any(map(is_slide_file, images)):
         return _predict_slides(images, args, prog)
     return _predict_patches(images, args, prog)
-
-
-def _matches(name: str) -> list[str]:
-    """What a pattern stands for, where the shell left it; a file may have such characters in its name too."""
-    return [name] if os.path.exists(name) else sorted(glob.glob(name)) or [name]
 
 
 def _shared_options(args: argparse.Namespace) -> dict[str, Any]:
@@ -133,6 +113,7 @@ def _shared_options(args: argparse.Namespace) -> dict[str, Any]:
         "magnification": args.magnification,
         "field_um": args.field,
         "reliable_only": args.reliable_only,
+        "views": args.views,
         "batch_size": args.batch_size,
         "device": args.device,
         "progress": True,
@@ -297,23 +278,11 @@ def _write(prediction: SlidePrediction, output: Path, args: argparse.Namespace) 
         if prediction.mask is not None:
             mask_figure(prediction, output.with_suffix(".tissue.png"))
     if args.report:
-        from tcgn_hub.outputs.report import write_report
+        from tcgn_hub.explanation import galleries
+        from tcgn_hub.outputs.report import mapped_genes, write_report
 
-        write_report(output.with_suffix(".html"), prediction)
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not at least 1")
-    return value
-
-
-def _above_zero(text: str) -> float:
-    value = float(text)
-    if not value > 0:
-        raise argparse.ArgumentTypeError(f"{text} is not above 0")
-    return value
+        explained = galleries(prediction, mapped_genes(prediction)[:_EXPLAINED], device=args.device)
+        write_report(output.with_suffix(".html"), prediction, galleries=explained)
 
 
 if __name__ == "__main__":

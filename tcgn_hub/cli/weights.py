@@ -114,7 +114,7 @@ def _show(args: argparse.Namespace) -> int:
         "hub": weights.hub,
         "import": weights.import_from,
         "crop": weights.crop,
-        "training_data": weights.training_data,
+        "training_data": {key: value for key, value in weights.training_data.items() if key != "features"},
         "held_out": weights.held_out,
         "panel": list(weights.genes),
         "files": [{"name": file.name, "size": file.size, "sha256": file.sha256} for file in weights.files],
@@ -128,7 +128,7 @@ def _show(args: argparse.Namespace) -> int:
     facts["held_out"] = {
         key: f"{len(value)} genes" if isinstance(value, list) else value
         for key, value in held_out.items()
-        if key not in ("pcc", "sections")
+        if key not in ("pcc", "half_widths", "sections")
     }
     for key, value in facts.items():
         if key == "files":

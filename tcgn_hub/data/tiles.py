@@ -1,17 +1,20 @@
-"""Which squares of a slide to predict: a grid over the tissue, or spots of a file."""
+"""Which squares of a slide to predict, a grid over the tissue or spots of a file, and reading them."""
 
 from __future__ import annotations
 
 import csv
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from tcgn_hub.data.slides import MAX_PIXELS, Slide, open_slide
 from tcgn_hub.data.tissue import tissue_fraction, tissue_mask
 from tcgn_hub.errors import ImageError, SectionError
+from tcgn_hub.transforms import INPUT_PX
 
-__all__ = ["OVERVIEW_PX", "Tiles", "grid_tiles", "on_tissue", "read_spots"]
+__all__ = ["OVERVIEW_PX", "TileReader", "Tiles", "grid_tiles", "on_tissue", "read_spots"]
 
 OVERVIEW_PX = 2000
 """Longest side of the overview that tissue is looked for on."""
@@ -42,6 +45,47 @@ class Tiles:
         """Those of an index or a mask."""
         index = np.arange(len(self))[keep]
         return Tiles([self.names[i] for i in index], self.xy[index], self.array_row[index], self.array_col[index])
+
+
+class TileReader:
+    """Tiles by index, for the processes of a DataLoader: each opens the slide for itself.
+
+    A plain picture is not opened again: its pixels are shared with processes that are forked.
+
+    Args:
+        slide: An open slide.
+        xy: Centres as (x, y) in pixels at full resolution, shape (n, 2).
+        tile_px: Side of a tile in pixels at full resolution.
+        max_pixels: The most pixels of a plain picture.
+
+    Attributes:
+        level: Level of the slide that is read, the nearest above what 224 px a tile ask for.
+        side: Side of a tile in pixels of that level.
+    """
+
+    def __init__(self, slide: Slide, xy: np.ndarray, tile_px: float, *, max_pixels: int = MAX_PIXELS) -> None:
+        self.path, self.xy, self.max_pixels = slide.path, xy, max_pixels
+        self.level = slide.level_for(tile_px / INPUT_PX)
+        self.downsample = slide.downsamples[self.level]
+        self.side = round(tile_px / self.downsample)
+        self.shared = slide
+        self.opened: tuple[int, Slide] | None = None
+
+    def __len__(self) -> int:
+        return len(self.xy)
+
+    def __getitem__(self, index: int) -> tuple[int, np.ndarray | None, str]:
+        """The index, pixels (side, side, 3), and why there are none if they cannot be read."""
+        if self.opened is None or self.opened[0] != os.getpid():
+            again = self.shared.reopens
+            self.opened = (os.getpid(), open_slide(self.path, max_pixels=self.max_pixels) if again else self.shared)
+        # on a pixel of the level, between which OpenSlide would interpolate
+        corner = self.xy[index] - self.side * self.downsample / 2
+        x, y = np.round(np.round(corner / self.downsample) * self.downsample).astype(int)
+        try:
+            return index, self.opened[1].read(int(x), int(y), self.side, self.side, level=self.level), ""
+        except ImageError as err:
+            return index, None, str(err)
 
 
 def grid_tiles(size: tuple[int, int], *, side: float, stride: float) -> Tiles:

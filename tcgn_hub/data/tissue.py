@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-__all__ = ["tissue_fraction", "tissue_mask"]
+__all__ = ["stained_share", "tissue_fraction", "tissue_mask"]
 
 _LEAST = 8.0  # of 255: below, what is left of the stain is the noise of a blank slide
 
@@ -40,6 +40,19 @@ def tissue_mask(overview: np.ndarray, *, um_per_px: float) -> np.ndarray:
     area = max(1, round(10_000 / um_per_px**2))
     mask = morphology.remove_small_objects(mask, max_size=area)
     return morphology.remove_small_holes(mask, max_size=area)
+
+
+def stained_share(patch: np.ndarray) -> float:
+    """Share of a patch that is stained, by the measure of `tissue_mask` and without its threshold for a slide.
+
+    Args:
+        patch: uint8, shape (h, w, 3).
+    """
+    from PIL import Image
+
+    height, width = (max(1, n // 8) for n in patch.shape[:2])
+    rgb = np.asarray(Image.fromarray(patch).resize((width, height), Image.Resampling.BOX)).astype(np.float32)
+    return float((np.minimum(rgb[..., 0], rgb[..., 2]) - rgb[..., 1] >= _LEAST).mean())
 
 
 def tissue_fraction(mask: np.ndarray, xy: np.ndarray, side: float) -> np.ndarray:

@@ -22,6 +22,7 @@ from tcgn_hub.evaluation.metrics import (
     spearman,
     weighted_pearson,
 )
+from tcgn_hub.uncertainty.conformal import LEVEL, coverage_across, half_widths
 
 __all__ = ["Evaluation", "Measured", "summarise"]
 
@@ -62,7 +63,8 @@ class Evaluation:
     Attributes:
         summary: What to write as JSON, see `summarise`; null where something is unknown.
         per_gene: One row a gene, with ``gene``, ``pcc``, ``pcc_low``, ``pcc_high``, ``spearman``, ``rmse``, ``nrmse``,
-            ``pcc_ridge``, ``rmse_mean``, ``ceiling``, ``p`` and ``reliable``; None where something is unknown.
+            ``pcc_ridge``, ``rmse_mean``, ``ceiling``, ``p``, ``reliable`` and ``half_width`` of the prediction
+            interval; None where something is unknown.
         pcc: Of each section the correlations of 'TCGN' and 'ridge' and the 'ceiling', each of shape (genes,), with NaN
             where they are unknown.
     """
@@ -90,6 +92,8 @@ def summarise(measured: Sequence[Measured], genes: Sequence[str], *, repeats: in
       it to compare with papers that report it, and for nothing else;
     - ``reliable_genes``, ``share_reliable``: genes whose PCC is above 0 at a false discovery rate of 5 %, and their
       share of the genes measured; ``reliable`` names them, over all sections only;
+    - ``interval_level`` and ``interval_coverage``, over all sections only: what prediction intervals are to hold, and
+      what they hold of each section if they come from the others, see `tcgn_hub.uncertainty.conformal`;
     - ``note``: of a section of fewer than four spots, that it has no correlations.
 
     Over several sections the value of a gene is its mean over those that measured it, and so are its bootstrap samples:
@@ -113,7 +117,9 @@ def summarise(measured: Sequence[Measured], genes: Sequence[str], *, repeats: in
     sections: dict[str, Any] = {}
     pcc: dict[str, dict[str, np.ndarray]] = {}
     mean = _Mean()
+    errors: dict[str, np.ndarray] = {}
     for i, section in enumerate(map(_with_counts, measured)):
+        errors[section.name] = section.predicted - section.targets
         values = _values(section, repeats, (seed, i))
         mean.add(values)
         pcc[section.name] = {"TCGN": values["pcc"], "ridge": values["pcc_ridge"], "ceiling": values["ceiling"]}
@@ -130,6 +136,8 @@ def summarise(measured: Sequence[Measured], genes: Sequence[str], *, repeats: in
         **_over_genes(values),
         "spots": sum(facts["spots"] for facts in sections.values()),
         "reliable": [gene for gene, is_reliable in zip(genes, passed, strict=True) if is_reliable],
+        "interval_level": LEVEL,
+        "interval_coverage": coverage_across(errors),
     }
     columns = {
         "pcc": values["pcc"],
@@ -138,6 +146,7 @@ def summarise(measured: Sequence[Measured], genes: Sequence[str], *, repeats: in
         **{key: values[key] for key in ("spearman", "rmse", "nrmse", "pcc_ridge", "rmse_mean", "ceiling")},
         "p": p,
         "reliable": passed,
+        "half_width": half_widths(np.concatenate(list(errors.values()))),
     }
     rows = [
         {"gene": gene, **{key: column[i].item() for key, column in columns.items()}} for i, gene in enumerate(genes)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,12 +18,13 @@ from tcgn_hub.evaluation.baselines import color_texture_features, mean_predict, 
 from tcgn_hub.evaluation.evaluate import Evaluation, Measured, summarise
 from tcgn_hub.evaluation.splits import check_leak
 from tcgn_hub.outputs.evaluations import write_evaluation
-from tcgn_hub.transforms import center_crop, to_input
+from tcgn_hub.transforms import center_crop, to_input, turned
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
-__all__ = ["evaluate", "measure", "predict_crops"]
+__all__ = ["evaluate", "measure", "pooled_features", "predict_crops"]
 
 _logger = logging.getLogger(__name__)
 
@@ -123,15 +124,27 @@ def predict_crops(
     model.eval()
     out = []
     with torch.inference_mode():
-        for start in range(0, len(crops.pixels), batch_size):
-            batch = torch.from_numpy(np.array(crops.pixels[start : start + batch_size]))
-            x = to_input(center_crop(batch, crops.field_px).to(device))
-            total = model(x).float()
-            for view in range(1, views):
-                turned = x.rot90(view % 4, (2, 3))
-                total = total + model(turned.flip(3) if view >= 4 else turned).float()
-            out.append((total / views).cpu().numpy())
+        for x in _inputs(crops, device, batch_size):
+            out.append(torch.stack([model(turned(x, view)).float() for view in range(views)]).mean(0).cpu().numpy())
     return np.concatenate(out)
+
+
+def pooled_features(model: Any, crops: SpotCrops, *, device: str = "cpu", batch_size: int = 32) -> np.ndarray:
+    """Mean over positions of the final map for the centres of crops, shape (n, 1280)."""
+    import torch
+
+    model.eval()
+    with torch.inference_mode():
+        parts = [model.forward_features(x).mean((2, 3)).float() for x in _inputs(crops, device, batch_size)]
+    return torch.cat(parts).cpu().numpy()
+
+
+def _inputs(crops: SpotCrops, device: str, batch_size: int) -> Iterator[torch.Tensor]:
+    import torch
+
+    for start in range(0, len(crops.pixels), batch_size):
+        batch = torch.from_numpy(np.array(crops.pixels[start : start + batch_size]))
+        yield to_input(center_crop(batch, crops.field_px).to(device))
 
 
 def measure(

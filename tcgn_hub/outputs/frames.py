@@ -18,7 +18,7 @@ from tcgn_hub.extras import require
 from tcgn_hub.outputs.files import writing
 
 if TYPE_CHECKING:
-    from tcgn_hub.prediction import Prediction
+    from tcgn_hub.prediction import OfModel
     from tcgn_hub.slide_prediction import SlidePrediction
 
 __all__ = [
@@ -36,7 +36,8 @@ __all__ = [
 def run_facts(prediction: SlidePrediction) -> dict[str, Any]:
     """What was run on what, as values that JSON can hold.
 
-    ``stride_um`` is None where spots were given; ``failed`` maps the tiles that could not be read to the reasons.
+    ``stride_um`` is None where spots were given, ``interval_level`` and ``unlike_training_tissue`` (tiles) where the
+    weights state no errors and features; ``failed`` maps the tiles that could not be read to the reasons.
     """
     return {
         "slide": prediction.slide.name,
@@ -51,6 +52,8 @@ def run_facts(prediction: SlidePrediction) -> dict[str, Any]:
         "weights": prediction.model.name,
         "sha256": prediction.model.sha256,
         "units": prediction.units,
+        "interval_level": None if prediction.model.half_widths is None else prediction.model.level,
+        "unlike_training_tissue": None if prediction.unlike is None else int(prediction.unlike.sum()),
         "tcgn_hub": __version__,
     }
 
@@ -66,7 +69,7 @@ def facts_json(predictions: Sequence[SlidePrediction]) -> str:
     return json.dumps({"runs": runs, "reliable": gene_facts(predictions[0])}, indent=1) + "\n"
 
 
-def reliability(prediction: Prediction | SlidePrediction, gene: str) -> str:
+def reliability(prediction: OfModel, gene: str) -> str:
     """'yes', 'no' or 'unknown': whether a gene was predicted better than chance on held-out tissue."""
     return {True: "yes", False: "no", None: "unknown"}[prediction.reliable(gene)]
 
@@ -83,6 +86,8 @@ class GeneSummary:
         sd: Standard deviation over the tiles.
         min: Lowest tile.
         max: Highest tile.
+        half_width: Of the prediction interval of a tile, in the same units; NaN if it is not known.
+        spread: Standard deviation over rotations and reflections, mean over the tiles; NaN without them.
     """
 
     gene: str
@@ -92,6 +97,8 @@ class GeneSummary:
     sd: float
     min: float
     max: float
+    half_width: float
+    spread: float
 
 
 def summarise(prediction: SlidePrediction) -> list[GeneSummary]:
@@ -99,9 +106,21 @@ def summarise(prediction: SlidePrediction) -> list[GeneSummary]:
     # a mean of many float32 values loses digits that a mean of float64 keeps
     values = prediction.values.astype(np.float64)
     columns = [f(axis=0).tolist() for f in (values.mean, values.std, values.min, values.max)]
+    widths = prediction.model.half_widths or {}
+    spread = np.full(len(prediction.genes), np.nan) if prediction.spread is None else prediction.spread.mean(axis=0)
     return [
-        GeneSummary(gene, reliability(prediction, gene), math.nan if (pcc := prediction.pcc(gene)) is None else pcc, *s)
-        for gene, *s in zip(prediction.genes, *columns, strict=True)
+        GeneSummary(
+            gene=gene,
+            reliable=reliability(prediction, gene),
+            pcc=math.nan if (pcc := prediction.pcc(gene)) is None else pcc,
+            mean=mean,
+            sd=sd,
+            min=low,
+            max=high,
+            half_width=widths.get(gene, math.nan),
+            spread=own_spread,
+        )
+        for gene, mean, sd, low, high, own_spread in zip(prediction.genes, *columns, spread.tolist(), strict=True)
     ]
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["to_anndata", "write_h5ad"]
 
+_ENDS = ("interval_low", "interval_high")
 _HIRES, _LOWRES = 2000, 600  # longest sides, as Space Ranger makes them
 
 
@@ -30,9 +31,11 @@ def to_anndata(prediction: SlidePrediction) -> AnnData:
     ``X`` is float32 in the units of the model. ``var`` has ``reliable`` ('yes', 'no', 'unknown') and ``held_out_pcc``
     (NaN if it was not measured); ``obs`` has ``in_tissue``, ``array_row`` and ``array_col``; ``obsm['spatial']`` are
     the centres as (x, y) in pixels at full resolution, and ``obsm['X_tcgn']`` the features, if there are any.
-    ``uns['spatial']`` holds the overview under the stem of the slide's name. ``uns['tcgn']`` holds the facts of the
-    run: ``failed`` as JSON, ``stride_um`` NaN where spots were given, and ``mask``, uint8 with 1 where the tissue is,
-    of ``mask_downsample`` full-resolution pixels per pixel.
+    ``layers`` has ``interval_low`` and ``interval_high``, the ends of the prediction intervals, and ``spread``, the
+    standard deviation over rotations and reflections; ``obs['tissue_distance']`` how unlike the training tissue a tile
+    is, above 1 too far to rely on; each only where it is known. ``uns['spatial']`` holds the overview under the stem
+    of the slide's name. ``uns['tcgn']`` holds the facts of the run: ``failed`` as JSON, what is None in `run_facts` as
+    NaN, and ``mask``, uint8 with 1 where the tissue is, of ``mask_downsample`` full-resolution pixels per pixel.
 
     Raises:
         ExtraError: anndata is not installed.
@@ -61,6 +64,13 @@ def to_anndata(prediction: SlidePrediction) -> AnnData:
         obsm={"spatial": np.array(prediction.xy, np.float64)},
         uns={"spatial": {prediction.slide.stem: _overview(prediction)}, "tcgn": _facts(prediction)},
     )
+    ends = prediction.interval()
+    layers = {"spread": prediction.spread} | ({} if ends is None else dict(zip(_ENDS, ends, strict=True)))
+    for name, values in layers.items():
+        if values is not None:
+            adata.layers[name] = np.array(values, np.float32)
+    if prediction.distance is not None:
+        adata.obs["tissue_distance"] = np.array(prediction.distance, np.float32)
     if prediction.features is not None:
         adata.obsm["X_tcgn"] = np.array(prediction.features, np.float32)
     return adata
@@ -118,8 +128,9 @@ def _facts(prediction: SlidePrediction) -> dict[str, Any]:
     facts = run_facts(prediction)
     # names of tiles may hold slashes, which HDF5 would take for groups
     facts["failed"] = json.dumps(facts["failed"])
-    if facts["stride_um"] is None:
-        facts["stride_um"] = math.nan
+    for key in ("stride_um", "interval_level", "unlike_training_tissue"):
+        if facts[key] is None:
+            facts[key] = math.nan
     if prediction.mask is not None:
         facts["mask"] = prediction.mask.astype(np.uint8)
         facts["mask_downsample"] = float(prediction.thumbnail_downsample)

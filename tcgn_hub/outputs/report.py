@@ -5,19 +5,21 @@ from __future__ import annotations
 import base64
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tcgn_hub.outputs.explanations import draw_gallery
 from tcgn_hub.outputs.figures import draw_gene, draw_mask
 from tcgn_hub.outputs.files import write_text
 from tcgn_hub.outputs.frames import GeneSummary, run_facts, summarise
 
 if TYPE_CHECKING:
+    from tcgn_hub.explanation import Gallery
     from tcgn_hub.slide_prediction import SlidePrediction
 
-__all__ = ["write_report"]
+__all__ = ["mapped_genes", "write_report"]
 
 _OVERVIEW_SIDE, _FIGURE_SIDE = 1000, 700
 
@@ -67,6 +69,7 @@ measured for these weights.</p>
 <div class="pictures">
 {maps}
 </div>
+{galleries}
 <h2>Run</h2>
 <table class="facts">
 <tbody>
@@ -75,10 +78,10 @@ measured for these weights.</p>
 </table>
 {failed}
 <h2>Genes</h2>
-<p>Over {tiles} tiles, in {units}.</p>
+<p>Over {tiles} tiles, in {units}.{sure_text}</p>
 <table class="genes">
 <thead><tr><th>gene</th><th class="number">mean</th><th class="number">sd</th><th class="number">min</th>
-<th class="number">max</th><th>reliable</th><th class="number">held-out PCC</th></tr></thead>
+<th class="number">max</th>{sure_titles}<th>reliable</th><th class="number">held-out PCC</th></tr></thead>
 <tbody>
 {genes}
 </tbody>
@@ -89,7 +92,12 @@ measured for these weights.</p>
 
 
 def write_report(
-    path: str | Path, prediction: SlidePrediction, *, genes: Sequence[str] | None = None, top: int = 12
+    path: str | Path,
+    prediction: SlidePrediction,
+    *,
+    genes: Sequence[str] | None = None,
+    top: int = 12,
+    galleries: Sequence[Gallery] = (),
 ) -> None:
     """Write a page with the slide, its tissue, maps of some genes, a table of all genes, and the facts of the run.
 
@@ -99,6 +107,7 @@ def write_report(
         genes: Genes to map, in this order. If None, the ``top`` of highest held-out correlation among those marked
             reliable; where reliability was not measured, the ``top`` that vary most over the tiles.
         top: How many genes to map if ``genes`` is None.
+        galleries: Highest and lowest tiles of genes, see `tcgn_hub.explanation.galleries`, to show below the maps.
 
     Raises:
         ExtraError: matplotlib is not installed.
@@ -116,18 +125,41 @@ def write_report(
         _picture(_overview(prediction), "Overview of the slide", "overview"),
         _picture(draw_mask(prediction, side=_FIGURE_SIDE), "Outline of the tissue"),
     ]
+    sure = {
+        key: title
+        for key, title in (("half_width", "interval"), ("spread", "spread"))
+        if not all(math.isnan(getattr(row, key)) for row in table)
+    }
     page = _PAGE.format(
         slide=escape(facts["slide"]),
         slide_pictures="\n".join(slide_pictures),
         maps_title=escape(title),
         maps="\n".join(maps),
+        galleries=_galleries(prediction, galleries),
         facts="\n".join(_fact_row(name, value) for name, value in _facts(prediction)),
         failed=_failed(prediction.failed),
         tiles=facts["tiles"],
         units=escape(facts["units"]),
-        genes="\n".join(map(_gene_row, table)),
+        sure_titles="".join(f'<th class="number">{title}</th>' for title in sure.values()),
+        sure_text=_sure_text(prediction),
+        genes="\n".join(_gene_row(row, sure) for row in table),
     )
     write_text(path, page)
+
+
+def mapped_genes(prediction: SlidePrediction, *, top: int = 12) -> list[str]:
+    """The genes that a report maps if none are asked for."""
+    return _choose(summarise(prediction), top)[1]
+
+
+def _galleries(prediction: SlidePrediction, galleries: Sequence[Gallery]) -> str:
+    if not galleries:
+        return ""
+    figures = [
+        _picture(draw_gallery(prediction, gallery), f"Highest and lowest tiles of {gallery.gene}")
+        for gallery in galleries
+    ]
+    return "\n".join(["<h2>What the predictions rest on</h2>", *figures])
 
 
 def _choose(table: Sequence[GeneSummary], top: int) -> tuple[str, list[str]]:
@@ -156,6 +188,7 @@ def _facts(prediction: SlidePrediction) -> list[tuple[str, str]]:
         ("sha256", facts["sha256"]),
         ("Units", facts["units"]),
         ("Genes marked reliable", _count_reliable(prediction)),
+        ("Unlike the training tissue", _count_unlike(prediction)),
         ("tcgn_hub", facts["tcgn_hub"]),
     ]
 
@@ -164,6 +197,12 @@ def _count_reliable(prediction: SlidePrediction) -> str:
     if prediction.model.reliable is None:
         return "not measured"
     return f"{sum(map(prediction.model.reliable.__contains__, prediction.genes))} of {len(prediction.genes)}"
+
+
+def _count_unlike(prediction: SlidePrediction) -> str:
+    if prediction.unlike is None:
+        return "not known: the weights do not describe their training tissue"
+    return f"{int(prediction.unlike.sum())} of {len(prediction.tiles)} tiles"
 
 
 def _fact_row(name: str, value: str) -> str:
@@ -177,8 +216,27 @@ def _failed(failed: dict[str, str]) -> str:
     return f'<h2>Tiles that could not be read</h2>\n<table class="facts"><tbody>\n{rows}\n</tbody></table>'
 
 
-def _gene_row(gene: GeneSummary) -> str:
+def _sure_text(prediction: SlidePrediction) -> str:
+    model = prediction.model
+    text = ""
+    if model.half_widths is not None:
+        text += (
+            f" Interval: a measurement lies within so much of the value of a tile in {model.level:.0%} of the cases on"
+            " held-out tissue."
+        )
+    elif model.pcc is None:
+        text += " No intervals: these weights state no errors on held-out tissue."
+    if prediction.spread is not None:
+        text += " Spread: standard deviation over rotations and reflections of a tile, mean over the tiles."
+    return text
+
+
+def _gene_row(gene: GeneSummary, sure: Mapping[str, str]) -> str:
     numbers = "".join(f'<td class="number">{value:.3f}</td>' for value in (gene.mean, gene.sd, gene.min, gene.max))
+    for key, before in (("half_width", "± "), ("spread", "")):
+        if key in sure:
+            value = getattr(gene, key)
+            numbers += f'<td class="number">{"unknown" if math.isnan(value) else f"{before}{value:.3f}"}</td>'
     pcc = "unknown" if math.isnan(gene.pcc) else f"{gene.pcc:.3f}"
     return f'<tr><td>{escape(gene.gene)}</td>{numbers}<td>{gene.reliable}</td><td class="number">{pcc}</td></tr>'
 

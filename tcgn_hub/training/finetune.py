@@ -22,7 +22,7 @@ from tcgn_hub.data.sections import UNITS, Section, expression_targets
 from tcgn_hub.data.summary import check_sections
 from tcgn_hub.errors import OutputError, SectionError, TrainingError
 from tcgn_hub.evaluation.evaluate import summarise
-from tcgn_hub.evaluation.heldout import measure, predict_crops
+from tcgn_hub.evaluation.heldout import measure, pooled_features, predict_crops
 from tcgn_hub.evaluation.metrics import pearson
 from tcgn_hub.evaluation.splits import Split, make_split, spatial_block
 from tcgn_hub.evaluation.tables import section_table
@@ -32,6 +32,7 @@ from tcgn_hub.training.recipe import SCRATCH, Recipe
 from tcgn_hub.training.results import write_results
 from tcgn_hub.training.targets import TrainingTargets, training_targets, variable_genes
 from tcgn_hub.transforms import INPUT_PX, to_input
+from tcgn_hub.uncertainty.familiarity import describe
 
 if TYPE_CHECKING:
     import torch
@@ -259,7 +260,8 @@ class _Run:
         spots = TrainingSpots(self.train_crops, self.targets.targets, recipe)
         per_epoch = steps_per_epoch(len(spots), recipe, processes=processes.count)
         total = recipe.epochs * per_epoch
-        schedule = make_schedule(optimizer, recipe, total)
+        cycle = total // recipe.cycles
+        schedule = make_schedule(optimizer, recipe, cycle)
         scaler = torch.amp.GradScaler(self.device, enabled=recipe.amp == "fp16")
         ema = ModelEmaV3(self.model, decay=recipe.ema) if recipe.ema else None
         if recipe.grad_checkpointing:
@@ -305,6 +307,9 @@ class _Run:
         with bar, processes.finishing_steps():
             while step < total and not (best and best["stale"] >= (recipe.patience or math.inf)):
                 epoch = step // per_epoch
+                if step and step % cycle == 0:
+                    self.model.load_state_dict(kept.state_dict())
+                    optimizer.state.clear()
                 self.model.train()
                 for module in frozen:
                     module.eval()
@@ -319,7 +324,7 @@ class _Run:
                 ):
                     # dropout of a step follows from its number, so that a resumed run repeats it
                     torch.manual_seed(_seed_of(recipe.seed, step, processes.rank))
-                    schedule.step_update(step)
+                    schedule.step_update(step % cycle)
                     for i, part in enumerate(parts, 1):
                         with processes.joined(network, last=i == len(parts)):
                             with torch.autocast(self.device, dtype, enabled=recipe.amp != "off"):
@@ -438,6 +443,7 @@ class _Run:
             history=self.history,
             evaluation=evaluation,
             measured=measured,
+            familiarity=describe([pooled_features(model, crops, device=self.device) for crops in self.train_crops]),
             facts=facts,
         )
         remove_checkpoints(self.out)

@@ -48,7 +48,7 @@ def make_optimizer(model: Any, recipe: Recipe) -> torch.optim.Optimizer:
 
 
 def make_schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, steps: int) -> CosineLRScheduler:
-    """A linear rise, then half a cosine down to 0; its rate depends on the number of the step only."""
+    """A linear rise, then half a cosine down to 0, for a cycle of so many steps."""
     warmup = min(round(recipe.warmup * steps), steps - 1)
     return CosineLRScheduler(
         optimizer,

@@ -16,7 +16,7 @@ AMP = ("bf16", "fp16", "off")
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How to train; the defaults are the recipe of docs/weights.md.
+    """How to train.
 
     Attributes:
         weights: What to start from: a tag of the manifest, such as 'tcgn_base.cmt_tiny' for the trunk of ImageNet,
@@ -24,10 +24,12 @@ class Recipe:
         tune: What is trained: 'head', 'last-stage' (with the final convolution and the head) or 'all'. The rest keeps
             its weights and the statistics of its normalisation.
         epochs: Passes over the training spots.
+        cycles: How often the learning rate rises and falls; each cycle begins with the weights that the one before it
+            would have kept (Loshchilov and Hutter, arXiv:1608.03983).
         batch_size: Spots per step, over all processes.
         accumulate: Parts that a batch is computed in, one after another, to need less memory.
         lr: Highest learning rate.
-        warmup: Share of the steps in which the rate rises, before it falls as a cosine.
+        warmup: Share of the steps of a cycle in which the rate rises, before it falls as a cosine.
         weight_decay: Decoupled weight decay of AdamW.
         layer_decay: Factor of the learning rate from each group of layers to the one below it; 1 for none.
         clip: Largest norm of the gradient.
@@ -53,6 +55,7 @@ class Recipe:
     weights: str | None = None
     tune: str = "all"
     epochs: int = 14
+    cycles: int = 1
     batch_size: int = 32
     accumulate: int = 1
     lr: float = 2.5e-4
@@ -91,6 +94,8 @@ class Recipe:
                 raise TrainingError(f"{name} is {getattr(self, name)!r}, but has to be one of {', '.join(choices)}.")
         if self.field_um is not None and self.crop_px is not None:
             raise TrainingError("Give the side of a patch once: field_um or crop_px.")
+        if self.epochs % self.cycles:
+            raise TrainingError(f"{self.epochs} epochs cannot be divided into {self.cycles} cycles.")
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values, for JSON and checkpoints."""
@@ -100,6 +105,7 @@ class Recipe:
 _MANY = 10**9
 _RANGES = (
     ("epochs", 1, _MANY),
+    ("cycles", 1, _MANY),
     ("batch_size", 1, _MANY),
     ("accumulate", 1, _MANY),
     ("lr", 1e-12, 1e3),

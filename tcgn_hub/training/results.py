@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from tcgn_hub.evaluation.evaluate import Evaluation, Measured
     from tcgn_hub.evaluation.splits import Split
     from tcgn_hub.training.recipe import Recipe
+    from tcgn_hub.uncertainty.familiarity import Familiarity
 
 __all__ = ["facts_of_evaluation", "write_results"]
 
@@ -35,6 +36,7 @@ def write_results(
     history: Sequence[Mapping[str, Any]],
     evaluation: Evaluation | None,
     measured: Sequence[Measured],
+    familiarity: Familiarity | None,
     facts: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Write the files of a finished run; ``metrics.json`` comes last and says that all others are there.
@@ -63,6 +65,7 @@ def write_results(
             "sections": list(split.train),
             "patients": sorted({sections[name].patient for name in split.train}),
             "held_out": list(split.test),
+            **({} if familiarity is None else {"features": familiarity.to_json()}),
         },
         "held_out": {},
         "license": "not stated",
@@ -85,6 +88,10 @@ def write_results(
 
 def facts_of_evaluation(evaluation: Evaluation) -> dict[str, Any]:
     """Held-out metrics as ``config.json`` and the manifest state them."""
-    pcc = [None if row["pcc"] is None else round(row["pcc"], 4) for row in evaluation.per_gene]
+    pcc, widths = (
+        [None if row[key] is None else round(row[key], 4) for row in evaluation.per_gene]
+        for key in ("pcc", "half_width")
+    )
     reliable = [row["gene"] for row in evaluation.per_gene if row["reliable"]]
-    return {**evaluation.summary, "pcc": pcc, "reliable": reliable}
+    known = {"half_widths": widths} if any(width is not None for width in widths) else {}
+    return {**evaluation.summary, "pcc": pcc, "reliable": reliable, **known}
