@@ -11,6 +11,8 @@ are timm's. All weights are random and all images 224 x 224 noise: nothing here 
 is ``torch.compile`` with ``dynamic=False``, one compilation for each batch size, and with
 ``torch._inductor.config.freezing``, which folds and repacks the weights for inference (``--no-freeze`` leaves it
 off); ``--autotune`` adds ``max_autotune``, with which the compiler measures kernels of its own against the library's.
+``onnx`` is the exported model in ONNX Runtime, on the CPU and where that is installed; its ``int8`` row multiplies
+matrices in 8 bits.
 ``bf16`` is autocast to bfloat16. A row ``train`` is one forward and backward pass in training mode, without the
 optimiser.
 
@@ -20,7 +22,7 @@ Columns.
     memory     MiB: the weights, and the most that torch's allocator held at once during one call beyond what it held
                before. Measured on CUDA by ``torch.cuda.max_memory_allocated`` and on the CPU by the events of
                ``torch.profiler``. Not in it: the batch of images, and memory taken outside torch's allocator, such as
-               the packing buffers of a BLAS or the repacked weights of freezing.
+               the packing buffers of a BLAS or the repacked weights of freezing, and all that ONNX Runtime needs.
     GFLOPs     An image, by ``torch.utils.flop_counter``: 2 for each multiply-add of matrix products, convolutions and
                attention. Elementwise work, gathers and scatters count nothing.
     limit      Images/s if these FLOPs ran at the rate of a large matrix product in the same dtype, measured between
@@ -38,6 +40,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import statistics
@@ -48,6 +51,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -63,9 +67,11 @@ import timm  # noqa: E402
 from oracle import literal_model  # noqa: E402
 
 import tcgn_hub  # noqa: E402, F401
+from tcgn_hub.exporting import with_features, write_onnx  # noqa: E402
 
 OURS, LITERAL = "tcgn_base", "literal"
 BACKBONES = ("resnet50", "densenet121", "vit_large_patch16_224")
+ONNX = ("float32", "int8")
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -186,6 +192,8 @@ def make_rows(args: argparse.Namespace) -> list[Row]:
     rows = []
     for batch in args.batches:
         rows += [Row(OURS, mode, dtype, batch) for mode in ("eager", "compiled") for dtype in DTYPES]
+        if args.onnx:
+            rows += [Row(OURS, "onnx", dtype, batch) for dtype in ONNX]
         rows += [Row(model, "eager", "float32", batch) for model in (LITERAL, *BACKBONES)]
     if args.train_batch:
         rows += [
@@ -195,11 +203,26 @@ def make_rows(args: argparse.Namespace) -> list[Row]:
     return [
         row
         for row in rows
-        if (args.compile or row.mode == "eager") and (not args.only or any(text in row.name for text in args.only))
+        if (args.compile or row.mode != "compiled") and (not args.only or any(text in row.name for text in args.only))
     ]
 
 
+def onnx_call(model: nn.Module, x: torch.Tensor, precision: str) -> Callable[[], torch.Tensor]:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        write_onnx(with_features(model), x, path, precision=precision, dynamic=False, facts="{}")
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    pixels = x.numpy()
+    return lambda: torch.from_numpy(session.run(["values"], {"pixels": pixels})[0])
+
+
 def make_call(row: Row, model: nn.Module, x: torch.Tensor) -> Callable[[], torch.Tensor]:
+    if row.mode == "onnx":
+        return onnx_call(model, x, row.dtype)
     run = model if row.mode == "eager" else torch.compile(model, dynamic=False)
     precision = nullcontext() if row.dtype == "float32" else torch.autocast(x.device.type, DTYPES[row.dtype])
 
@@ -232,7 +255,8 @@ def measure(rows: list[Row], models: dict[str, nn.Module], device: torch.device,
                     expected = models[reference](x)
                 row.off_by = float((row.call().float() - expected).abs().max() / expected.abs().max())
             model.zero_grad(set_to_none=True)  # gradients of the first call are no part of the next one's start
-            row.memory = weights_bytes(model) + peak_growth(row.call, device)
+            if row.mode != "onnx":
+                row.memory = weights_bytes(model) + peak_growth(row.call, device)
         except Exception as error:  # noqa: BLE001 - a compiler can fail in any way; its row says how
             row.call = None
             row.error = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
@@ -267,11 +291,13 @@ def print_table(rows: list[Row], rates: dict[str, float]) -> None:
         if row.rate is None:
             print(f"{line}  failed: {row.error}")
             continue
-        limit = rates[row.dtype] / row.flops
+        limit = rates.get(row.dtype, math.nan) / row.flops
         off_by = "" if row.off_by is None else f"{row.off_by:.1e}"
+        memory = "" if row.memory is None else f"{row.memory / 2**20:.0f}"
+        limits = ("", "") if math.isnan(limit) else (f"{limit:.1f}", f"{row.rate / limit:.0%}")
         print(
-            f"{line}  {row.rate:8.2f}  {row.memory / 2**20:10.0f}  {row.flops / 1e9:6.2f}"
-            f"  {limit:6.1f}  {row.rate / limit:8.0%}  {off_by:>7}"
+            f"{line}  {row.rate:8.2f}  {memory:>10}  {row.flops / 1e9:6.2f}"
+            f"  {limits[0]:>6}  {limits[1]:>8}  {off_by:>7}"
         )
 
 
@@ -352,6 +378,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch._inductor.config.freezing = args.freeze
     torch._inductor.config.max_autotune = args.autotune
 
+    args.onnx = device.type == "cpu" and all(map(find_spec, ("onnx", "onnxscript", "onnxruntime")))
     rows = make_rows(args)
     if not rows:
         sys.exit("No row is left to measure.")

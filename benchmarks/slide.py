@@ -164,7 +164,7 @@ def run_slide(job: dict[str, Any]) -> dict[str, Any]:
     import torch.utils.data
     from huggingface_hub.utils import tqdm  # noqa: F401
 
-    import tcgn_hub.registry
+    import tcgn_hub.runtimes
     from tcgn_hub.outputs.h5ad import write_h5ad
 
     seconds = dict.fromkeys((*STEPS, "tiles"), 0.0)
@@ -201,7 +201,7 @@ def run_slide(job: dict[str, Any]) -> dict[str, Any]:
     # the steps have no switch to be timed by, and a copy of the pipeline would measure the copy
     slide_prediction._predict_tiles = watched  # type: ignore[assignment]
     timed(slide_prediction, "open_slide", "open")
-    timed(tcgn_hub.registry, "load_model", "open")
+    timed(tcgn_hub.runtimes, "load_runtime", "open")
     timed(Slide, "overview", "overview")
     timed(slide_prediction, "_choose", "tissue")
 

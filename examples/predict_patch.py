@@ -23,7 +23,7 @@ def main() -> None:
     for gene in sorted(filter(result.reliable, result.genes), key=values.get, reverse=True)[:10]:
         print(f"  {gene:10} {values[gene]:6.3f}   held-out PCC {result.pcc(gene):.2f}")
 
-    # what happened: 77 um of tissue, which the weights were trained on, resized to 224 and normalised
+    # what happened: 154 um of tissue, which the weights were trained on, resized to 224 and normalised
     model = timm.create_model("tcgn_base", pretrained=True).eval()
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
     image = Image.open(patch).convert("RGB")

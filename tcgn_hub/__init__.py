@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from tcgn_hub.data.readers import read_sections
     from tcgn_hub.evaluation.heldout import evaluate
     from tcgn_hub.explanation import Explanation, explain
+    from tcgn_hub.exporting import export_model
     from tcgn_hub.prediction import Prediction, TilePredictor, predict
     from tcgn_hub.registry import create_model, load_model
     from tcgn_hub.slide_prediction import SlidePrediction, predict_slide
@@ -32,6 +33,7 @@ __all__ = [
     "crossval",
     "evaluate",
     "explain",
+    "export_model",
     "finetune",
     "load_model",
     "predict",
@@ -50,6 +52,7 @@ _HOMES = {
     "crossval": "tcgn_hub.training.crossval",
     "evaluate": "tcgn_hub.evaluation.heldout",
     "explain": "tcgn_hub.explanation",
+    "export_model": "tcgn_hub.exporting",
     "finetune": "tcgn_hub.training.finetune",
     "load_model": "tcgn_hub.registry",
     "predict": "tcgn_hub.prediction",

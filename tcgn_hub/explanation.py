@@ -15,7 +15,7 @@ from tcgn_hub.data.slides import MAX_PIXELS, open_slide
 from tcgn_hub.data.tiles import TileReader
 from tcgn_hub.data.tissue import stained_share
 from tcgn_hub.errors import ImageError, PanelError, WeightsError
-from tcgn_hub.prediction import OfModel, crop_image, gene_columns, run_model
+from tcgn_hub.prediction import OfModel, crop_image, gene_columns
 from tcgn_hub.transforms import IMAGENET_MEAN, IMAGENET_STD, INPUT_PX, to_input
 
 if TYPE_CHECKING:
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from tcgn_hub.models.tcgn import TCGN
-    from tcgn_hub.registry import ModelInfo
     from tcgn_hub.slide_prediction import SlidePrediction
+    from tcgn_hub.weights.info import ModelInfo
 
 __all__ = [
     "LAYERS",
@@ -202,6 +202,8 @@ def explain(
         WeightsError: The weights cannot be found, read or verified.
     """
     from tcgn_hub.registry import load_model
+    from tcgn_hub.runtimes import run
+    from tcgn_hub.runtimes.pytorch import TorchRuntime
 
     unknown = [layer for layer in layers if layer not in LAYERS]
     if unknown or not layers:
@@ -216,7 +218,7 @@ def explain(
             f"{name} shows no stained tissue in its central {crop.shape[0]} px: there is nothing to explain."
         )
     x = to_input(crop).to(device or "cpu")
-    said = run_model(model, info, x, views=8)
+    said = run(TorchRuntime(model, info), x, views=8)
     return Explanation(
         image=name,
         patch=_pictures(x)[0],

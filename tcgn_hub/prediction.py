@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -14,14 +14,13 @@ from tcgn_hub.data.panels import load_panel
 from tcgn_hub.data.scale import Scale, given_scale
 from tcgn_hub.data.sections import UNITS
 from tcgn_hub.errors import ImageError, PanelError
-from tcgn_hub.transforms import center_crop, field_px, to_input, to_rgb, turned
+from tcgn_hub.transforms import center_crop, field_px, to_input, to_rgb
 
 if TYPE_CHECKING:
     import torch
     from PIL import Image
 
-    from tcgn_hub.models.tcgn import TCGN
-    from tcgn_hub.registry import ModelInfo
+    from tcgn_hub.weights.info import ModelInfo
 
 __all__ = ["Prediction", "TilePredictor", "predict"]
 
@@ -104,6 +103,7 @@ def predict(
     views: int = 1,
     batch_size: int = 32,
     device: str | None = None,
+    runtime: str | None = None,
     on_error: Literal["raise", "skip"] = "raise",
     progress: bool = False,
 ) -> Prediction:
@@ -124,6 +124,8 @@ def predict(
         views: Over how many rotations and reflections of a patch to average, 1 to 8; more than one give a spread.
         batch_size: Images per forward pass.
         device: Where to compute, such as 'cuda'; the CPU if None.
+        runtime: 'torch', or 'onnx' for weights that were exported, see `tcgn_hub.export_model`; if None, what the name
+            of the weights says.
         progress: Show a progress bar on stderr where that is a terminal.
         on_error: On an image that cannot be used, 'raise', or 'skip' it and note it in ``Prediction.failed``.
 
@@ -133,16 +135,16 @@ def predict(
         PanelError: A gene is not among the outputs of the model.
         WeightsError: The weights cannot be found, read or verified.
     """
-    import torch
     from huggingface_hub.utils import tqdm
 
-    from tcgn_hub.registry import load_model
+    from tcgn_hub.runtimes import load_runtime, run
 
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}, but must be at least 1")
     check_views(views)
     given = given_scale(mpp, magnification)
-    model, info = load_model(weights, device=device)
+    model = load_runtime(weights, runtime=runtime, device=device)
+    info = model.info
     columns = gene_columns(info, genes, reliable_only=reliable_only)
 
     names: list[str] = []
@@ -150,11 +152,11 @@ def predict(
     parts: list[dict[str, np.ndarray]] = []
     scales: list[Scale] = []
     crop_px: list[int] = []
-    batch: list[torch.Tensor] = []
+    batch: list[Any] = []
 
     def flush() -> None:
         if batch:
-            parts.append(run_model(model, info, torch.cat(batch).to(device or "cpu"), views=views))
+            parts.append(run(model, model.join(batch), views=views))
             batch.clear()
 
     hidden = None if progress and len(images) > batch_size else True
@@ -170,7 +172,7 @@ def predict(
         names.append(name)
         scales.append(scale)
         crop_px.append(crop.shape[0])
-        batch.append(to_input(crop))
+        batch.append(model.prepare(crop[None]))
         if len(batch) == batch_size:
             flush()
     flush()
@@ -197,39 +199,6 @@ def check_views(views: int) -> None:
     """Refuse a number of rotations and reflections that a square does not have."""
     if not 1 <= views <= 8:
         raise ValueError(f"views is {views}, but must be from 1 to 8")
-
-
-def run_model(
-    model: TCGN, info: ModelInfo, x: torch.Tensor, *, views: int = 1, features: bool = False
-) -> dict[str, np.ndarray]:
-    """What a model says of a batch.
-
-    Args:
-        model: In eval mode.
-        info: What is known of it.
-        x: Model input, shape (B, 3, 224, 224), on the device of the model.
-        views: Over how many rotations and reflections to average.
-        features: Whether to return the features.
-
-    Returns:
-        ``values``, float32, shape (B, genes); ``spread`` likewise, if there are several views; ``distance`` from the
-        training tissue, shape (B,), if that is described; and ``features``, shape (B, 1280), if asked for.
-    """
-    import torch
-
-    with torch.inference_mode():
-        maps = model.forward_features(x)
-        seen = [model.forward_head(maps).float()]
-        seen += [model(turned(x, view)).float() for view in range(1, views)]
-        pooled = maps.mean(dim=(2, 3)).float().cpu().numpy()
-        out = {"values": torch.stack(seen).mean(0).cpu().numpy()}
-        if views > 1:
-            out["spread"] = torch.stack(seen).std(0).cpu().numpy()
-    if info.familiarity is not None:
-        out["distance"] = info.familiarity.distance(pooled)
-    if features:
-        out["features"] = pooled
-    return out
 
 
 def gene_columns(

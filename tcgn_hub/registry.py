@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-import math
 import warnings
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +13,16 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from torch import nn
 
 from tcgn_hub.data.panels import PANELS, load_panel
-from tcgn_hub.data.scale import NOMINAL_FIELD_UM
 from tcgn_hub.errors import CheckpointError, TcgnError, WeightsError
 from tcgn_hub.models.tcgn import TCGN, checkpoint_filter_fn, trunk_filter_fn
-from tcgn_hub.uncertainty.conformal import LEVEL
-from tcgn_hub.uncertainty.familiarity import Familiarity
 from tcgn_hub.weights.convert import read_parameters
 from tcgn_hub.weights.download import fetch_folder
+from tcgn_hub.weights.info import ModelInfo, model_info
 from tcgn_hub.weights.manifest import Weights, find_weights, load_manifest
 from tcgn_hub.weights.model_dir import read_model_dir
 from tcgn_hub.weights.resolve import Resolved, not_imported, resolve
 
-__all__ = ["ModelInfo", "create_model", "load_model", "tcgn_base"]
+__all__ = ["create_model", "load_model", "tcgn_base"]
 
 _HUB = "hf-hub:"
 _logger = logging.getLogger(__name__)
@@ -155,41 +151,6 @@ def _hub_folder(name: str, cache_dir: str | Path | None) -> Path:
     return folder
 
 
-@dataclass(frozen=True)
-class ModelInfo:
-    """What is known of a loaded model.
-
-    Attributes:
-        name: Tag, folder or file it was loaded from.
-        genes: Symbols in the order of the outputs.
-        units: Units of the outputs.
-        sha256: Of the file of parameters.
-        pcc: Held-out correlation of each gene, None if it was not measured.
-        reliable: Genes predicted better than chance on held-out tissue, None if it was not measured.
-        field_um: Side of the patches it was trained on, in micrometres; the paper's nominal 56 if it is not stated.
-        nominal_field_um: The same by the nominal size of the pixels of their magnification, where it is stated; it is
-            what an image of which only the magnification is known is cut by.
-        training_data: What is stated of its training: ``sections``, ``patients``, ``source``, ...; empty if nothing.
-        half_widths: Half of the width of each gene's prediction interval in the units of the outputs, NaN for genes
-            that it is not known of; None if it was not measured. See `tcgn_hub.uncertainty.conformal`.
-        level: Share of the measurements that these intervals are to hold.
-        familiarity: Tells patches that are unlike the training tissue; None if that is not stated.
-    """
-
-    name: str
-    genes: tuple[str, ...]
-    units: str
-    sha256: str
-    pcc: dict[str, float] | None
-    reliable: frozenset[str] | None
-    field_um: float = NOMINAL_FIELD_UM
-    nominal_field_um: float = NOMINAL_FIELD_UM
-    training_data: dict[str, Any] = field(default_factory=dict)
-    half_widths: dict[str, float] | None = None
-    level: float = LEVEL
-    familiarity: Familiarity | None = None
-
-
 def load_model(
     weights: str | Path | None = None, *, device: str | None = None, cache_dir: str | Path | None = None
 ) -> tuple[TCGN, ModelInfo]:
@@ -230,7 +191,7 @@ def _load_entry(entry: Weights, cache_dir: str | Path | None) -> tuple[TCGN, Mod
         raise WeightsError(f"{entry.tag} predicts no genes; it is a start for fine-tuning.")
     model: Any = timm.create_model(entry.tag, pretrained=True, cache_dir=cache_dir)
     facts = {"held_out": entry.held_out, "crop": entry.crop, "training_data": entry.training_data}
-    return model, _info(entry.tag, entry.genes, entry.units, file.sha256, facts)
+    return model, model_info(entry.tag, entry.genes, entry.units, file.sha256, facts)
 
 
 def _load_folder(name: str, resolved: Resolved) -> tuple[TCGN, ModelInfo]:
@@ -240,7 +201,7 @@ def _load_folder(name: str, resolved: Resolved) -> tuple[TCGN, ModelInfo]:
         config["architecture"], resolved.path, num_classes=len(genes), pretrained_cfg_overlay={"label_names": genes}
     )
     facts = config.get("tcgn", {})
-    return model, _info(name, genes, facts.get("units") or "not stated", resolved.sha256, facts)
+    return model, model_info(name, genes, facts.get("units") or "not stated", resolved.sha256, facts)
 
 
 def _load_published(resolved: Resolved) -> tuple[TCGN, ModelInfo]:
@@ -256,7 +217,7 @@ def _load_published(resolved: Resolved) -> tuple[TCGN, ModelInfo]:
         except _OtherPanelError:
             continue
         units = "log10(1 + 10^4 count / sum of the panel's counts)"
-        return model, _info(str(resolved.path), genes, units, resolved.sha256, {})
+        return model, model_info(str(resolved.path), genes, units, resolved.sha256, {})
     raise WeightsError(
         f"{resolved.path} predicts a number of genes that no panel of this package has; name them with"
         " `tcgn weights import FILE --tag tcgn_base.NAME --genes FILE`."
@@ -282,33 +243,3 @@ def _read(architecture: str, file: Path, **kwargs: Any) -> TCGN:
     # timm keeps the overlay, and with it a second copy of all parameters
     model.pretrained_cfg.pop("state_dict", None)
     return model
-
-
-def _info(name: str, genes: tuple[str, ...], units: str, sha256: str, facts: dict[str, Any]) -> ModelInfo:
-    held_out, crop, training_data = (facts.get(key) or {} for key in ("held_out", "crop", "training_data"))
-    pcc, reliable = held_out.get("pcc"), held_out.get("reliable")
-    widths, features = held_out.get("half_widths"), training_data.get("features")
-    try:
-        familiarity = Familiarity.from_json(features) if features else None
-        half_widths = dict(zip(genes, map(_known, widths), strict=True)) if widths else None
-    except (ValueError, TypeError) as err:
-        raise WeightsError(f"What is stated of {name} is malformed ({err}).") from err
-    return ModelInfo(
-        name=name,
-        genes=genes,
-        units=units,
-        sha256=sha256,
-        pcc=None if pcc is None else dict(zip(genes, pcc, strict=True)),
-        reliable=None if reliable is None else frozenset(reliable),
-        field_um=float(crop.get("trained_field_um") or crop.get("nominal_field_um") or NOMINAL_FIELD_UM),
-        nominal_field_um=float(crop.get("nominal_field_um") or crop.get("trained_field_um") or NOMINAL_FIELD_UM),
-        training_data={key: value for key, value in training_data.items() if key != "features"},
-        half_widths=half_widths,
-        level=float(held_out.get("interval_level") or LEVEL),
-        familiarity=familiarity,
-    )
-
-
-def _known(value: float | None) -> float:
-    """JSON has no word for NaN."""
-    return math.nan if value is None else float(value)

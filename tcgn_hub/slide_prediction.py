@@ -19,13 +19,12 @@ from tcgn_hub.data.slides import MAX_PIXELS, Slide, open_slide
 from tcgn_hub.data.tiles import OVERVIEW_PX, TileReader, Tiles, grid_tiles, on_tissue, read_spots
 from tcgn_hub.errors import ImageError, OutputError, SectionError
 from tcgn_hub.outputs.files import write_text
-from tcgn_hub.prediction import OfModel, check_views, gene_columns, no_scale, run_model
-from tcgn_hub.transforms import to_input
+from tcgn_hub.prediction import OfModel, check_views, gene_columns, no_scale
 
 if TYPE_CHECKING:
     import torch
 
-    from tcgn_hub.registry import ModelInfo
+    from tcgn_hub.weights.info import ModelInfo
 
 __all__ = ["SlidePrediction", "predict_slide"]
 
@@ -105,6 +104,7 @@ def predict_slide(
     batch_size: int = 32,
     workers: int = 1,
     device: str | None = None,
+    runtime: str | None = None,
     max_pixels: int = MAX_PIXELS,
     resume: str | Path | None = None,
     progress: bool = False,
@@ -131,6 +131,7 @@ def predict_slide(
         batch_size: Tiles per forward pass.
         workers: Processes that read tiles; 0 reads them in this one.
         device: Where to compute, such as 'cuda'; the CPU if None.
+        runtime: As in `tcgn_hub.predict`.
         max_pixels: The most pixels of a plain picture.
         resume: Folder to keep what is done in, also after the end; a run of the same slide and settings continues
             from it.
@@ -144,7 +145,7 @@ def predict_slide(
         OutputError: The folder ``resume`` cannot be written.
         ExtraError: The format needs a package that is not installed.
     """
-    from tcgn_hub.registry import load_model
+    from tcgn_hub.runtimes import load_runtime, run
 
     slide = Path(slide)
     if batch_size < 1 or workers < 0:
@@ -155,7 +156,8 @@ def predict_slide(
         scale = given or opened.scale
         if scale is None:
             raise no_scale(slide)
-        model, info = load_model(weights, device=device)
+        model = load_runtime(weights, runtime=runtime, device=device)
+        info = model.info
         columns = gene_columns(info, genes, reliable_only=reliable_only)
         side_um = field_um or scale.field_um(info.field_um, info.nominal_field_um)
         step_um = None if spots else stride_um or side_um
@@ -165,7 +167,7 @@ def predict_slide(
         reader = TileReader(opened, tiles.xy, side_um / scale.mpp, max_pixels=max_pixels)
         facts = {
             "slide": [str(slide.resolve()), slide.stat().st_size, slide.stat().st_mtime_ns],
-            "weights": info.sha256,
+            "weights": [info.sha256, type(model).__name__],
             "tiles": hashlib.sha256(tiles.xy.tobytes()).hexdigest(),
             "read": [reader.side, reader.level],
             "features": features,
@@ -174,10 +176,10 @@ def predict_slide(
         }
         store = _Store(Path(resume) if resume else None, facts)
 
-        def run(pixels: torch.Tensor) -> dict[str, np.ndarray]:
-            return run_model(model, info, to_input(pixels.to(device or "cpu")), views=views, features=features)
+        def predict(pixels: torch.Tensor) -> dict[str, np.ndarray]:
+            return run(model, model.prepare(pixels.permute(0, 2, 3, 1).numpy()), views=views, features=features)
 
-        arrays, failed = _predict_tiles(reader, store, run, batch_size, workers, progress, slide.name)
+        arrays, failed = _predict_tiles(reader, store, predict, batch_size, workers, progress, slide.name)
     good = np.array([i for i in range(len(tiles)) if i not in failed], int)
     if not len(good):
         raise ImageError(f"None of the {len(tiles)} tiles of {slide} could be read: {next(iter(failed.values()))}")
@@ -260,7 +262,7 @@ def _collate(items: list[tuple[int, np.ndarray | None, str]]) -> tuple[list[int]
 def _predict_tiles(
     reader: TileReader,
     store: _Store,
-    run: Callable[[torch.Tensor], dict[str, np.ndarray]],
+    predict: Callable[[torch.Tensor], dict[str, np.ndarray]],
     batch_size: int,
     workers: int,
     progress: bool,
@@ -291,7 +293,7 @@ def _predict_tiles(
     ) as bar:
         for indices, pixels, errors in loader:
             failed.update(errors)
-            said = run(pixels) if pixels is not None else {}
+            said = predict(pixels) if pixels is not None else {}
             for row, index in enumerate(indices):
                 part = waiting.setdefault(index // _CHUNK * _CHUNK, {})
                 part[index] = {key: array[row] for key, array in said.items()}

@@ -1,4 +1,9 @@
+import os
 from pathlib import Path
+
+# tests run in several processes, which would otherwise take each other's cores; before torch is imported
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 import golden
 import pytest

@@ -17,7 +17,7 @@ from PIL import Image
 import tcgn_hub
 from tcgn_hub.cli.predict import main
 
-PATCH = str(golden.FOLDER / "patch_0.png")
+PATCH = golden.PATCHES[0]
 
 
 def _json(capsys) -> dict:
@@ -27,12 +27,12 @@ def _json(capsys) -> dict:
 def test_table(capsys):
     assert main([PATCH, "--top", "5"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == (f"{PATCH}: central 112 px, 0.687 um/px by resolution in the file, weights tcgn_base.her2st_c6")
-    assert lines[1].split()[:3] == ["gene", "value", "reliable"]
+    assert lines[0] == (f"{PATCH}: central 224 px, 0.687 um/px by resolution in the file, weights tcgn_base.her2st")
+    assert lines[1].split() == ["gene", "value", "90%", "interval", "reliable", "held-out", "PCC"]
     values = [float(line.split()[1]) for line in lines[2:7]]
     assert values == sorted(values, reverse=True)
-    assert {line.split()[2] for line in lines[2:7]} <= {"yes", "no"}
-    assert lines[-1] == "values in log10(1 + 10^4 count / sum of the panel's counts)"
+    assert {line.split()[-2] for line in lines[2:7]} <= {"yes", "no"}
+    assert "values in log10(1 + 10^4 count / sum of the panel's counts)" in lines
 
 
 def test_the_command_calls_the_api(capsys):
@@ -57,7 +57,7 @@ def test_several_files_and_folders(capsys, tmp_path):
     folder = tmp_path / "a folder, №1"
     folder.mkdir()
     for i in range(3):
-        Image.open(golden.FOLDER / f"patch_{i}.png").save(folder / f"{i}.png")
+        Image.open(golden.PATCHES[i]).save(folder / f"{i}.png")
     arguments = ["--genes", "GNAS", "--format", "csv", "--batch-size", "2", "--mpp", "0.687"]
     assert main([str(folder), PATCH, *arguments]) == 0
     rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
@@ -66,8 +66,17 @@ def test_several_files_and_folders(capsys, tmp_path):
     assert rows[0]["units"].startswith("log10")
 
 
-@pytest.mark.parametrize(("magnification", "size"), [(10, 56), (20, 112), (40, 224)])
-def test_magnification_is_the_crop(capsys, tmp_path, magnification, size):
+@pytest.mark.parametrize(
+    ("weights", "magnification", "size"),
+    [
+        ("tcgn_base.her2st_c6", 10, 56),  # the rule of the paper
+        ("tcgn_base.her2st_c6", 20, 112),
+        ("tcgn_base.her2st_c6", 40, 224),
+        ("tcgn_base.her2st", 10, 112),  # patches twice as wide
+        ("tcgn_base.her2st", 20, 224),
+    ],
+)
+def test_magnification_is_the_crop(capsys, tmp_path, weights, magnification, size):
     rng = np.random.default_rng(0)
     crop = rng.integers(0, 255, (size, size, 3), dtype=np.uint8)
     framed = np.zeros((300, 300, 3), np.uint8)
@@ -75,7 +84,8 @@ def test_magnification_is_the_crop(capsys, tmp_path, magnification, size):
     framed[start : start + size, start : start + size] = crop
     for name, pixels in (("crop", crop), ("framed", framed)):
         Image.fromarray(pixels).save(tmp_path / f"{name}.png")
-    assert main([str(tmp_path), "--magnification", str(magnification), "--genes", "GNAS", "--format", "json"]) == 0
+    scale = ["--magnification", str(magnification), "--weights", weights]
+    assert main([str(tmp_path), *scale, "--genes", "GNAS", "--format", "json"]) == 0
     document = _json(capsys)
     assert {p["crop_px"] for p in document["predictions"]} == {size}
     assert document["predictions"][0]["scale_source"] == "--magnification"
@@ -90,14 +100,14 @@ def test_no_scale_is_not_guessed(capsys, tmp_path):
 
 
 def test_field_and_reliable_only(capsys, tmp_path):
-    Image.effect_noise((300, 300), 60).convert("RGB").save(tmp_path / "x.png")
+    Image.effect_noise((320, 320), 60).convert("RGB").save(tmp_path / "x.png")
     arguments = [str(tmp_path / "x.png"), "--format", "json", "--mpp", "0.5"]
-    for more, side in (([], 154), (["--field", "56"], 112), (["--field", "100"], 200)):
+    for more, side in (([], 308), (["--field", "56"], 112), (["--field", "100"], 200)):
         assert main([*arguments, *more, "--genes", "GNAS"]) == 0
         assert _json(capsys)["predictions"][0]["crop_px"] == side
     assert main([*arguments, "--reliable-only"]) == 0
     rows = _json(capsys)["predictions"][0]["genes"]
-    assert len(rows) == 458
+    assert len(rows) == len(tcgn_hub.load_model()[1].reliable)
     assert all(row["reliable"] for row in rows)
 
 
@@ -139,7 +149,7 @@ def test_a_bad_file_in_a_folder_is_reported_and_the_rest_predicted(capsys, tmp_p
     assert set(document["failed"]) == {str(tmp_path / "b.png"), str(tmp_path / "c.png")}
     assert len(err.splitlines()) == 2
     assert "b.png is not an image" in err
-    assert "50 x 50 px, smaller than the crop of 112 x 112" in err
+    assert "50 x 50 px, smaller than the crop of 224 x 224" in err
 
 
 @pytest.mark.parametrize(
@@ -148,7 +158,7 @@ def test_a_bad_file_in_a_folder_is_reported_and_the_rest_predicted(capsys, tmp_p
         ([PATCH, "--genes", "GNAS,NOGENE"], "NOGENE"),
         ([PATCH, "--genes", " , "], "no genes"),
         (["absent.png"], "absent.png does not exist"),
-        ([PATCH, "--magnification", "40"], "112 x 112 px, smaller than the crop of 224 x 224"),
+        ([PATCH, "--magnification", "40"], "224 x 224 px, smaller than the crop of 448 x 448"),
         ([PATCH, "--weights", "tcgn_base.nothing"], "tcgn_base.nothing"),
         ([PATCH, "--weights", "no/such/folder"], "no/such/folder"),
         ([PATCH, "--device", "nonsense"], "nonsense"),

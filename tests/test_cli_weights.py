@@ -16,7 +16,7 @@ from tcgn_hub.cli.main import main
 from tcgn_hub.weights.cache import cached_path
 from tcgn_hub.weights.manifest import find_weights, reload_manifest
 
-PATCH = str(golden.FOLDER / "patch_0.png")
+PATCH = golden.PATCHES[0]
 
 
 def weights(*arguments):
@@ -37,14 +37,16 @@ def test_tcgn_predict_is_tcgn_predict(capsys):
 def test_list_and_show(capsys):
     assert weights("list") == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[1].split()[:4] == [BUNDLED, "785", "0.169", "45"]
-    assert lines[1].endswith("in this package")
+    assert lines[1].split()[:2] == [BUNDLED, "785"]
+    assert lines[2].split()[:4] == ["tcgn_base.her2st_c6", "785", "0.169", "45"]
+    assert all(line.endswith("in this package") for line in lines[1:3])
     assert weights("list", "--json") == 0
     rows = json.loads(capsys.readouterr().out)
-    assert [row["where"] for row in rows] == ["bundled", "import", "import", "import", "import"]
+    assert [row["where"] for row in rows] == ["bundled", "bundled", "import", "import", "import", "import"]
     assert weights("show", "tcgn_base") == 0
     text = capsys.readouterr().out
     assert find_weights(BUNDLED).model_file.sha256 in text
+    assert "features" not in text
     assert "license: CC-BY-4.0" in text
     assert weights("show", BUNDLED, "--json") == 0
     shown = json.loads(capsys.readouterr().out)
@@ -69,6 +71,7 @@ def test_pull_path_verify_clear(hub, capsys, tmp_path):  # noqa: F811
     assert weights("verify", *cache) == 0
     assert [line.split()[:2] for line in capsys.readouterr().out.splitlines()] == [
         *[["good", BUNDLED]] * 2,
+        *[["good", f"{BUNDLED}_c6"]] * 2,
         ["good", TAG],
     ]
     stat = os.stat(path)

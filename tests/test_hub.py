@@ -31,7 +31,7 @@ from tcgn_hub.weights.manifest import find_weights, load_manifest, reload_manife
 from tcgn_hub.weights.resolve import pull, resolve, where
 
 REPO, TAG = "lab/tcgn", "tcgn_base.lab"
-BUNDLED = "tcgn_base.her2st_c6"
+BUNDLED = "tcgn_base.her2st"
 DATA = random.Random(0).randbytes(1_000_000)
 
 
@@ -220,7 +220,7 @@ def test_lab_manifests(hub, tmp_path, monkeypatch):
         load_manifest()
     write_manifest(tmp_path / "no.json", "0" * 40, {"model.safetensors": facts_of(DATA)}, tag=BUNDLED)
     text = (tmp_path / "no.json").read_text()
-    with pytest.raises(ManifestError, match=r"her2st_c6, which is taken"):
+    with pytest.raises(ManifestError, match=r"her2st, which is taken"):
         load_manifest()
     (tmp_path / "no.json").write_text(text.replace('"units"', '"unit"'))
     with pytest.raises(ManifestError, match=r"no\.json: \$\.models\[0\]\.units is missing"):

@@ -24,8 +24,8 @@ from tcgn_hub.outputs.frames import summarise, to_csv, write_parquet
 from tcgn_hub.outputs.geojson import to_geojson
 from tcgn_hub.outputs.h5ad import to_anndata, write_h5ad
 from tcgn_hub.outputs.report import write_report
-from tcgn_hub.registry import ModelInfo
 from tcgn_hub.slide_prediction import SlidePrediction
+from tcgn_hub.weights.info import ModelInfo
 
 GENES = ["GNAS", "FASN", "HLA-DRA", "ACTB"]
 UNITS = "log10(1 + 10^4 count / sum of the panel's counts)"

@@ -71,7 +71,7 @@ def test_the_wheel_in_a_fresh_environment(tmp_path):
     wheel = next((tmp_path / "dist").glob("*.whl"))
     names = zipfile.ZipFile(wheel).namelist()
     assert "tcgn_hub/weights_manifest.json" in names
-    assert "tcgn_hub/weights/bundled/tcgn_base.her2st_c6/model.safetensors" in names
+    assert "tcgn_hub/weights/bundled/tcgn_base.her2st/model.safetensors" in names
     assert not [name for name in names if name.startswith("tests")]
 
     # the dependencies of this environment, the package from the wheel alone

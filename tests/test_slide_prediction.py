@@ -21,6 +21,7 @@ from tcgn_hub.cli.main import main
 from tcgn_hub.data.slides import open_slide
 from tcgn_hub.data.tiles import read_spots
 from tcgn_hub.errors import ImageError, OutputError, SectionError
+from tcgn_hub.runtimes import pytorch
 from tcgn_hub.slide_prediction import predict_slide
 from tcgn_hub.transforms import to_input
 
@@ -34,11 +35,11 @@ def cmu():
 
 
 def test_values_are_those_of_the_patches(cmu):
-    assert cmu.field_um == 77
+    assert cmu.field_um == 154
     assert (cmu.mpp, cmu.scale_source, cmu.stride_um) == (0.499, "openslide.mpp-x", 200)
     assert len(cmu.tiles) == len(cmu.xy) == len(cmu.values) > 10
     model, info = tcgn_hub.load_model()
-    side = round(77 / 0.499)
+    side = round(154 / 0.499)
     with open_slide(SVS) as slide, torch.inference_mode():
         for i in (0, 7):
             x, y = np.round(cmu.xy[i] - side / 2).astype(int)
@@ -74,8 +75,8 @@ def test_features_lead_to_the_values(cmu):
 
 def test_magnification_is_the_rule():
     nominal = predict_slide(SVS, stride_um=300, magnification=20, genes=GENES)
-    assert (nominal.field_um, nominal.mpp, nominal.scale_source) == (56, 0.5, "--magnification")
-    assert nominal.tile_px == 112
+    assert (nominal.field_um, nominal.mpp, nominal.scale_source) == (112, 0.5, "--magnification")
+    assert nominal.tile_px == 224
 
 
 def test_levels_agree(tmp_path):
@@ -93,7 +94,7 @@ def test_levels_agree(tmp_path):
 
 
 def test_ome_tiff():
-    result = predict_slide(OME, genes=GENES, min_tissue=0, workers=1)
+    result = predict_slide(OME, genes=GENES, min_tissue=0, workers=1, field_um=77)
     assert len(result.tiles) == 9
     assert result.mpp == pytest.approx(0.2271, abs=1e-4)
 
@@ -144,7 +145,7 @@ def test_corrupt_tiles_are_recorded(tmp_path, workers, min_tissue):
 def test_an_interruption_costs_at_most_a_chunk(tmp_path, monkeypatch):
     monkeypatch.setattr(slide_prediction, "_CHUNK", 8)
     want = predict_slide(SVS, genes=GENES, stride_um=150, batch_size=4)
-    real, seen = slide_prediction.to_input, []
+    real, seen = pytorch.to_input, []
 
     def fails_later(pixels):
         seen.append(len(pixels))
@@ -152,12 +153,12 @@ def test_an_interruption_costs_at_most_a_chunk(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return real(pixels)
 
-    monkeypatch.setattr(slide_prediction, "to_input", fails_later)
+    monkeypatch.setattr(pytorch, "to_input", fails_later)
     with pytest.raises(KeyboardInterrupt):
         predict_slide(SVS, genes=GENES, stride_um=150, batch_size=4, resume=tmp_path / "state")
     assert len(list((tmp_path / "state").glob("*.npz"))) == 2
     seen.clear()
-    monkeypatch.setattr(slide_prediction, "to_input", lambda pixels: seen.append(len(pixels)) or real(pixels))
+    monkeypatch.setattr(pytorch, "to_input", lambda pixels: seen.append(len(pixels)) or real(pixels))
     got = predict_slide(SVS, genes=GENES, stride_um=150, batch_size=4, resume=tmp_path / "state")
     assert np.array_equal(got.values, want.values)
     assert sum(seen) == len(want.tiles) - 16
@@ -213,7 +214,7 @@ def test_command_with_everything(tmp_path):
 
     data = anndata.read_h5ad(tmp_path / "out" / "cmu_small_region.svs.h5ad")
     assert data.obsm["X_tcgn"].shape == (data.n_obs, 1280)
-    assert data.n_vars == 458
+    assert data.n_vars == len(tcgn_hub.load_model()[1].reliable)
 
 
 def test_command_keeps_going_over_bad_slides(tmp_path, capsys):

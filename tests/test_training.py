@@ -284,7 +284,7 @@ def test_weights_to_start_from(run, tmp_path, sections):
     assert torch.equal(other.stem.conv1.weight.half(), saved["stem.conv1.weight"])
     assert starting_model(Recipe(weights="scratch"), PANEL)[1] is None
     default, default_um = starting_model(Recipe(), PANEL)
-    assert default_um == pytest.approx(77)
+    assert default_um == pytest.approx(154)
     assert default.head.fc.weight.shape[0] == len(PANEL)
 
 

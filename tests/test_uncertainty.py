@@ -22,13 +22,16 @@ from tcgn_hub.outputs.h5ad import to_anndata
 from tcgn_hub.outputs.report import write_report
 from tcgn_hub.outputs.tables import to_csv, to_json, to_table
 from tcgn_hub.registry import load_model
+from tcgn_hub.runtimes import run
+from tcgn_hub.runtimes.pytorch import TorchRuntime
 from tcgn_hub.training.results import facts_of_evaluation
+from tcgn_hub.transforms import to_input
 from tcgn_hub.uncertainty import familiarity
 from tcgn_hub.uncertainty.conformal import coverage, coverage_across, half_widths
 from tcgn_hub.uncertainty.familiarity import Familiarity, describe
 from tcgn_hub.weights.model_dir import save_model_dir
 
-PATCHES = [str(golden.FOLDER / f"patch_{i}.png") for i in range(3)]
+PATCHES = golden.PATCHES[:3]
 WIDTH = 0.25
 
 
@@ -40,12 +43,10 @@ def sure(tmp_path_factory) -> str:
     rng = np.random.default_rng(0)
     pixels = [np.asarray(Image.open(path).convert("RGB")) for path in PATCHES]
     crops = np.stack([np.rot90(pixels[i % 3], i % 4) for i in range(48)]) + rng.integers(0, 8, (48, 1, 1, 3))
-    features = tcgn_hub.prediction.run_model(
-        model, info, tcgn_hub.transforms.to_input(crops.clip(0, 255).astype(np.uint8)), features=True
-    )["features"]
+    features = run(TorchRuntime(model, info), to_input(crops.clip(0, 255).astype(np.uint8)), features=True)["features"]
     facts = {
         "units": UNITS,
-        "crop": {"trained_field_um": 77},
+        "crop": {"trained_field_um": 154},
         "training_data": {"name": "test", "features": describe([features[:24], features[24:]]).to_json()},
         "held_out": {
             "pcc": [0.3] * len(info.genes),
@@ -133,7 +134,7 @@ def test_familiar_features_are_near_and_others_far():
 
 def test_eight_views_make_a_prediction_that_turning_the_patch_does_not_change():
     patch = np.asarray(Image.open(PATCHES[0]).convert("RGB"))
-    options = {"genes": ["GNAS", "FASN"], "mpp": 77 / 112}
+    options = {"genes": ["GNAS", "FASN"], "mpp": 0.6875}
     upright, turned, mirrored = (
         tcgn_hub.predict([np.ascontiguousarray(p)], views=8, **options)
         for p in (patch, np.rot90(patch), patch[:, ::-1])
@@ -182,7 +183,7 @@ def test_a_model_that_states_its_errors_gives_intervals(sure):
 def test_what_is_not_known_is_not_invented(sure, tmp_path):
     model, info = load_model(sure)
     save_model_dir(
-        model, tmp_path / "bare", genes=info.genes, facts={"units": "counts", "crop": {"trained_field_um": 77}}
+        model, tmp_path / "bare", genes=info.genes, facts={"units": "counts", "crop": {"trained_field_um": 154}}
     )
     result = tcgn_hub.predict(PATCHES[:1], weights=tmp_path / "bare", genes=["GNAS"])
     assert (result.interval(), result.spread, result.distance, result.unlike) == (None, None, None, None)
@@ -195,9 +196,9 @@ def test_what_is_not_known_is_not_invented(sure, tmp_path):
 
 def test_a_patch_unlike_the_training_tissue_is_flagged(sure, capsys, tmp_path):
     rng = np.random.default_rng(0)
-    others = [np.full((112, 112, 3), 255, np.uint8), rng.integers(0, 255, (112, 112, 3), dtype=np.uint8)]
+    others = [np.full((224, 224, 3), 255, np.uint8), rng.integers(0, 255, (224, 224, 3), dtype=np.uint8)]
     own = [np.asarray(Image.open(path).convert("RGB")) for path in PATCHES]
-    result = tcgn_hub.predict([*own, *others], weights=sure, mpp=77 / 112)
+    result = tcgn_hub.predict([*own, *others], weights=sure, mpp=0.6875)
     assert result.unlike.tolist() == [False] * 3 + [True] * 2
     Image.fromarray(others[1]).save(tmp_path / "noise.png")
     command = [str(tmp_path / "noise.png"), "--mpp", "0.6875", "--weights", sure, "--genes", "GNAS"]

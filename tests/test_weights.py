@@ -21,7 +21,7 @@ from tcgn_hub.weights.manifest import find_weights, load_manifest, parse_manifes
 from tcgn_hub.weights.model_dir import manifest_entry, read_model_dir
 from tcgn_hub.weights.resolve import resolve
 
-TAG = "tcgn_base.her2st_c6"
+TAG = "tcgn_base.her2st"
 
 
 def flip_last_byte(path):
@@ -37,13 +37,22 @@ def document():
     return json.loads(manifest.manifest_path().read_text())
 
 
-def test_the_manifest_describes_the_bundled_folder(document):
-    entry = find_weights(TAG)
-    assert document["models"][0] == manifest_entry(entry.folder, tag=TAG, bundled=True)
+@pytest.mark.parametrize(("number", "tag", "held_out"), [(0, TAG, ["B4", "C6"]), (1, "tcgn_base.her2st_c6", ["C6"])])
+def test_the_manifest_describes_the_bundled_folders(document, number, tag, held_out):
+    entry = find_weights(tag)
+    assert document["models"][number] == manifest_entry(entry.folder, tag=tag, bundled=True)
     assert len(entry.genes) == len(entry.held_out["pcc"]) == 785
     assert set(entry.held_out["reliable"]) < set(entry.genes)
-    assert entry.training_data["held_out"] == ["C6"]
-    assert "C6" not in entry.training_data["sections"]
+    assert list(entry.held_out["sections"]) == held_out
+
+
+def test_the_default_weights_say_how_sure_they_are():
+    info = tcgn_hub.load_model()[1]
+    assert all(0 < width < 5 for width in info.half_widths.values())
+    entry = find_weights(TAG)
+    assert all(0.8 < share < 1 for share in entry.held_out["interval_coverage"].values())
+    assert info.familiarity.mean.shape == (1280,)
+    assert "protocol" in entry.held_out
 
 
 def test_the_checkout_and_not_a_stale_copy_is_read():
@@ -63,7 +72,7 @@ def test_the_checkout_and_not_a_stale_copy_is_read():
         (lambda d: d["models"][0]["files"][0].update(size="big"), r"\$\.models\[0\]\.files\[0\]\.size should be a int"),
         (lambda d: d["models"][0]["files"].pop(0), r"\$\.models\[0\]\.files lacks"),
         (lambda d: d["models"][0]["held_out"]["pcc"].pop(), r"\$\.models\[0\]\.held_out\.pcc has 784"),
-        (lambda d: d["models"].append(d["models"][0]), r"\$\.models\[5\]\.tag repeats"),
+        (lambda d: d["models"].append(d["models"][0]), r"\$\.models\[6\]\.tag repeats"),
         (lambda d: d["models"][0].update(tag="tcgn_huge.x"), r"\$\.models\[0\]\.tag"),
         (lambda d: d["models"][0].update(scope="half"), r"\$\.models\[0\]\.scope"),
         (lambda d: d["models"][0]["files"][0].update(name="../x"), r"\$\.models\[0\]\.files\[0\]\.name"),
@@ -84,14 +93,14 @@ def test_a_malformed_manifest_names_the_path(document, tmp_path, change, where):
 
 
 def test_unknown_tags_are_named():
-    with pytest.raises(ManifestError, match=r"'tcgn_base\.nothing'.*her2st_c6"):
+    with pytest.raises(ManifestError, match=r"'tcgn_base\.nothing'.*her2st"):
         find_weights("tcgn_base.nothing")
 
 
 def test_timm_lists_the_tag_as_default():
     assert timm.list_models("tcgn_*") == ["tcgn_base"]
-    assert timm.list_pretrained("tcgn_*") == [TAG]
-    assert timm.get_pretrained_cfg("tcgn_base").tag == "her2st_c6"
+    assert timm.list_pretrained("tcgn_*") == [TAG, f"{TAG}_c6"]
+    assert timm.get_pretrained_cfg("tcgn_base").tag == "her2st"
 
 
 def test_pretrained_offline(monkeypatch):
@@ -115,7 +124,7 @@ def test_new_outputs_have_no_old_names():
     model = timm.create_model("tcgn_base", pretrained=True, num_classes=10, in_chans=4, cache_dir="unused")
     assert "label_names" not in model.pretrained_cfg
     assert model(torch.zeros(1, 4, 224, 224)).shape == (1, 10)
-    assert timm.create_model("tcgn_base.her2st_c6", pretrained=True, features_only=True)
+    assert timm.create_model(TAG, pretrained=True, features_only=True)
 
 
 def test_checkpoint_path(tmp_path, golden_model):

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 
 from tcgn_hub.cli.common import run, version
+from tcgn_hub.cli.images import pick_device
 from tcgn_hub.cli.training import add_data, log_to_stderr, sections_of
 
 
@@ -46,6 +47,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     from tcgn_hub.evaluation.heldout import evaluate
     from tcgn_hub.evaluation.tables import section_table
 
+    exported = args.weights is not None and args.weights.endswith(".onnx")
     evaluation = evaluate(
         sections_of(args),
         weights=args.weights,
@@ -54,7 +56,7 @@ def _evaluate(args: argparse.Namespace) -> int:
         out=args.output,
         views=args.views,
         crop_px=args.crop_px,
-        device=args.device,
+        device=None if exported else pick_device(args.device),
         cache=args.cache,
     )
     print(section_table(evaluation))

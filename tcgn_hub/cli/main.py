@@ -15,6 +15,8 @@ _COMMANDS = {
     "finetune": "train on sections of your own",
     "evaluate": "measure weights on sections that they have not seen",
     "crossval": "train and measure with every patient or section held out once",
+    "export": "write weights as ONNX or as a program of torch.export",
+    "demo": "open a web page to play with",
     "weights": "list, get, verify, import and publish weights",
 }
 

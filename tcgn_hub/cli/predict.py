@@ -56,6 +56,11 @@ def build_parser(prog: str = "tcgn-predict") -> argparse.ArgumentParser:
         help="average over so many rotations and reflections, 1 to 8, and say how much they differ (default: 1)",
     )
     parser.add_argument("--batch-size", type=positive, default=32, metavar="N", help="images at once (default: 32)")
+    parser.add_argument(
+        "--runtime",
+        choices=("torch", "onnx"),
+        help="onnx needs no PyTorch, but weights that `tcgn export` wrote (default: onnx for FILE.onnx, else torch)",
+    )
     parser.add_argument("--version", action="version", version=version(prog))
 
     add_scale(parser)
@@ -89,6 +94,7 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "tcgn-predict") -> in
 def _predict(args: argparse.Namespace, prog: str) -> int:
     from tcgn_hub.data.panels import parse_genes
     from tcgn_hub.data.slides import is_slide_file
+    from tcgn_hub.errors import DeviceError
 
     images = images_of(args)
     if args.genes is not None:
@@ -98,7 +104,12 @@ def _predict(args: argparse.Namespace, prog: str) -> int:
     options = (args.stride, args.spots, args.min_tissue, args.plot, args.bulk, args.workers, args.max_pixels)
     as_slides = wants_slide or args.features or args.report or any(option is not None for option in options)
 
-    args.device = pick_device(args.device)
+    exported = args.weights is not None and args.weights.endswith(".onnx")
+    if args.runtime == "onnx" or (args.runtime is None and exported):
+        if args.device not in (None, "cpu"):
+            raise DeviceError("The ONNX runtime computes on the CPU; leave --device out.")
+    else:
+        args.device = pick_device(args.device)
     if as_slides or any(map(is_slide_file, images)):
         return _predict_slides(images, args, prog)
     return _predict_patches(images, args, prog)
@@ -116,6 +127,7 @@ def _shared_options(args: argparse.Namespace) -> dict[str, Any]:
         "views": args.views,
         "batch_size": args.batch_size,
         "device": args.device,
+        "runtime": args.runtime,
         "progress": True,
     }
 

@@ -126,7 +126,7 @@ def _show(args: argparse.Namespace) -> int:
     facts["panel"] = f"{', '.join(weights.genes[:8])}, ..." if len(weights.genes) > 8 else ", ".join(weights.genes)
     held_out = weights.held_out
     facts["held_out"] = {
-        key: f"{len(value)} genes" if isinstance(value, list) else value
+        key: f"{len(value)} genes" if isinstance(value, list) and len(value) > 2 else value
         for key, value in held_out.items()
         if key not in ("pcc", "half_widths", "sections")
     }

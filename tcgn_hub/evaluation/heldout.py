@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -18,11 +18,8 @@ from tcgn_hub.evaluation.baselines import color_texture_features, mean_predict, 
 from tcgn_hub.evaluation.evaluate import Evaluation, Measured, summarise
 from tcgn_hub.evaluation.splits import check_leak
 from tcgn_hub.outputs.evaluations import write_evaluation
-from tcgn_hub.transforms import center_crop, to_input, turned
-
-if TYPE_CHECKING:
-    import torch
-    from torch import nn
+from tcgn_hub.runtimes import Runtime, load_runtime, run
+from tcgn_hub.transforms import center_crop
 
 __all__ = ["evaluate", "measure", "pooled_features", "predict_crops"]
 
@@ -48,13 +45,13 @@ def evaluate(
 
     Args:
         data: Sections, or what `tcgn_hub.read_sections` takes.
-        weights: As in `tcgn_hub.load_model`.
+        weights: As in `tcgn_hub.predict`, exported ones among them.
         test: Names of the sections or patients to measure on; all that the weights were not trained on if None.
         split: 'patient' refuses sections of patients that the weights were trained on; 'section' takes them.
         out: Folder to write ``metrics.json``, ``per_gene.csv``, ``held_out.npz`` and ``figures/`` to.
         views: Over how many rotations and flips of a patch to average its prediction, 1 to 8.
         crop_px: Side of a patch in pixels of the image, instead of in micrometres.
-        device: Device to compute on; CUDA where there is one if None.
+        device: Device to compute on; the CPU if None.
         cache: Folder to keep crops in.
 
     Raises:
@@ -63,12 +60,8 @@ def evaluate(
         WeightsError: The weights cannot be had.
         OutputError: The results cannot be written.
     """
-    import torch
-
-    from tcgn_hub.registry import load_model
-
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    model, info = load_model(weights, device=device)
+    runtime = load_runtime(weights, device=device)
+    info = runtime.info
     sections = as_sections(data)
     trained = set(info.training_data.get("sections") or ())
     train = [section for section in sections if section.name in trained]
@@ -92,12 +85,11 @@ def evaluate(
     _logger.info("%s", table)
     size = {"crop_px": crop_px} if crop_px else {"field_um": info.field_um}
     measured = measure(
-        model,
+        runtime,
         train=checked[: len(train)],
         test=checked[len(train) :],
         panel=info.genes,
         crops={section.name: spot_crops(section, cache=cache, **size) for section in checked},
-        device=device,
         views=views,
     )
     evaluation = summarise(measured, info.genes)
@@ -107,66 +99,47 @@ def evaluate(
     return evaluation
 
 
-def predict_crops(
-    model: nn.Module, crops: SpotCrops, *, device: str = "cpu", views: int = 1, batch_size: int = 32
-) -> np.ndarray:
+def predict_crops(runtime: Runtime, crops: SpotCrops, *, views: int = 1, batch_size: int = 32) -> np.ndarray:
     """Predictions for the centres of crops, shape (n, genes).
 
     Args:
-        model: A model on the device.
+        runtime: The model.
         crops: The crops.
-        device: Where the model is.
         views: Over how many rotations and flips to average, 1 to 8.
         batch_size: Patches at once.
     """
-    import torch
-
-    model.eval()
-    out = []
-    with torch.inference_mode():
-        for x in _inputs(crops, device, batch_size):
-            out.append(torch.stack([model(turned(x, view)).float() for view in range(views)]).mean(0).cpu().numpy())
-    return np.concatenate(out)
+    return np.concatenate([run(runtime, x, views=views)["values"] for x in _inputs(runtime, crops, batch_size)])
 
 
-def pooled_features(model: Any, crops: SpotCrops, *, device: str = "cpu", batch_size: int = 32) -> np.ndarray:
-    """Mean over positions of the final map for the centres of crops, shape (n, 1280)."""
-    import torch
-
-    model.eval()
-    with torch.inference_mode():
-        parts = [model.forward_features(x).mean((2, 3)).float() for x in _inputs(crops, device, batch_size)]
-    return torch.cat(parts).cpu().numpy()
+def pooled_features(runtime: Runtime, crops: SpotCrops, *, batch_size: int = 32) -> np.ndarray:
+    """Features of the centres of crops, shape (n, 1280)."""
+    return np.concatenate([run(runtime, x, features=True)["features"] for x in _inputs(runtime, crops, batch_size)])
 
 
-def _inputs(crops: SpotCrops, device: str, batch_size: int) -> Iterator[torch.Tensor]:
-    import torch
-
+def _inputs(runtime: Runtime, crops: SpotCrops, batch_size: int) -> Iterator[Any]:
     for start in range(0, len(crops.pixels), batch_size):
-        batch = torch.from_numpy(np.array(crops.pixels[start : start + batch_size]))
-        yield to_input(center_crop(batch, crops.field_px).to(device))
+        pixels = np.array(crops.pixels[start : start + batch_size]).transpose(0, 2, 3, 1)
+        yield runtime.prepare(center_crop(pixels, crops.field_px))
 
 
 def measure(
-    model: nn.Module,
+    runtime: Runtime,
     *,
     train: Sequence[Section],
     test: Sequence[Section],
     panel: Sequence[str],
     crops: Mapping[str, SpotCrops],
-    device: str = "cpu",
     views: int = 1,
 ) -> list[Measured]:
     """Predictions of a model for held-out sections, beside those of baselines fitted on the training sections.
 
     Args:
-        model: Predicts the panel.
+        runtime: The model, which predicts the panel.
         train: Sections that baselines are fitted on; no baselines if empty.
         test: Sections to predict. Those with one bulk measurement are taken together, as one section whose spots are
             the slides.
         panel: Genes.
         crops: Of all sections, by name.
-        device: Where the model is.
         views: Over how many rotations and flips to average.
     """
     targets = {s.name: expression_targets(s, panel) for s in (*train, *test)}
@@ -175,7 +148,7 @@ def measure(
     y = np.concatenate([targets[s.name] for s in train]) if train else np.empty((0, len(panel)))
 
     def one(section: Section) -> Measured:
-        predicted = predict_crops(model, crops[section.name], device=device, views=views)
+        predicted = predict_crops(runtime, crops[section.name], views=views)
         baselines = {}
         if train:
             own = features[section.name]

@@ -33,11 +33,13 @@ from tcgn_hub.training.results import write_results
 from tcgn_hub.training.targets import TrainingTargets, training_targets, variable_genes
 from tcgn_hub.transforms import INPUT_PX, to_input
 from tcgn_hub.uncertainty.familiarity import describe
+from tcgn_hub.weights.info import model_info
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from tcgn_hub.runtimes import Runtime
     from tcgn_hub.training.batches import Batch
 
 __all__ = ["finetune"]
@@ -385,7 +387,7 @@ class _Run:
         row: dict[str, Any] = {"epoch": len(self.history) + 1, "loss": loss, "seconds": time.monotonic() - began}
         if self.validation:
             per_section = [
-                pearson(predict_crops(kept, crops, device=self.device), targets)
+                pearson(predict_crops(self._runtime(kept), crops), targets)
                 for crops, targets in self.validation.values()
             ]
             row["val_pcc"] = float(np.nanmedian(np.nanmean(per_section, axis=0)))
@@ -407,6 +409,11 @@ class _Run:
                 board.add_scalar(key, row[key], row["epoch"])
         return best
 
+    def _runtime(self, model: Any) -> Runtime:
+        from tcgn_hub.runtimes.pytorch import TorchRuntime
+
+        return TorchRuntime(model, model_info(str(self.out), tuple(self.panel), UNITS, "", {}))
+
     def _check_settings(self, settings: dict[str, Any]) -> None:
         own = json.loads(json.dumps(self._settings()))
         settings = json.loads(json.dumps(settings))
@@ -422,12 +429,11 @@ class _Run:
         evaluation, measured = None, []
         if self.split.test:
             measured = measure(
-                model,
+                self._runtime(model),
                 train=[self.sections[name] for name in self.split.train],
                 test=[self.sections[name] for name in self.split.test],
                 panel=self.panel,
                 crops=self.crops,
-                device=self.device,
             )
             evaluation = summarise(measured, self.panel)
             _logger.info("%s", section_table(evaluation))
@@ -443,7 +449,7 @@ class _Run:
             history=self.history,
             evaluation=evaluation,
             measured=measured,
-            familiarity=describe([pooled_features(model, crops, device=self.device) for crops in self.train_crops]),
+            familiarity=describe([pooled_features(self._runtime(model), crops) for crops in self.train_crops]),
             facts=facts,
         )
         remove_checkpoints(self.out)

@@ -44,6 +44,7 @@ __all__ = [
     "ARCHITECTURES",
     "WeightFile",
     "Weights",
+    "exports_folder",
     "find_weights",
     "load_manifest",
     "parse_manifest",
@@ -115,6 +116,13 @@ def imports_folder() -> Path:
     from huggingface_hub.constants import HF_ASSETS_CACHE
 
     return Path(HF_ASSETS_CACHE) / "tcgn_hub" / "imports"
+
+
+def exports_folder() -> Path:
+    """Where exported weights are kept that were not given another place: in the assets of ``HF_HOME``."""
+    from huggingface_hub.constants import HF_ASSETS_CACHE
+
+    return Path(HF_ASSETS_CACHE) / "tcgn_hub" / "exports"
 
 
 @cache
