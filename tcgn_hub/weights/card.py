@@ -106,7 +106,19 @@ def _metrics(held_out: dict[str, Any], genes: list[str]) -> str:
         ("Genes better than chance at a false discovery rate of 5 %", len(held_out.get("reliable", []))),
         ("Spots", held_out.get("spots")),
     ]
-    table = ["| measure | value |", "|---|---|"]
+    table = []
+    if held_out.get("protocol"):
+        table += [f"Protocol: {held_out['protocol']}. The published weights were trained on all of it.", ""]
+    if held_out.get("half_widths"):
+        covered = held_out.get("interval_coverage") or {}
+        across = " and ".join(f"{share:.0%} of {name}" for name, share in covered.items()).replace("%", " %")
+        table += [
+            f"With {held_out['interval_level']:.0%}".replace("%", " %")
+            + " prediction intervals, which"
+            + (f" hold {across} if they come from the others." if across else " were checked on no other section."),
+            "",
+        ]
+    table += ["| measure | value |", "|---|---|"]
     table += [
         f"| {name} | {value:.3f} |" if isinstance(value, float) else f"| {name} | {value} |" for name, value in rows
     ]
