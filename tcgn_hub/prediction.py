@@ -110,8 +110,8 @@ def predict(
     """Predict gene expression in the centre of patches.
 
     The centre is cut out and resized to 224: the field the weights were trained on where micrometres per pixel are
-    known, and by the rule of the paper (56 px at 10x, 112 px at 20x, 224 px at 40x; Xiao et al. 2024) where a
-    magnification is given. The scale is never guessed.
+    known, and what that nominally was, at 0.5 um/px for 20x, where a magnification is given. For weights of the paper's
+    patches that is its rule (56 px at 10x, 112 px at 20x, 224 px at 40x; Xiao et al. 2024). The scale is never guessed.
 
     Args:
         images: Paths, PIL images of any mode, or uint8 arrays of shape (H, W, 3).

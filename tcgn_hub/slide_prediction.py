@@ -120,7 +120,7 @@ def predict_slide(
         genes: Genes to return, in this order, see `tcgn_hub.data.panels.load_panel`; all if None.
         mpp: Micrometres per pixel at full resolution, if not what the file says.
         magnification: The same as a magnification, such as 20.
-        field_um: Side of a tile in micrometres; by default what the weights were trained on, or the paper's nominal 56
+        field_um: Side of a tile in micrometres; by default what the weights were trained on, or what that nominally was
             where the scale is that of a magnification.
         stride_um: Distance of neighbouring tiles in micrometres; the side of a tile if None.
         spots: File of spots to predict instead of a grid over the tissue, see `tcgn_hub.data.tiles.read_spots`.

@@ -20,7 +20,7 @@ from tcgn_hub.errors import ExtraError, OutputError, PanelError
 from tcgn_hub.outputs.bulk import bulk_csv, pseudo_bulk
 from tcgn_hub.outputs.figures import draw_gene, draw_mask, gene_map, mask_figure
 from tcgn_hub.outputs.files import write_text, writing
-from tcgn_hub.outputs.frames import summarise, to_csv, write_parquet
+from tcgn_hub.outputs.frames import facts_json, summarise, to_csv, write_parquet
 from tcgn_hub.outputs.geojson import to_geojson
 from tcgn_hub.outputs.h5ad import to_anndata, write_h5ad
 from tcgn_hub.outputs.report import write_report
@@ -239,6 +239,33 @@ def test_csv_and_parquet_hold_the_same(prediction, tmp_path):
     facts = json.loads(table.schema.metadata[b"tcgn"])
     assert (facts["weights"], facts["scale_source"]) == ("tcgn_base.test", "openslide.mpp-x")
     assert facts["failed"] == prediction.failed
+
+
+def test_what_is_known_of_sureness_goes_with_every_table(prediction, tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    widths = {"GNAS": 0.5, "FASN": 0.25, "HLA-DRA": float("nan"), "ACTB": 1.0}
+    distance = np.linspace(0.1, 1.4, len(prediction.tiles)).astype(np.float32)
+    sure = replace(prediction, model=replace(prediction.model, half_widths=widths), distance=distance)
+    written = {"GNAS": 0.5, "FASN": 0.25, "HLA-DRA": None, "ACTB": 1.0}
+
+    rows = list(csv.reader(io.StringIO(to_csv(sure))))
+    assert rows[0][5:] == ["tissue_distance", *GENES]
+    np.testing.assert_allclose([float(row[5]) for row in rows[1:]], distance, rtol=1e-5)
+    np.testing.assert_allclose(np.array([row[6:] for row in rows[1:]], float), prediction.values, rtol=1e-5)
+    assert json.loads(facts_json(sure))["half_width"] == written
+    assert json.loads(facts_json(prediction))["half_width"] is None
+
+    write_parquet(tmp_path / "slide.parquet", sure)
+    table = parquet.read_table(tmp_path / "slide.parquet")
+    assert table.column_names == rows[0]
+    np.testing.assert_array_equal(table["tissue_distance"].to_numpy(), distance)
+    assert json.loads(table.schema.metadata[b"tcgn"])["half_width"] == written
+
+    document = json.loads(to_geojson(sure))
+    assert document["tcgn"]["half_width"] == written
+    measured = [feature["properties"]["measurements"] for feature in document["features"]]
+    np.testing.assert_allclose([m["tissue_distance"] for m in measured], distance, atol=5e-5)
+    np.testing.assert_allclose([m["GNAS"] for m in measured], prediction.values[:, 0], atol=5e-5)
 
 
 def test_summary(prediction):

@@ -153,9 +153,22 @@ def test_a_leak_is_refused():
 def test_a_split_comes_back_from_json():
     split = make_split(MANY, val=True)
     assert Split.from_json(split.to_json()) == split
+    assert Split.from_json('{"train": ["A1"], "test": ["B1"]}') == Split(("A1",), test=("B1",))
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"train": "A1", "val": [], "test": []}', '{"train": [1]}', "null"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"train": "A1", "val": [], "test": []}',
+        '{"train": [1]}',
+        "null",
+        '{"test": ["A1"]}',
+        '{"train": ["A1"], "tests": ["B1"]}',
+    ],
+)
 def test_other_json_is_refused(text):
     with pytest.raises(SectionError, match="a JSON object of the lists train, val, test"):
         Split.from_json(text)

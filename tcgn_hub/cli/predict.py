@@ -211,10 +211,10 @@ def _predict_slides(slides: list[Path], args: argparse.Namespace, prog: str) -> 
     if args.bulk:
         from tcgn_hub.outputs.bulk import bulk_csv
         from tcgn_hub.outputs.files import write_text
-        from tcgn_hub.outputs.frames import facts_json
+        from tcgn_hub.outputs.frames import bulk_facts_json
 
         write_text(args.bulk, bulk_csv(done))
-        write_text(f"{args.bulk}.json", facts_json(done))
+        write_text(f"{args.bulk}.json", bulk_facts_json(done))
     for state in states:
         shutil.rmtree(state, ignore_errors=True)
     for message in failed:
@@ -281,7 +281,7 @@ def _write(prediction: SlidePrediction, output: Path, args: argparse.Namespace) 
 
         write_text(output, to_csv(prediction) if kind == "csv" else to_geojson(prediction))
         if kind == "csv":
-            write_text(f"{output}.json", facts_json([prediction]))
+            write_text(f"{output}.json", facts_json(prediction))
     if args.plot:
         from tcgn_hub.outputs.figures import gene_map, mask_figure
 

@@ -38,7 +38,7 @@ class Split:
 
     @classmethod
     def from_json(cls, text: str) -> Split:
-        """The split that `to_json` wrote.
+        """The split that `to_json` wrote, or of which empty lists were left out.
 
         Raises:
             SectionError: The text is something else.
@@ -48,7 +48,8 @@ class Split:
             names = json.loads(text)
         except ValueError:
             names = None
-        lists: list[Any] = [names.get(key) for key in keys] if isinstance(names, dict) else [None]
+        known = isinstance(names, dict) and "train" in names and names.keys() <= set(keys)
+        lists: list[Any] = [names.get(key, []) for key in keys] if known else [None]
         if not all(isinstance(part, list) and all(isinstance(name, str) for name in part) for part in lists):
             raise SectionError(f"A split is a JSON object of the lists {', '.join(keys)} of names, not {text!r:.80}.")
         return cls(*(tuple(part) for part in lists))

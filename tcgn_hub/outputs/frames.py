@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "GeneSummary",
+    "bulk_facts_json",
     "facts_json",
     "gene_facts",
     "reliability",
@@ -58,15 +59,29 @@ def run_facts(prediction: SlidePrediction) -> dict[str, Any]:
     }
 
 
-def gene_facts(prediction: SlidePrediction) -> dict[str, str]:
-    """Reliability of each gene on held-out tissue, as `reliability` says it."""
-    return {gene: reliability(prediction, gene) for gene in prediction.genes}
+def gene_facts(prediction: SlidePrediction) -> dict[str, Any]:
+    """What a table of values does not say of its genes, as values that JSON can hold.
+
+    ``reliable`` is as of `reliability`. ``half_width`` is half of the width of the prediction interval of a tile, in
+    the units of the values: null for genes it is not known of, and null as a whole for weights that state none.
+    """
+    widths = prediction.model.half_widths
+    return {
+        "reliable": {gene: reliability(prediction, gene) for gene in prediction.genes},
+        "half_width": widths
+        and {gene: None if math.isnan(widths[gene]) else widths[gene] for gene in prediction.genes},
+    }
 
 
-def facts_json(predictions: Sequence[SlidePrediction]) -> str:
-    """What a table of values alone does not say: the facts of each run, and the reliability of each gene."""
+def facts_json(prediction: SlidePrediction) -> str:
+    """What `to_csv` does not say: the facts of the run, and `gene_facts`."""
+    return json.dumps({"runs": [run_facts(prediction)], **gene_facts(prediction)}, indent=1) + "\n"
+
+
+def bulk_facts_json(predictions: Sequence[SlidePrediction]) -> str:
+    """What a table of means over tiles does not say; intervals of tiles do not hold for means."""
     runs = [run_facts(prediction) for prediction in predictions]
-    return json.dumps({"runs": runs, "reliable": gene_facts(predictions[0])}, indent=1) + "\n"
+    return json.dumps({"runs": runs, "reliable": gene_facts(predictions[0])["reliable"]}, indent=1) + "\n"
 
 
 def reliability(prediction: OfModel, gene: str) -> str:
@@ -125,24 +140,33 @@ def summarise(prediction: SlidePrediction) -> list[GeneSummary]:
 
 
 def to_csv(prediction: SlidePrediction) -> str:
-    """One row per tile: its name, centre in pixels at full resolution, place in the array, and a column per gene."""
+    """One row per tile: its name, centre in pixels at full resolution, place in the array, and a column per gene.
+
+    Before the genes is ``tissue_distance``, how unlike the training tissue a tile is, where that is known.
+    """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["tile", "x", "y", "array_row", "array_col", *prediction.genes])
-    for tile, (x, y), row, col, values in zip(
-        prediction.tiles,
-        prediction.xy.tolist(),
-        prediction.array_row.tolist(),
-        prediction.array_col.tolist(),
-        prediction.values.tolist(),
-        strict=True,
+    distance = [] if prediction.distance is None else prediction.distance[:, None].tolist()
+    writer.writerow(
+        ["tile", "x", "y", "array_row", "array_col", *(["tissue_distance"] if distance else []), *prediction.genes]
+    )
+    for i, (tile, (x, y), row, col, values) in enumerate(
+        zip(
+            prediction.tiles,
+            prediction.xy.tolist(),
+            prediction.array_row.tolist(),
+            prediction.array_col.tolist(),
+            prediction.values.tolist(),
+            strict=True,
+        )
     ):
-        writer.writerow([tile, f"{x:.10g}", f"{y:.10g}", row, col, *(f"{value:.6g}" for value in values)])
+        numbers = [*(distance[i] if distance else []), *values]
+        writer.writerow([tile, f"{x:.10g}", f"{y:.10g}", row, col, *(f"{number:.6g}" for number in numbers)])
     return text.getvalue()
 
 
 def write_parquet(path: str | Path, prediction: SlidePrediction) -> None:
-    """The table of `to_csv` as Parquet; genes are float32, and the schema's metadata hold the run facts as JSON.
+    """The table of `to_csv` as Parquet; genes are float32, and the schema's metadata hold `run_facts` and `gene_facts`.
 
     Raises:
         ExtraError: pyarrow is not installed.
@@ -157,10 +181,10 @@ def write_parquet(path: str | Path, prediction: SlidePrediction) -> None:
         "array_row": pa.array(prediction.array_row, pa.int64()),
         "array_col": pa.array(prediction.array_col, pa.int64()),
     }
+    if prediction.distance is not None:
+        columns["tissue_distance"] = pa.array(prediction.distance, pa.float32())
     genes = [pa.array(column) for column in prediction.values.T.astype(np.float32, order="C")]
     table = pa.Table.from_arrays([*columns.values(), *genes], names=[*columns, *prediction.genes])
-    table = table.replace_schema_metadata(
-        {"tcgn": json.dumps({**run_facts(prediction), "reliable": gene_facts(prediction)})}
-    )
+    table = table.replace_schema_metadata({"tcgn": json.dumps({**run_facts(prediction), **gene_facts(prediction)})})
     with writing(path) as part:
         parquet.write_table(table, part)
