@@ -108,6 +108,12 @@ def test_an_evaluation_states_half_widths_and_their_coverage():
     assert "half_widths" not in facts_of_evaluation(summarise(few, ["a", "b", "c"], repeats=10))
 
 
+def test_the_distance_is_that_of_mahalanobis():
+    known = Familiarity(np.ones(3, np.float32), np.eye(3, dtype=np.float32)[:1], np.array([4.0]), rest=0.25, limit=2.0)
+    features = 1 + np.array([[0, 0, 0], [2, 0, 0], [0, 3, 4], [2, 3, 4]], np.float32)
+    np.testing.assert_allclose(known.distance(features), np.sqrt([0, 1, 100, 101]) / 2, rtol=1e-6)
+
+
 def test_familiar_features_are_near_and_others_far():
     rng = np.random.default_rng(0)
     basis = rng.normal(size=(5, 64)) * np.array([8, 5, 3, 2, 1])[:, None]
