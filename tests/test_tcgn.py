@@ -7,11 +7,12 @@ import golden
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch.utils.flop_counter import FlopCounterMode
 
 from tcgn_hub.errors import CheckpointError
-from tcgn_hub.models.tcgn import TCGN, _rename_published, checkpoint_filter_fn
+from tcgn_hub.models.tcgn import TCGN, ReducingConv, _rename_published, checkpoint_filter_fn
 
 
 @pytest.fixture(scope="module")
@@ -154,6 +155,17 @@ def test_graph_is_computed_in_float32_under_autocast(golden_model, x):
             got = embed(patch_tokens, conv_tokens)
     for a, b in zip(want, got, strict=True):
         assert torch.equal(a, b)
+
+
+def test_autocast_of_the_cpu_reduces_maps_in_float32():
+    torch.manual_seed(0)
+    reduce, x = ReducingConv(8, 4), torch.randn(2, 8, 16, 16).bfloat16().requires_grad_()
+    want = F.conv2d(x.float(), reduce.weight, reduce.bias, stride=4, groups=8)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = reduce(x)
+    assert torch.equal(got, want.bfloat16())
+    (gradient,) = torch.autograd.grad(got.sum(), x)
+    assert torch.equal(gradient, torch.autograd.grad(want.sum(), x)[0])
 
 
 def test_flops_of_an_image(golden_model, x):

@@ -118,6 +118,24 @@ class ShortcutConv(nn.Conv2d):
         return F.conv2d(x, weight, self.bias, padding=1, groups=self.groups)
 
 
+@register_notrace_module  # it asks whether autocast is on, which symbolic tracing cannot follow
+class ReducingConv(nn.Conv2d):
+    """Depthwise convolution with kernels side by side: a smaller map for keys and values. (CMT, 3.2)"""
+
+    def __init__(self, dim: int, ratio: int, device=None, dtype=None):
+        super().__init__(dim, dim, ratio, stride=ratio, groups=dim, device=device, dtype=dtype)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if torch.jit.is_scripting():
+            return self._conv_forward(x, self.weight, self.bias)
+        if x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+            # its backward in bfloat16 takes ten times as long on a CPU as in float32
+            with torch.autocast("cpu", enabled=False):
+                x = self._conv_forward(x.float(), self.weight.float(), self.bias.float())
+            return x.to(torch.get_autocast_dtype("cpu"))
+        return self._conv_forward(x, self.weight, self.bias)
+
+
 class Attention(nn.Module):
     """Attention with a position bias and, where ``sr_ratio`` > 1, keys and values from a smaller map. (CMT, 3.2)"""
 
@@ -139,7 +157,7 @@ class Attention(nn.Module):
         self.v = nn.Linear(dim, dim, bias=qkv_bias, **dd)
         if sr_ratio > 1:
             self.sr = nn.Sequential(
-                nn.Conv2d(dim, dim, sr_ratio, stride=sr_ratio, groups=dim, **dd),
+                ReducingConv(dim, sr_ratio, **dd),
                 nn.BatchNorm2d(dim, **dd),
             )
         else:
