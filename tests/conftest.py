@@ -1,4 +1,5 @@
 import os
+import signal
 from pathlib import Path
 
 # tests run in several processes, which would otherwise take each other's cores; before torch is imported
@@ -12,6 +13,9 @@ import torch
 from safetensors.torch import save_file
 
 import tcgn_hub  # noqa: F401
+
+# a runner in the background of a shell ignores Ctrl-C, and the programs that tests start would inherit that
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
