@@ -54,7 +54,7 @@ def build_demo(weights: str | Path | None = None, *, device: str | None = None) 
                 raise PanelError(f"Pick 1 to {_MOST_GENES} genes; {len(genes)} are picked.")
             options = {"weights": weights, "genes": genes, "mpp": _number(mpp), "device": device}
             if is_slide_file(Path(path)):
-                return _slide(Path(path), options)
+                return _slide(Path(path), options, info.field_um)
             return _patch(Path(path), options, occlusion=occlusion)
         except TcgnError as err:
             # the page knows nothing of the folder that uploads are kept in
@@ -152,13 +152,13 @@ def _patch(path: Path, options: dict[str, Any], *, occlusion: bool) -> tuple[str
     return message, rows, _picture(draw_explanation(explanation), "maps and graphs")
 
 
-def _slide(path: Path, options: dict[str, Any]) -> tuple[str, list[list[Any]], str]:
+def _slide(path: Path, options: dict[str, Any], field_um: float) -> tuple[str, list[list[Any]], str]:
     from tcgn_hub.explanation import galleries
     from tcgn_hub.outputs.explanations import draw_gallery
     from tcgn_hub.outputs.figures import draw_gene
     from tcgn_hub.outputs.frames import summarise
 
-    prediction = _coarsely(path, options)
+    prediction = _coarsely(path, options, field_um)
     rows = [
         [
             row.gene,
@@ -183,17 +183,15 @@ def _slide(path: Path, options: dict[str, Any]) -> tuple[str, list[list[Any]], s
     return message, rows, pictures
 
 
-def _coarsely(path: Path, options: dict[str, Any]) -> Any:
+def _coarsely(path: Path, options: dict[str, Any], field_um: float) -> Any:
     """The slide in at most `_MOST_TILES` tiles or so, for someone who waits."""
     from tcgn_hub.data.slides import size_and_scale
-    from tcgn_hub.registry import load_model
     from tcgn_hub.slide_prediction import predict_slide
 
     size, scale = size_and_scale(path)
     mpp = options["mpp"] or (scale.mpp if scale else 1.0)
     area = size[0] * size[1] * mpp**2
-    field = load_model(options["weights"])[1].field_um
-    return predict_slide(path, stride_um=max(field, (area / _MOST_TILES) ** 0.5), workers=0, **options)
+    return predict_slide(path, stride_um=max(field_um, (area / _MOST_TILES) ** 0.5), workers=0, **options)
 
 
 def _number(text: str) -> float | None:

@@ -96,7 +96,10 @@ def export_model(
     model, info = load_model(weights)
     if out is None:
         path = exported_path(info.sha256)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as err:
+            raise OutputError(f"{path.parent} cannot be made a folder ({err.strerror}).") from err
     else:
         path = Path(out)
         if not path.parent.is_dir():

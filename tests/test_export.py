@@ -16,7 +16,7 @@ from test_slides import SVS
 
 import tcgn_hub
 from tcgn_hub.cli.main import main
-from tcgn_hub.errors import CheckpointError, ExtraError, WeightsError
+from tcgn_hub.errors import CheckpointError, DeviceError, ExtraError, OutputError, WeightsError
 from tcgn_hub.exporting import _known, write_onnx
 from tcgn_hub.registry import load_model
 from tcgn_hub.runtimes import load_runtime
@@ -193,6 +193,8 @@ def test_a_file_that_is_not_ours(tmp_path, exported, capsys):
         load_runtime("gone.onnx")
     assert main(["predict", PATCHES[0], "--weights", str(exported), "--device", "cuda"]) == 2
     assert "The ONNX runtime computes on the CPU" in capsys.readouterr().err
+    with pytest.raises(DeviceError, match="computes on the CPU, not on 'cuda'"):
+        tcgn_hub.evaluate("data", weights=exported, device="cuda")
     with pytest.raises(ValueError, match="runtime is 'tensorrt'"):
         load_runtime(runtime="tensorrt")
 
@@ -203,6 +205,13 @@ def test_a_wrong_export_is_not_kept(tmp_path, monkeypatch):
     with pytest.raises(CheckpointError, match="differs by nan"):
         tcgn_hub.export_model(out=tmp_path / "x.onnx")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_home_that_cannot_be_written_is_one_sentence(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setattr("huggingface_hub.constants.HF_ASSETS_CACHE", str(tmp_path / "file"))
+    with pytest.raises(OutputError, match="exports cannot be made a folder"):
+        tcgn_hub.export_model()
 
 
 @pytest.mark.parametrize("module", ["onnx", "onnxscript", "onnxruntime"])

@@ -227,9 +227,10 @@ def test_malformed_statements_are_one_sentence(sure, tmp_path):
         save_model_dir(model, tmp_path, genes=info.genes, facts={"training_data": changes})
         with pytest.raises(WeightsError, match=r"What is stated of .* is malformed \("):
             load_model(tmp_path)
-    save_model_dir(model, tmp_path, genes=info.genes, facts={"held_out": {"half_widths": [1.0]}})
-    with pytest.raises(WeightsError, match="malformed"):
-        load_model(tmp_path)
+    for key in ("half_widths", "pcc"):
+        save_model_dir(model, tmp_path, genes=info.genes, facts={"held_out": {key: [1.0]}})
+        with pytest.raises(WeightsError, match="malformed"):
+            load_model(tmp_path)
 
 
 def test_a_training_states_them(tmp_path, monkeypatch):

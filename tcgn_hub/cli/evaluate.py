@@ -46,8 +46,8 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "tcgn evaluate") -> i
 def _evaluate(args: argparse.Namespace) -> int:
     from tcgn_hub.evaluation.heldout import evaluate
     from tcgn_hub.evaluation.tables import section_table
+    from tcgn_hub.runtimes import uses_onnx
 
-    exported = args.weights is not None and args.weights.endswith(".onnx")
     evaluation = evaluate(
         sections_of(args),
         weights=args.weights,
@@ -56,7 +56,7 @@ def _evaluate(args: argparse.Namespace) -> int:
         out=args.output,
         views=args.views,
         crop_px=args.crop_px,
-        device=None if exported else pick_device(args.device),
+        device=args.device if uses_onnx(args.weights) else pick_device(args.device),
         cache=args.cache,
     )
     print(section_table(evaluation))

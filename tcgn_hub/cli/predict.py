@@ -94,7 +94,7 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "tcgn-predict") -> in
 def _predict(args: argparse.Namespace, prog: str) -> int:
     from tcgn_hub.data.panels import parse_genes
     from tcgn_hub.data.slides import is_slide_file
-    from tcgn_hub.errors import DeviceError
+    from tcgn_hub.runtimes import uses_onnx
 
     images = images_of(args)
     if args.genes is not None:
@@ -104,11 +104,7 @@ def _predict(args: argparse.Namespace, prog: str) -> int:
     options = (args.stride, args.spots, args.min_tissue, args.plot, args.bulk, args.workers, args.max_pixels)
     as_slides = wants_slide or args.features or args.report or any(option is not None for option in options)
 
-    exported = args.weights is not None and args.weights.endswith(".onnx")
-    if args.runtime == "onnx" or (args.runtime is None and exported):
-        if args.device not in (None, "cpu"):
-            raise DeviceError("The ONNX runtime computes on the CPU; leave --device out.")
-    else:
+    if not uses_onnx(args.weights, args.runtime):
         args.device = pick_device(args.device)
     if as_slides or any(map(is_slide_file, images)):
         return _predict_slides(images, args, prog)

@@ -8,9 +8,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from tcgn_hub.errors import DeviceError
 from tcgn_hub.weights.info import ModelInfo
 
-__all__ = ["RUNTIMES", "Runtime", "load_runtime", "run"]
+__all__ = ["RUNTIMES", "Runtime", "load_runtime", "run", "uses_onnx"]
 
 RUNTIMES = ("torch", "onnx")
 
@@ -34,6 +35,11 @@ class Runtime(Protocol):
         """Values (B, genes) and features (B, 1280), float32, of one of the eight rotations and reflections."""
 
 
+def uses_onnx(weights: str | Path | None, runtime: str | None = None) -> bool:
+    """Whether ONNX Runtime computes: if it is asked for, or else if the name of the weights ends in .onnx."""
+    return runtime == "onnx" or (runtime is None and weights is not None and str(weights).endswith(".onnx"))
+
+
 def load_runtime(
     weights: str | Path | None = None, *, runtime: str | None = None, device: str | None = None
 ) -> Runtime:
@@ -46,12 +52,14 @@ def load_runtime(
 
     Raises:
         WeightsError: The weights cannot be found, read or verified, or were not exported.
+        DeviceError: A device other than the CPU is asked for with ONNX Runtime.
         ExtraError: ONNX Runtime is not installed.
     """
-    exported = weights is not None and str(weights).endswith(".onnx")
     if runtime not in (None, *RUNTIMES):
         raise ValueError(f"runtime is {runtime!r}, but has to be one of {', '.join(RUNTIMES)}")
-    if runtime == "onnx" or (runtime is None and exported):
+    if uses_onnx(weights, runtime):
+        if device not in (None, "cpu"):
+            raise DeviceError(f"The ONNX runtime computes on the CPU, not on {device!r}; leave the device out.")
         from tcgn_hub.runtimes.onnx import OnnxRuntime
 
         return OnnxRuntime(weights)

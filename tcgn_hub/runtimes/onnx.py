@@ -10,6 +10,7 @@ import numpy as np
 
 from tcgn_hub.errors import WeightsError
 from tcgn_hub.extras import require
+from tcgn_hub.runtimes import uses_onnx
 from tcgn_hub.transforms import to_input_array, turned
 from tcgn_hub.weights.info import model_info
 from tcgn_hub.weights.manifest import exports_folder, load_manifest
@@ -78,7 +79,7 @@ class OnnxRuntime:
 
 
 def _find(weights: str | Path | None) -> Path:
-    if weights is not None and str(weights).endswith(".onnx"):
+    if weights is not None and uses_onnx(weights):
         path = Path(weights)
         if not path.is_file():
             raise WeightsError(f"{path} does not exist.")

@@ -68,6 +68,7 @@ def model_info(name: str, genes: tuple[str, ...], units: str, sha256: str, facts
     try:
         familiarity = Familiarity.from_json(features) if features else None
         half_widths = dict(zip(genes, map(_known, widths), strict=True)) if widths else None
+        known_pcc = None if pcc is None else dict(zip(genes, pcc, strict=True))
     except (ValueError, TypeError) as err:
         raise WeightsError(f"What is stated of {name} is malformed ({err}).") from err
     return ModelInfo(
@@ -75,7 +76,7 @@ def model_info(name: str, genes: tuple[str, ...], units: str, sha256: str, facts
         genes=genes,
         units=units,
         sha256=sha256,
-        pcc=None if pcc is None else dict(zip(genes, pcc, strict=True)),
+        pcc=known_pcc,
         reliable=None if reliable is None else frozenset(reliable),
         field_um=float(crop.get("trained_field_um") or crop.get("nominal_field_um") or NOMINAL_FIELD_UM),
         nominal_field_um=float(crop.get("nominal_field_um") or crop.get("trained_field_um") or NOMINAL_FIELD_UM),
