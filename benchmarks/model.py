@@ -67,7 +67,7 @@ import timm  # noqa: E402
 from oracle import literal_model  # noqa: E402
 
 import tcgn_hub  # noqa: E402, F401
-from tcgn_hub.exporting import with_features, write_onnx  # noqa: E402
+from tcgn_hub.prediction.export import with_features, write_onnx  # noqa: E402
 
 OURS, LITERAL = "tcgn_base", "literal"
 BACKBONES = ("resnet50", "densenet121", "vit_large_patch16_224")

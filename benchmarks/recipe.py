@@ -22,12 +22,12 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tcgn_hub.data.crops import spot_crops
-from tcgn_hub.data.panels import load_panel
+from tcgn_hub.panels import load_panel
 from tcgn_hub.data.readers.her2st import read_her2st
 from tcgn_hub.data.sections import Section, expression_targets
-from tcgn_hub.data.summary import check_sections
+from tcgn_hub.data.checks import check_sections
 from tcgn_hub.evaluation.baselines import color_texture_features, ridge_predict
-from tcgn_hub.evaluation.metrics import pearson
+from tcgn_hub.correlation import pearson
 from tcgn_hub.training.targets import training_targets
 
 FIELDS = (40, 56, 77, 150, 230)
@@ -43,7 +43,7 @@ def main() -> None:
     sections, _ = check_sections(read_her2st(args.data, args.sections), panel)
     raw = [expression_targets(section, panel) for section in sections]
     features = {
-        field: [color_texture_features(spot_crops(section, field_um=field).pixels) for section in sections]
+        field: [color_texture_features(spot_crops(section, patch_um=field).pixels) for section in sections]
         for field in FIELDS
     }
     rows: dict[str, tuple[list[np.ndarray], Targets]] = {"raw targets, 77 um": (features[77], as_measured)}

@@ -58,8 +58,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from tcgn_hub import slide_prediction  # noqa: E402
-from tcgn_hub.data.slides import Slide, open_slide  # noqa: E402
-from tcgn_hub.registry import load_model  # noqa: E402
+from tcgn_hub.images.slides import Slide, open_slide  # noqa: E402
+from tcgn_hub.models.loading import load_model  # noqa: E402
 
 SVS = ROOT / "examples" / "cmu_small_region.svs"
 MPP = 0.499
@@ -164,8 +164,8 @@ def run_slide(job: dict[str, Any]) -> dict[str, Any]:
     import torch.utils.data
     from huggingface_hub.utils import tqdm  # noqa: F401
 
-    import tcgn_hub.runtimes
-    from tcgn_hub.outputs.h5ad import write_h5ad
+    import tcgn_hub.prediction.backends
+    from tcgn_hub.writing.anndata import write_h5ad
 
     seconds = dict.fromkeys((*STEPS, "tiles"), 0.0)
     batches: list[tuple[float, float, int]] = []
@@ -201,7 +201,7 @@ def run_slide(job: dict[str, Any]) -> dict[str, Any]:
     # the steps have no switch to be timed by, and a copy of the pipeline would measure the copy
     slide_prediction._predict_tiles = watched  # type: ignore[assignment]
     timed(slide_prediction, "open_slide", "open")
-    timed(tcgn_hub.runtimes, "load_runtime", "open")
+    timed(tcgn_hub.prediction.backends, "load_backend", "open")
     timed(Slide, "overview", "overview")
     timed(slide_prediction, "_choose", "tissue")
 

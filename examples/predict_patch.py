@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 import tcgn_hub
-from tcgn_hub.transforms import CropField
+from tcgn_hub.images.transforms import CropMicrons
 
 
 def main() -> None:
@@ -20,14 +20,14 @@ def main() -> None:
     result = tcgn_hub.predict([patch])
     values = dict(zip(result.genes, result.values[0], strict=True))
     print(f"{patch.name}, in {result.units}")
-    for gene in sorted(filter(result.reliable, result.genes), key=values.get, reverse=True)[:10]:
+    for gene in sorted(filter(result.significant, result.genes), key=values.get, reverse=True)[:10]:
         print(f"  {gene:10} {values[gene]:6.3f}   held-out PCC {result.pcc(gene):.2f}")
 
     # what happened: 154 um of tissue, which the weights were trained on, resized to 224 and normalised
     model = timm.create_model("tcgn_base", pretrained=True).eval()
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
     image = Image.open(patch).convert("RGB")
-    crop = CropField(mpp=result.scales[0].mpp, field_um=result.model.field_um)
+    crop = CropMicrons(mpp=result.scales[0].mpp, patch_um=result.model.patch_um)
     with torch.inference_mode():
         logits = model(transform(crop(image))[None])[0]
     difference = max(abs(logits[i].item() - values[gene]) for i, gene in enumerate(model.pretrained_cfg["label_names"]))

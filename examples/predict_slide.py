@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 
 import tcgn_hub
-from tcgn_hub.outputs.figures import gene_map, mask_figure
-from tcgn_hub.outputs.frames import summarise
-from tcgn_hub.outputs.h5ad import write_h5ad
-from tcgn_hub.outputs.report import write_report
+from tcgn_hub.writing.figures import gene_map, mask_figure
+from tcgn_hub.writing.frames import summarise
+from tcgn_hub.writing.anndata import write_h5ad
+from tcgn_hub.writing.report import write_report
 
 
 def main() -> None:
@@ -19,11 +19,11 @@ def main() -> None:
     slide = Path(__file__).parent / "cmu_small_region.svs"
 
     prediction = tcgn_hub.predict_slide(slide, progress=True)
-    print(f"{slide.name}: {len(prediction.tiles)} tiles of {prediction.field_um:g} um at {prediction.mpp:g} um/px")
+    print(f"{slide.name}: {len(prediction.tiles)} tiles of {prediction.patch_um:g} um at {prediction.mpp:g} um/px")
 
-    reliable = [gene for gene in summarise(prediction) if gene.reliable == "yes"]
-    highest = sorted(reliable, key=lambda gene: gene.mean, reverse=True)[:5]
-    print(f"highest means among {len(reliable)} reliable genes, in {prediction.units}")
+    significant = [gene for gene in summarise(prediction) if gene.significant == "yes"]
+    highest = sorted(significant, key=lambda gene: gene.mean, reverse=True)[:5]
+    print(f"highest means among {len(significant)} significant genes, in {prediction.units}")
     for gene in highest:
         print(f"  {gene.gene:10} {gene.mean:6.3f}   {gene.min:.3f} to {gene.max:.3f}   held-out PCC {gene.pcc:.2f}")
 

@@ -14,11 +14,11 @@ from tcgn_hub._timm_hook import register_with_timm
 if TYPE_CHECKING:
     from tcgn_hub.data.readers import read_sections
     from tcgn_hub.evaluation.heldout import evaluate
-    from tcgn_hub.explanation import Explanation, explain
-    from tcgn_hub.exporting import export_model
-    from tcgn_hub.prediction import Prediction, TilePredictor, predict
-    from tcgn_hub.registry import create_model, load_model
-    from tcgn_hub.slide_prediction import SlidePrediction, predict_slide
+    from tcgn_hub.models.loading import create_model, load_model
+    from tcgn_hub.prediction.explain import Explanation, explain
+    from tcgn_hub.prediction.export import export_model
+    from tcgn_hub.prediction.patches import Prediction, TilePredictor, predict
+    from tcgn_hub.prediction.slides import SlidePrediction, predict_slide
     from tcgn_hub.training.crossval import crossval
     from tcgn_hub.training.finetune import finetune
     from tcgn_hub.training.recipe import Recipe
@@ -43,20 +43,20 @@ __all__ = [
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Explanation": "tcgn_hub.explanation",
-    "Prediction": "tcgn_hub.prediction",
+    "Explanation": "tcgn_hub.prediction.explain",
+    "Prediction": "tcgn_hub.prediction.patches",
     "Recipe": "tcgn_hub.training.recipe",
-    "SlidePrediction": "tcgn_hub.slide_prediction",
-    "TilePredictor": "tcgn_hub.prediction",
-    "create_model": "tcgn_hub.registry",
+    "SlidePrediction": "tcgn_hub.prediction.slides",
+    "TilePredictor": "tcgn_hub.prediction.patches",
+    "create_model": "tcgn_hub.models.loading",
     "crossval": "tcgn_hub.training.crossval",
     "evaluate": "tcgn_hub.evaluation.heldout",
-    "explain": "tcgn_hub.explanation",
-    "export_model": "tcgn_hub.exporting",
+    "explain": "tcgn_hub.prediction.explain",
+    "export_model": "tcgn_hub.prediction.export",
     "finetune": "tcgn_hub.training.finetune",
-    "load_model": "tcgn_hub.registry",
-    "predict": "tcgn_hub.prediction",
-    "predict_slide": "tcgn_hub.slide_prediction",
+    "load_model": "tcgn_hub.models.loading",
+    "predict": "tcgn_hub.prediction.patches",
+    "predict_slide": "tcgn_hub.prediction.slides",
     "read_sections": "tcgn_hub.data.readers",
 }
 

@@ -15,7 +15,7 @@ __all__ = ["register_with_timm"]
 def register_with_timm() -> None:
     """Register our architectures with timm now if it is imported, and otherwise right after it is."""
     if "timm" in sys.modules:
-        importlib.import_module("tcgn_hub.registry")
+        importlib.import_module("tcgn_hub.models.loading")
     else:
         sys.meta_path.insert(0, _RegisterAfterTimm())
 
@@ -42,7 +42,7 @@ class _RegisterAfterTimm(MetaPathFinder):
             load(module)
             if self in sys.meta_path:
                 sys.meta_path.remove(self)
-            importlib.import_module("tcgn_hub.registry")
+            importlib.import_module("tcgn_hub.models.loading")
 
         spec.loader.exec_module = load_and_register  # type: ignore[method-assign]
         return spec

@@ -8,9 +8,9 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tcgn_hub.data.slides import is_slide_file
 from tcgn_hub.errors import ImageError, PanelError, TcgnError
 from tcgn_hub.extras import require
+from tcgn_hub.images.slides import is_slide_file
 
 if TYPE_CHECKING:
     from gradio import Blocks
@@ -23,7 +23,7 @@ _INTRODUCTION = """# Gene expression from an H&E image
 
 Drop a patch or a slide, pick genes, and see what is predicted and what the prediction rests on. For research use, not
 for diagnosis: the values are predicted from the image, and nothing was measured."""
-_COLUMNS = ("gene", "value", "spread", "interval", "reliable", "held-out PCC")
+_COLUMNS = ("gene", "value", "spread", "interval", "significant", "held-out PCC")
 
 
 def build_demo(weights: str | Path | None = None, *, device: str | None = None) -> Blocks:
@@ -39,8 +39,8 @@ def build_demo(weights: str | Path | None = None, *, device: str | None = None) 
     """
     gr = require("gradio", extra="demo", to="open the page")
     require("matplotlib", extra="plot", to="draw figures")
-    from tcgn_hub.explanation import best_genes
-    from tcgn_hub.registry import load_model
+    from tcgn_hub.models.loading import load_model
+    from tcgn_hub.prediction.explain import best_genes
 
     # loaded once here so that the page does not open on weights that cannot be had
     info = load_model(weights)[1]
@@ -54,7 +54,7 @@ def build_demo(weights: str | Path | None = None, *, device: str | None = None) 
                 raise PanelError(f"Pick 1 to {_MOST_GENES} genes; {len(genes)} are picked.")
             options = {"weights": weights, "genes": genes, "mpp": _number(mpp), "device": device}
             if is_slide_file(Path(path)):
-                return _slide(Path(path), options, info.field_um)
+                return _slide(Path(path), options, info.patch_um)
             return _patch(Path(path), options, occlusion=occlusion)
         except TcgnError as err:
             # the page knows nothing of the folder that uploads are kept in
@@ -70,7 +70,7 @@ def build_demo(weights: str | Path | None = None, *, device: str | None = None) 
                 occlusion = gr.Checkbox(False, label="Check the maps by covering parts (slower)", elem_id="occlusion")
                 button = gr.Button("Predict", variant="primary", elem_id="predict")
             with gr.Column(scale=3):
-                message = gr.Markdown(f"Weights: {info.name}, patches of {info.field_um:g} µm.", elem_id="message")
+                message = gr.Markdown(f"Weights: {info.name}, patches of {info.patch_um:g} µm.", elem_id="message")
                 table = gr.Dataframe(headers=list(_COLUMNS), interactive=False, elem_id="values", label="Values")
                 pictures = gr.HTML(elem_id="pictures")
         button.click(predict, [image, genes, mpp, occlusion], [message, table, pictures], api_name="predict")
@@ -126,9 +126,9 @@ def launch_demo(
 
 
 def _patch(path: Path, options: dict[str, Any], *, occlusion: bool) -> tuple[str, list[list[Any]], str]:
-    from tcgn_hub.explanation import explain
-    from tcgn_hub.outputs.explanations import draw_explanation
-    from tcgn_hub.outputs.frames import reliability
+    from tcgn_hub.prediction.explain import explain
+    from tcgn_hub.writing.explanations import draw_explanation
+    from tcgn_hub.writing.frames import significance
 
     explanation = explain(path, occlusion=occlusion, **options)
     ends = explanation.interval()
@@ -138,13 +138,13 @@ def _patch(path: Path, options: dict[str, Any], *, occlusion: bool) -> tuple[str
             f"{explanation.values[0, i]:.3f}",
             "" if explanation.spread is None else f"{explanation.spread[0, i]:.3f}",
             "unknown" if ends is None else f"{ends[0][0, i]:.2f} to {ends[1][0, i]:.2f}",
-            reliability(explanation, gene),
+            significance(explanation, gene),
             "unknown" if (pcc := explanation.pcc(gene)) is None else f"{pcc:.2f}",
         ]
         for i, gene in enumerate(explanation.genes)
     ]
     message = (
-        f"**{path.name}**: central {explanation.field_um:.3g} µm, {explanation.scale.mpp:.4g} µm/px by"
+        f"**{path.name}**: central {explanation.patch_um:.3g} µm, {explanation.scale.mpp:.4g} µm/px by"
         f" {explanation.scale.source}. Values in {explanation.units}."
     )
     if explanation.unlike is not None and explanation.unlike[0]:
@@ -152,26 +152,26 @@ def _patch(path: Path, options: dict[str, Any], *, occlusion: bool) -> tuple[str
     return message, rows, _picture(draw_explanation(explanation), "maps and graphs")
 
 
-def _slide(path: Path, options: dict[str, Any], field_um: float) -> tuple[str, list[list[Any]], str]:
-    from tcgn_hub.explanation import galleries
-    from tcgn_hub.outputs.explanations import draw_gallery
-    from tcgn_hub.outputs.figures import draw_gene
-    from tcgn_hub.outputs.frames import summarise
+def _slide(path: Path, options: dict[str, Any], patch_um: float) -> tuple[str, list[list[Any]], str]:
+    from tcgn_hub.prediction.explain import galleries
+    from tcgn_hub.writing.explanations import draw_gallery
+    from tcgn_hub.writing.figures import draw_gene
+    from tcgn_hub.writing.frames import summarise
 
-    prediction = _coarsely(path, options, field_um)
+    prediction = _coarsely(path, options, patch_um)
     rows = [
         [
             row.gene,
             f"{row.mean:.3f} (tiles {row.min:.2f} to {row.max:.2f})",
             "",
-            "unknown" if math.isnan(row.half_width) else f"± {row.half_width:.2f} a tile",
-            row.reliable,
+            "unknown" if math.isnan(row.interval_radius) else f"± {row.interval_radius:.2f} a tile",
+            row.significant,
             "unknown" if math.isnan(row.pcc) else f"{row.pcc:.2f}",
         ]
         for row in summarise(prediction)
     ]
     message = (
-        f"**{path.name}**: {len(prediction.tiles)} tiles of {prediction.field_um:g} µm, {prediction.stride_um:.0f} µm"
+        f"**{path.name}**: {len(prediction.tiles)} tiles of {prediction.patch_um:g} µm, {prediction.stride_um:.0f} µm"
         f" apart. Mean values in {prediction.units}."
     )
     if prediction.unlike is not None and prediction.unlike.any():
@@ -183,15 +183,15 @@ def _slide(path: Path, options: dict[str, Any], field_um: float) -> tuple[str, l
     return message, rows, pictures
 
 
-def _coarsely(path: Path, options: dict[str, Any], field_um: float) -> Any:
+def _coarsely(path: Path, options: dict[str, Any], patch_um: float) -> Any:
     """The slide in at most `_MOST_TILES` tiles or so, for someone who waits."""
-    from tcgn_hub.data.slides import size_and_scale
-    from tcgn_hub.slide_prediction import predict_slide
+    from tcgn_hub.images.slides import size_and_scale
+    from tcgn_hub.prediction.slides import predict_slide
 
     size, scale = size_and_scale(path)
     mpp = options["mpp"] or (scale.mpp if scale else 1.0)
     area = size[0] * size[1] * mpp**2
-    return predict_slide(path, stride_um=max(field_um, (area / _MOST_TILES) ** 0.5), workers=0, **options)
+    return predict_slide(path, stride_um=max(patch_um, (area / _MOST_TILES) ** 0.5), workers=0, **options)
 
 
 def _number(text: str) -> float | None:

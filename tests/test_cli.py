@@ -28,7 +28,7 @@ def test_table(capsys):
     assert main([PATCH, "--top", "5"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == (f"{PATCH}: central 224 px, 0.687 um/px by resolution in the file, weights tcgn_base.her2st")
-    assert lines[1].split() == ["gene", "value", "90%", "interval", "reliable", "held-out", "PCC"]
+    assert lines[1].split() == ["gene", "value", "90%", "interval", "significant", "held-out", "PCC"]
     values = [float(line.split()[1]) for line in lines[2:7]]
     assert values == sorted(values, reverse=True)
     assert {line.split()[-2] for line in lines[2:7]} <= {"yes", "no"}
@@ -42,7 +42,7 @@ def test_the_command_calls_the_api(capsys):
     rows = document["predictions"][0]["genes"]
     assert [row["gene"] for row in rows] == result.genes
     assert [row["value"] for row in rows] == pytest.approx(result.values[0].tolist())
-    assert sum(row["reliable"] for row in rows) == len(result.model.reliable)
+    assert sum(row["significant"] for row in rows) == len(result.model.significant)
     assert document["sha256"] == result.model.sha256
 
 
@@ -102,13 +102,13 @@ def test_no_scale_is_not_guessed(capsys, tmp_path):
 def test_field_and_reliable_only(capsys, tmp_path):
     Image.effect_noise((320, 320), 60).convert("RGB").save(tmp_path / "x.png")
     arguments = [str(tmp_path / "x.png"), "--format", "json", "--mpp", "0.5"]
-    for more, side in (([], 308), (["--field", "56"], 112), (["--field", "100"], 200)):
+    for more, side in (([], 308), (["--patch-um", "56"], 112), (["--patch-um", "100"], 200)):
         assert main([*arguments, *more, "--genes", "GNAS"]) == 0
         assert _json(capsys)["predictions"][0]["crop_px"] == side
-    assert main([*arguments, "--reliable-only"]) == 0
+    assert main([*arguments, "--significant-only"]) == 0
     rows = _json(capsys)["predictions"][0]["genes"]
-    assert len(rows) == len(tcgn_hub.load_model()[1].reliable)
-    assert all(row["reliable"] for row in rows)
+    assert len(rows) == len(tcgn_hub.load_model()[1].significant)
+    assert all(row["significant"] for row in rows)
 
 
 def test_tiles_of_another_package():
@@ -166,7 +166,7 @@ def test_a_bad_file_in_a_folder_is_reported_and_the_rest_predicted(capsys, tmp_p
         (["EMPTY"], "holds no image"),
         ([PATCH, "--mpp", "0.00001"], "1e-05 um/px cannot be the scale of a histology image"),
         ([PATCH, "--mpp", "0.5", "--magnification", "20"], "Give the scale once"),
-        ([PATCH, "--genes", "TNC,HPS6,ZZZ", "--reliable-only"], "ZZZ"),
+        ([PATCH, "--genes", "TNC,HPS6,ZZZ", "--significant-only"], "ZZZ"),
     ],
 )
 def test_errors_are_one_sentence_and_exit_2(capsys, tmp_path, monkeypatch, arguments, message):
@@ -193,7 +193,7 @@ def test_interrupted(monkeypatch, capsys):
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("tcgn_hub.prediction.predict", interrupt)
+    monkeypatch.setattr("tcgn_hub.prediction.patches.predict", interrupt)
     assert main([PATCH]) == 130
     assert capsys.readouterr().err == "tcgn-predict: interrupted\n"
 

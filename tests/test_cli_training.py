@@ -11,8 +11,9 @@ from sections import PANEL, write_section
 
 from tcgn_hub import Recipe
 from tcgn_hub.cli.main import main
-from tcgn_hub.evaluation.evaluate import Measured, summarise
+from tcgn_hub.evaluation.evaluate import summarise
 from tcgn_hub.evaluation.splits import Split
+from tcgn_hub.result import Measured
 
 
 @pytest.fixture

@@ -15,10 +15,10 @@ from tcgn_hub.data import crops, slides
 from tcgn_hub.data.crops import spot_crops
 from tcgn_hub.data.readers.her2st import read_her2st
 from tcgn_hub.data.sections import Section
-from tcgn_hub.data.slides import open_slide
-from tcgn_hub.data.tiles import TileReader
 from tcgn_hub.errors import ImageError, OutputError, SectionError
-from tcgn_hub.transforms import IMAGENET_MEAN, IMAGENET_STD, CropField, to_input
+from tcgn_hub.images.slides import open_slide
+from tcgn_hub.images.tiles import TileReader
+from tcgn_hub.images.transforms import IMAGENET_MEAN, IMAGENET_STD, CropMicrons, to_input
 
 
 def section(image=None, xy=None, **options):
@@ -37,7 +37,7 @@ def test_pixels_are_those_of_the_image(noise):
     pixels = np.asarray(Image.open(noise.image))
     for side in (112, 113, 224):
         found = spot_crops(noise, crop_px=side)
-        assert found.field_px == side
+        assert found.patch_px == side
         assert found.pixels.dtype == np.uint8
         assert found.pixels.shape == (4, 3, side, side)
         for crop, (x, y) in zip(found.pixels[:2], ((200, 300), (400, 350)), strict=True):
@@ -57,25 +57,25 @@ def test_white_beyond_the_edge(noise):
 
 def test_margin_lies_around_the_field(noise):
     field, wide = spot_crops(noise, crop_px=112), spot_crops(noise, crop_px=112, margin=0.25)
-    assert wide.field_px == 112
+    assert wide.patch_px == 112
     assert wide.pixels.shape[2:] == (168, 168)
     assert np.array_equal(wide.pixels[:, :, 28:140, 28:140], field.pixels)
 
 
 def test_micrometres_and_pixels_agree(noise):
-    by_um, by_px = spot_crops(noise, field_um=56, margin=0.1), spot_crops(noise, crop_px=112, margin=0.1)
+    by_um, by_px = spot_crops(noise, patch_um=56, margin=0.1), spot_crops(noise, crop_px=112, margin=0.1)
     assert np.array_equal(by_um.pixels, by_px.pixels)
-    assert by_um.field_px == by_px.field_px
+    assert by_um.patch_px == by_px.patch_px
     # the same tissue at half the scale
-    assert spot_crops(replace(noise, mpp=1.0), field_um=56).field_px == 56
+    assert spot_crops(replace(noise, mpp=1.0), patch_um=56).patch_px == 56
 
 
 def test_the_scale_has_to_be_known_only_for_micrometres(noise):
     unknown = replace(noise, mpp=None)
-    assert spot_crops(unknown, crop_px=50).field_px == 50
+    assert spot_crops(unknown, crop_px=50).patch_px == 50
     with pytest.raises(SectionError, match=r"S/1 has no known micrometres per pixel to crop 77 um by; give them"):
-        spot_crops(unknown, field_um=77)
-    for options in ({}, {"field_um": 1, "crop_px": 2}):
+        spot_crops(unknown, patch_um=77)
+    for options in ({}, {"patch_um": 1, "crop_px": 2}):
         with pytest.raises(ValueError, match="either"):
             spot_crops(noise, **options)
 
@@ -106,11 +106,11 @@ def texture(tmp_path_factory):
 def test_training_sees_what_a_prediction_sees(texture, native, margin):
     path = texture
     data = section(path, [[2000.3, 1999.8], [1500, 2101]], mpp=0.25)
-    found = spot_crops(data, field_um=native * 0.25, margin=margin)
-    edge = (found.pixels.shape[-1] - found.field_px) // 2
-    assert found.field_px == min(native, 224)
-    assert edge == round(margin * found.field_px)
-    central = found.pixels[:, :, edge : edge + found.field_px, edge : edge + found.field_px]
+    found = spot_crops(data, patch_um=native * 0.25, margin=margin)
+    edge = (found.pixels.shape[-1] - found.patch_px) // 2
+    assert found.patch_px == min(native, 224)
+    assert edge == round(margin * found.patch_px)
+    central = found.pixels[:, :, edge : edge + found.patch_px, edge : edge + found.patch_px]
     with open_slide(path) as slide:
         level = slide.level_for(native / 224)
         assert level == {112: 0, 150: 0, 225: 0, 448: 1, 700: 1, 1800: 2}[native]
@@ -124,7 +124,7 @@ def test_training_sees_what_a_prediction_sees(texture, native, margin):
 
 def test_a_real_slide_is_cut_as_it_is_read(tmp_path):
     data = section(SVS, [[900, 1000], [1500.6, 2000.2]], mpp=0.499)
-    found = spot_crops(data, field_um=77)
+    found = spot_crops(data, patch_um=77)
     side = round(77 / 0.499)
     with open_slide(SVS) as slide:
         for crop, (x, y) in zip(found.pixels, ((900, 1000), (1501, 2000)), strict=True):
@@ -142,10 +142,10 @@ def patches(tmp_path):
 
 @pytest.mark.parametrize("side", [120, 101, 50])
 def test_patches_are_cut_as_a_prediction_cuts_them(patches, side):
-    found = spot_crops(patches, field_um=side / 2)
-    assert found.field_px == side
+    found = spot_crops(patches, patch_um=side / 2)
+    assert found.patch_px == side
     for crop, file in zip(found.pixels, patches.patches, strict=True):
-        expected = CropField(mpp=0.5, field_um=side / 2)(Image.open(file))
+        expected = CropMicrons(mpp=0.5, patch_um=side / 2)(Image.open(file))
         assert np.array_equal(crop.transpose(1, 2, 0), expected)
 
 
@@ -209,7 +209,7 @@ def test_a_cache_changes_nothing_and_opens_nothing(noise, patches, tmp_path, mon
             again = spot_crops(data, crop_px=100, margin=0.1, cache=str(cache))
         for other in (first, again):
             assert np.array_equal(plain.pixels, other.pixels)
-            assert other.field_px == plain.field_px == 100
+            assert other.patch_px == plain.patch_px == 100
             assert isinstance(other.pixels, np.memmap)
             assert not other.pixels.flags.writeable
     assert len(list(cache.iterdir())) == 2
@@ -229,7 +229,7 @@ def test_what_changes_the_pixels_is_cut_anew(noise, patches, tmp_path, monkeypat
         (noise, {"crop_px": 101}),
         (noise, {"crop_px": 301}),
         (noise, {"crop_px": 100, "margin": 0.1}),
-        (noise, {"field_um": 50.4}),
+        (noise, {"patch_um": 50.4}),
         (patches.at(np.array([1])), {"crop_px": 100}),
         (replace(patches, patches=patches.patches[::-1]), {"crop_px": 100}),
     ):
@@ -317,7 +317,7 @@ def test_crops_of_her2st_are_those_of_its_spots(tmp_path):
 def test_the_scale_of_a_pyramid_does_not_change_its_spots(tmp_path):
     # the square of tissue is red from 1024 to 2048
     data = section(pyramid(tmp_path / "p.tif", 4096), [[1536, 1536], [3000, 3000]], mpp=0.5)
-    for field_um in (50, 200, 400):
-        tissue, glass = spot_crops(data, field_um=field_um).pixels
+    for patch_um in (50, 200, 400):
+        tissue, glass = spot_crops(data, patch_um=patch_um).pixels
         assert np.abs(tissue.mean(axis=(1, 2)) - (200, 90, 160)).max() < 5
         assert np.abs(glass.mean(axis=(1, 2)) - 245).max() < 2

@@ -90,5 +90,5 @@ def test_the_documentation_builds_without_a_warning(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
     assert done.returncode == 0, done.stderr
     page = (tmp_path / "api.html").read_text()
-    for name in ("predict", "explain", "finetune", "export_model", "half_widths"):
+    for name in ("predict", "explain", "finetune", "export_model", "interval_radius"):
         assert f'id="tcgn_hub.{name}"' in page or f".{name}" in page

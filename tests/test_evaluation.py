@@ -10,7 +10,7 @@ from tcgn_hub.errors import SectionError
 from tcgn_hub.evaluation import metrics
 from tcgn_hub.evaluation.baselines import color_texture_features, mean_predict, ridge_predict
 from tcgn_hub.evaluation.ceiling import noise_ceiling
-from tcgn_hub.evaluation.evaluate import Measured, summarise
+from tcgn_hub.evaluation.evaluate import summarise
 from tcgn_hub.evaluation.metrics import (
     benjamini_hochberg,
     bootstrap_weights,
@@ -23,6 +23,7 @@ from tcgn_hub.evaluation.metrics import (
     weighted_pearson,
 )
 from tcgn_hub.evaluation.tables import section_table
+from tcgn_hub.result import Measured
 
 
 def grid(side, pitch=287.0):
@@ -154,7 +155,7 @@ def test_p_values_of_nothing_are_uniform():
     assert np.median(values[2:]) == pytest.approx(0.5, abs=0.05)
 
 
-# ------------------------------------------------------------------------------------------------------- reliability
+# ------------------------------------------------------------------------------------------------------- significance
 
 
 @pytest.mark.parametrize("fdr", [0.01, 0.05, 0.5])
@@ -284,7 +285,7 @@ def test_the_summary_knows_what_was_simulated(evaluation):
         assert values["median_nrmse"] == pytest.approx(values["median_rmse"], abs=0.1)
         # nothing but chance is in the counts
         assert values["median_ceiling"] < 0.4
-        assert values["share_reliable"] == values["reliable_genes"] / 60
+        assert values["share_significant"] == values["significant_genes"] / 60
     assert evaluation.summary["spots"] == 144 + 144 + 81
     assert evaluation.summary["sections"]["C2"]["patient"] == "C"
     rows = evaluation.per_gene
@@ -293,9 +294,9 @@ def test_the_summary_knows_what_was_simulated(evaluation):
     assert np.mean([row["pcc"] for row in rows[:40]]) == pytest.approx(math.sqrt(0.5), abs=0.02)
     assert np.mean([row["pcc"] for row in rows[40:]]) == pytest.approx(0, abs=0.03)
     assert all(row["pcc_low"] < row["pcc"] < row["pcc_high"] for row in rows)
-    assert set(GENES[:40]) <= set(evaluation.summary["reliable"])
-    assert len(evaluation.summary["reliable"]) <= 43
-    assert evaluation.summary["reliable"] == [row["gene"] for row in rows if row["reliable"]]
+    assert set(GENES[:40]) <= set(evaluation.summary["significant"])
+    assert len(evaluation.summary["significant"]) <= 43
+    assert evaluation.summary["significant"] == [row["gene"] for row in rows if row["significant"]]
 
 
 def test_a_gene_is_the_mean_over_sections(evaluation):
@@ -342,7 +343,7 @@ def test_genes_and_spots_without_measurement():
     assert evaluation.per_gene[0]["p"] is not None
     unknown = evaluation.per_gene[1]
     assert {key for key, value in unknown.items() if value is None} >= {"pcc", "pcc_low", "rmse", "nrmse", "p"}
-    assert unknown["reliable"] is False
+    assert unknown["significant"] is False
     assert evaluation.summary["sections"]["B1"]["spots"] == 143
     assert evaluation.summary["spots"] == 143 + 144
     assert evaluation.summary["sections"]["B1"]["median_pcc"] > 0.3
@@ -374,7 +375,7 @@ def test_a_few_spots_have_no_correlations(spots):
     evaluation = summarise([small, large], GENES, repeats=20)
     values = evaluation.summary["sections"]["B1"]
     assert "fewer than 4 spots" in values["note"]
-    assert values["median_pcc"] is values["median_pcc_interval"] is values["share_reliable"] is None
+    assert values["median_pcc"] is values["median_pcc_interval"] is values["share_significant"] is None
     assert (values["median_rmse"] is None) == (spots == 0)
     assert evaluation.summary["median_pcc"] == evaluation.summary["sections"]["C1"]["median_pcc"]
     assert "B1: fewer than 4 spots" in section_table(evaluation)

@@ -15,13 +15,20 @@ from test_slides import SVS
 
 import tcgn_hub
 from tcgn_hub.cli.main import main
+from tcgn_hub.correlation import spearman
 from tcgn_hub.errors import ImageError, PanelError, WeightsError
-from tcgn_hub.evaluation.metrics import spearman
-from tcgn_hub.explanation import LAYERS, LearnedGraph, activation_maps, galleries, learned_graphs, occlusion_maps
-from tcgn_hub.outputs.explanations import draw_explanation, draw_gallery, explanation_text
-from tcgn_hub.outputs.report import write_report
-from tcgn_hub.registry import load_model
-from tcgn_hub.transforms import to_input
+from tcgn_hub.images.transforms import to_input
+from tcgn_hub.models.loading import load_model
+from tcgn_hub.prediction.explain import (
+    LAYERS,
+    LearnedGraph,
+    activation_maps,
+    galleries,
+    learned_graphs,
+    occlusion_maps,
+)
+from tcgn_hub.writing.explanations import draw_explanation, draw_gallery, explanation_text
+from tcgn_hub.writing.report import write_report
 
 PATCH = golden.PATCHES[0]
 GENES = ["GNAS", "FASN"]
@@ -158,7 +165,7 @@ def test_explain_a_patch(explanation):
         layer: (2, side, side) for layer, side in LAYERS.items()
     }
     assert explanation.occlusion.shape == (2, 14, 14)
-    assert explanation.field_um == pytest.approx(explanation.model.field_um, rel=0.01)
+    assert explanation.patch_um == pytest.approx(explanation.model.patch_um, rel=0.01)
     assert np.abs(explanation.agreement()).max() <= 1
     np.testing.assert_array_equal(explanation.patch, np.asarray(Image.open(PATCH).convert("RGB")))
 
@@ -196,7 +203,7 @@ def test_the_picture(explanation):
     row = picture.height - Image.open(io.BytesIO(draw_explanation(_one_gene(explanation)))).height
     assert 250 < row < 350
     assert re.search(
-        r"GNAS  \d\.\d+ \+- 0\.\d+ .*reliable: yes  Grad-CAM and occlusion: rank correlation -?\d\.\d\d", text
+        r"GNAS  \d\.\d+ \+- 0\.\d+ .*significant: yes  Grad-CAM and occlusion: rank correlation -?\d\.\d\d", text
     )
     assert re.search(r"graph of stages.1: 784 edges, \d+ self-loops", text)
     assert "values in log10(1 + 10^4 count / sum of the panel's counts)" in text
@@ -219,7 +226,7 @@ def test_highest_and_lowest_tiles(slide):
     assert gallery.tiles.tolist() == [*order[::-1][:3], *order[2::-1]]
     assert (gallery.highest, gallery.maps.shape) == (3, (6, 7, 7))
     # each patch is the tile of that value
-    again = tcgn_hub.predict(list(gallery.patches), genes=["FASN"], mpp=slide.field_um / 224)
+    again = tcgn_hub.predict(list(gallery.patches), genes=["FASN"], mpp=slide.patch_um / 224)
     np.testing.assert_allclose(again.values[:, 0], gallery.values, atol=0.05)
     picture = Image.open(io.BytesIO(draw_gallery(slide, gallery)))
     assert picture.height > picture.width

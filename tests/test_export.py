@@ -17,11 +17,11 @@ from test_slides import SVS
 import tcgn_hub
 from tcgn_hub.cli.main import main
 from tcgn_hub.errors import CheckpointError, DeviceError, ExtraError, OutputError, WeightsError
-from tcgn_hub.exporting import _known, write_onnx
-from tcgn_hub.registry import load_model
-from tcgn_hub.runtimes import load_runtime
-from tcgn_hub.runtimes.onnx import exported_path
-from tcgn_hub.transforms import to_input, to_input_array
+from tcgn_hub.images.transforms import to_input, to_input_array
+from tcgn_hub.models.loading import load_model
+from tcgn_hub.prediction.backends import load_backend
+from tcgn_hub.prediction.backends.onnx import exported_path
+from tcgn_hub.prediction.export import _known, write_onnx
 from tcgn_hub.weights.info import model_info
 from tcgn_hub.weights.manifest import exports_folder
 
@@ -54,7 +54,7 @@ def traced(exported, monkeypatch):
             proto.graph.input[0].type.tensor_type.shape.dim[0].dim_value = len(x)
         return proto
 
-    monkeypatch.setattr("tcgn_hub.exporting._graph_of", graph_of)
+    monkeypatch.setattr("tcgn_hub.prediction.export._graph_of", graph_of)
 
 
 def test_onnx_gives_the_golden_values(exported):
@@ -87,7 +87,17 @@ def test_predictions_are_those_of_torch(published, exported):
     np.testing.assert_allclose(theirs.values, ours.values, atol=2e-4)
     np.testing.assert_allclose(theirs.spread, ours.spread, atol=2e-4)
     assert (theirs.units, theirs.crop_px, theirs.scales) == (ours.units, ours.crop_px, ours.scales)
-    for what in ("name", "genes", "sha256", "pcc", "reliable", "field_um", "nominal_field_um", "half_widths", "level"):
+    for what in (
+        "name",
+        "genes",
+        "sha256",
+        "pcc",
+        "significant",
+        "patch_um",
+        "nominal_patch_um",
+        "interval_radius",
+        "level",
+    ):
         assert getattr(theirs.model, what) == getattr(ours.model, what), what
     assert theirs.model.training_data == ours.model.training_data
 
@@ -96,10 +106,20 @@ def test_what_is_known_of_a_model_survives():
     info = load_model()[1]
     known = json.loads(json.dumps(_known(info)))
     again = model_info(known["name"], tuple(known["genes"]), known["units"], known["sha256"], known["facts"])
-    for what in ("name", "genes", "sha256", "pcc", "reliable", "field_um", "half_widths", "level", "training_data"):
+    for what in (
+        "name",
+        "genes",
+        "sha256",
+        "pcc",
+        "significant",
+        "patch_um",
+        "interval_radius",
+        "level",
+        "training_data",
+    ):
         assert getattr(again, what) == getattr(info, what), what
     features = np.random.default_rng(0).normal(size=(3, 1280))
-    np.testing.assert_array_equal(again.familiarity.distance(features), info.familiarity.distance(features))
+    np.testing.assert_array_equal(again.ood.distance(features), info.ood.distance(features))
 
 
 def test_float16_is_half_as_large(published, exported, traced, tmp_path):
@@ -125,7 +145,7 @@ def test_predicting_needs_no_torch(published, exported):
         "from tcgn_hub.cli.predict import main\n"
         "sys.exit(main(sys.argv[1:]))"
     )
-    command = [sys.executable, "-c", code, *PATCHES, "--runtime", "onnx", "--weights", str(exported), "--genes", "GNAS"]
+    command = [sys.executable, "-c", code, *PATCHES, "--backend", "onnx", "--weights", str(exported), "--genes", "GNAS"]
     done = subprocess.run([*command, "--format", "json"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     values = [image["genes"][0]["value"] for image in json.loads(done.stdout)["predictions"]]
@@ -138,15 +158,15 @@ def test_what_was_exported_is_found_again(traced, capsys):
     with pytest.raises(
         WeightsError, match=r"tcgn_base.* was not exported for ONNX Runtime; run `tcgn export --weights"
     ):
-        tcgn_hub.predict(PATCHES, runtime="onnx")
+        tcgn_hub.predict(PATCHES, backend="onnx")
     # values of other weights: only where the file is kept is looked at
     sha256 = load_model()[1].sha256
     exports_folder().mkdir(parents=True)
     write_onnx(
         None, [], exported_path(sha256), precision="float32", dynamic=True, facts=json.dumps(_known(load_model()[1]))
     )
-    assert load_runtime(runtime="onnx").info.sha256 == sha256
-    assert main(["predict", PATCHES[0], "--runtime", "onnx", "--genes", "GNAS"]) == 0
+    assert load_backend(backend="onnx").info.sha256 == sha256
+    assert main(["predict", PATCHES[0], "--backend", "onnx", "--genes", "GNAS"]) == 0
     assert "GNAS" in capsys.readouterr().out
 
 
@@ -188,20 +208,22 @@ def test_a_file_that_is_not_ours(tmp_path, exported, capsys):
     onnx.save(model, tmp_path / "foreign.onnx")
     for name in ("text", "foreign"):
         with pytest.raises(WeightsError, match=rf"{name}.onnx is not a model that `tcgn export` wrote"):
-            load_runtime(tmp_path / f"{name}.onnx")
+            load_backend(tmp_path / f"{name}.onnx")
     with pytest.raises(WeightsError, match=r"gone.onnx does not exist"):
-        load_runtime("gone.onnx")
+        load_backend("gone.onnx")
     assert main(["predict", PATCHES[0], "--weights", str(exported), "--device", "cuda"]) == 2
-    assert "The ONNX runtime computes on the CPU" in capsys.readouterr().err
+    assert "The ONNX backend computes on the CPU" in capsys.readouterr().err
     with pytest.raises(DeviceError, match="computes on the CPU, not on 'cuda'"):
         tcgn_hub.evaluate("data", weights=exported, device="cuda")
-    with pytest.raises(ValueError, match="runtime is 'tensorrt'"):
-        load_runtime(runtime="tensorrt")
+    with pytest.raises(ValueError, match="backend is 'tensorrt'"):
+        load_backend(backend="tensorrt")
 
 
 def test_a_wrong_export_is_not_kept(tmp_path, monkeypatch):
-    monkeypatch.setattr("tcgn_hub.exporting.write_onnx", lambda *args, **options: None)
-    monkeypatch.setattr("tcgn_hub.exporting._run_onnx", lambda path, x: np.full((len(x), 785), np.nan, np.float32))
+    monkeypatch.setattr("tcgn_hub.prediction.export.write_onnx", lambda *args, **options: None)
+    monkeypatch.setattr(
+        "tcgn_hub.prediction.export._run_onnx", lambda path, x: np.full((len(x), 785), np.nan, np.float32)
+    )
     with pytest.raises(CheckpointError, match="differs by nan"):
         tcgn_hub.export_model(out=tmp_path / "x.onnx")
     assert not list(tmp_path.iterdir())

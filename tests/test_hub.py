@@ -43,7 +43,7 @@ def write_manifest(path, revision, files, **changes):
         "units": "counts",
         "crop": {"px": 112, "magnification": 20},
         "training_data": {"name": "lab"},
-        "held_out": {"pcc": [0.5, 0.1], "median_pcc": 0.3, "reliable": ["GNAS"]},
+        "held_out": {"pcc": [0.5, 0.1], "median_pcc": 0.3, "significant": ["GNAS"]},
         "files": [{"name": name, "size": size, "sha256": digest} for name, (size, digest) in files.items()],
         "bundled": False,
         "hub": {"repo_id": REPO, "revision": revision},
@@ -500,7 +500,7 @@ def test_hub_names_are_verified(hub, real_files, tmp_path):
     assert equal_to_bundled(model)
     assert model.pretrained_cfg["label_names"][0] == find_weights(BUNDLED).genes[0]
     _, info = tcgn_hub.load_model(f"hf-hub:{REPO}@{revision}", cache_dir=tmp_path)
-    assert info.reliable == set(find_weights(BUNDLED).held_out["reliable"])
+    assert info.significant == set(find_weights(BUNDLED).held_out["significant"])
     blob = next(path for path in tmp_path.rglob("blobs/*") if path.stat().st_size > 1_000_000)
     blob.write_bytes(b"x" * blob.stat().st_size)
     with refused("is damaged"):

@@ -17,15 +17,15 @@ import pytest
 from PIL import Image, ImageDraw
 
 from tcgn_hub.errors import ExtraError, OutputError, PanelError
-from tcgn_hub.outputs.bulk import bulk_csv, pseudo_bulk
-from tcgn_hub.outputs.figures import draw_gene, draw_mask, gene_map, mask_figure
-from tcgn_hub.outputs.files import write_text, writing
-from tcgn_hub.outputs.frames import facts_json, summarise, to_csv, write_parquet
-from tcgn_hub.outputs.geojson import to_geojson
-from tcgn_hub.outputs.h5ad import to_anndata, write_h5ad
-from tcgn_hub.outputs.report import write_report
-from tcgn_hub.slide_prediction import SlidePrediction
+from tcgn_hub.files import write_text, writing
+from tcgn_hub.prediction.slides import SlidePrediction
 from tcgn_hub.weights.info import ModelInfo
+from tcgn_hub.writing.anndata import to_anndata, write_h5ad
+from tcgn_hub.writing.bulk import bulk_csv, pseudo_bulk
+from tcgn_hub.writing.figures import draw_gene, draw_mask, gene_map, mask_figure
+from tcgn_hub.writing.frames import facts_json, summarise, to_csv, write_parquet
+from tcgn_hub.writing.geojson import to_geojson
+from tcgn_hub.writing.report import write_report
 
 GENES = ["GNAS", "FASN", "HLA-DRA", "ACTB"]
 UNITS = "log10(1 + 10^4 count / sum of the panel's counts)"
@@ -68,7 +68,7 @@ def make(
         units=UNITS,
         sha256="0" * 64,
         pcc={"GNAS": 0.42, "FASN": 0.31, "HLA-DRA": 0.55, "ACTB": 0.01},
-        reliable=frozenset(["GNAS", "FASN", "HLA-DRA"]),
+        significant=frozenset(["GNAS", "FASN", "HLA-DRA"]),
     )
     prediction = SlidePrediction(
         slide=Path("slides") / name,
@@ -82,7 +82,7 @@ def make(
         model=model,
         mpp=MPP,
         scale_source="openslide.mpp-x",
-        field_um=FIELD_UM,
+        patch_um=FIELD_UM,
         stride_um=stride_um,
         size=(int(width * DOWNSAMPLE), int(height * DOWNSAMPLE)),
         thumbnail=np.array(image),
@@ -123,7 +123,7 @@ def test_h5ad_comes_back_as_it_was(prediction, tmp_path):
     np.testing.assert_array_equal(back.X, prediction.values)
     assert list(back.var_names) == GENES
     assert list(back.obs_names) == prediction.tiles
-    assert back.var["reliable"].tolist() == ["yes", "yes", "yes", "no"]
+    assert back.var["significant"].tolist() == ["yes", "yes", "yes", "no"]
     assert back.var["held_out_pcc"].tolist() == [0.42, 0.31, 0.55, 0.01]
     np.testing.assert_array_equal(back.obsm["spatial"], prediction.xy)
     np.testing.assert_array_equal(back.obsm["X_tcgn"], prediction.features)
@@ -145,7 +145,7 @@ def test_h5ad_of_what_is_not_known(prediction, tmp_path):
     anndata = pytest.importorskip("anndata")
     bare = replace(
         some(prediction, [0, 0]),
-        model=replace(prediction.model, pcc=None, reliable=None),
+        model=replace(prediction.model, pcc=None, significant=None),
         mask=None,
         features=None,
         stride_um=None,
@@ -153,7 +153,7 @@ def test_h5ad_of_what_is_not_known(prediction, tmp_path):
     )
     write_h5ad(tmp_path / "slide.h5ad", bare)
     back = anndata.read_h5ad(tmp_path / "slide.h5ad")
-    assert set(back.var["reliable"]) == {"unknown"}
+    assert set(back.var["significant"]) == {"unknown"}
     assert back.var["held_out_pcc"].isna().all()
     assert list(back.obs_names) == [bare.tiles[0], f"{bare.tiles[0]}-1"]
     assert np.isnan(back.uns["tcgn"]["stride_um"])
@@ -245,24 +245,24 @@ def test_what_is_known_of_sureness_goes_with_every_table(prediction, tmp_path):
     parquet = pytest.importorskip("pyarrow.parquet")
     widths = {"GNAS": 0.5, "FASN": 0.25, "HLA-DRA": float("nan"), "ACTB": 1.0}
     distance = np.linspace(0.1, 1.4, len(prediction.tiles)).astype(np.float32)
-    sure = replace(prediction, model=replace(prediction.model, half_widths=widths), distance=distance)
+    sure = replace(prediction, model=replace(prediction.model, interval_radius=widths), distance=distance)
     written = {"GNAS": 0.5, "FASN": 0.25, "HLA-DRA": None, "ACTB": 1.0}
 
     rows = list(csv.reader(io.StringIO(to_csv(sure))))
     assert rows[0][5:] == ["tissue_distance", *GENES]
     np.testing.assert_allclose([float(row[5]) for row in rows[1:]], distance, rtol=1e-5)
     np.testing.assert_allclose(np.array([row[6:] for row in rows[1:]], float), prediction.values, rtol=1e-5)
-    assert json.loads(facts_json(sure))["half_width"] == written
-    assert json.loads(facts_json(prediction))["half_width"] is None
+    assert json.loads(facts_json(sure))["interval_radius"] == written
+    assert json.loads(facts_json(prediction))["interval_radius"] is None
 
     write_parquet(tmp_path / "slide.parquet", sure)
     table = parquet.read_table(tmp_path / "slide.parquet")
     assert table.column_names == rows[0]
     np.testing.assert_array_equal(table["tissue_distance"].to_numpy(), distance)
-    assert json.loads(table.schema.metadata[b"tcgn"])["half_width"] == written
+    assert json.loads(table.schema.metadata[b"tcgn"])["interval_radius"] == written
 
     document = json.loads(to_geojson(sure))
-    assert document["tcgn"]["half_width"] == written
+    assert document["tcgn"]["interval_radius"] == written
     measured = [feature["properties"]["measurements"] for feature in document["features"]]
     np.testing.assert_allclose([m["tissue_distance"] for m in measured], distance, atol=5e-5)
     np.testing.assert_allclose([m["GNAS"] for m in measured], prediction.values[:, 0], atol=5e-5)
@@ -270,11 +270,11 @@ def test_what_is_known_of_sureness_goes_with_every_table(prediction, tmp_path):
 
 def test_summary(prediction):
     gnas, fasn, _, actb = summarise(prediction)
-    assert (gnas.gene, gnas.reliable, gnas.pcc) == ("GNAS", "yes", 0.42)
+    assert (gnas.gene, gnas.significant, gnas.pcc) == ("GNAS", "yes", 0.42)
     assert gnas.max == 1
     assert gnas.mean == pytest.approx(prediction.values[:, 0].mean(), rel=1e-5)
     assert (fasn.mean, fasn.sd, fasn.min, fasn.max) == (0.5, 0, 0.5, 0.5)
-    assert actb.reliable == "no"
+    assert actb.significant == "no"
 
 
 # ----------------------------------------------------------------------------------------------------------- figures
@@ -367,8 +367,8 @@ def test_the_genes_of_a_report(prediction, tmp_path):
 
     assert mapped(prediction, top=1) == ["HLA-DRA"]
     assert mapped(prediction, genes=["ACTB", "GNAS"]) == ["ACTB", "GNAS"]
-    assert mapped(replace(prediction, model=replace(prediction.model, reliable=frozenset()))) == []
-    unknown = replace(prediction, model=replace(prediction.model, pcc=None, reliable=None))
+    assert mapped(replace(prediction, model=replace(prediction.model, significant=frozenset()))) == []
+    unknown = replace(prediction, model=replace(prediction.model, pcc=None, significant=None))
     assert mapped(unknown)[-1] == "FASN"
     assert "was not measured" in (tmp_path / "report.html").read_text(encoding="utf-8")
     with pytest.raises(PanelError, match="NOGENE"):

@@ -45,9 +45,7 @@ def test_public_names():
         assert getattr(tcgn_hub, name).__name__ == name
         assert name in dir(tcgn_hub)
     # a module of the same name would replace the function as soon as something imports it
-    code = (
-        "import tcgn_hub.training, tcgn_hub.prediction; print(callable(tcgn_hub.finetune), callable(tcgn_hub.predict))"
-    )
+    code = "import tcgn_hub.training, tcgn_hub.prediction.patches; print(callable(tcgn_hub.finetune), callable(tcgn_hub.predict))"
     assert _python(code) == "True True"
     with pytest.raises(AttributeError, match="nothing"):
         tcgn_hub.nothing  # noqa: B018

@@ -85,7 +85,7 @@ def test_the_card_says_it_all(folder):
         f'timm.create_model("hf-hub:{REPO}", pretrained=True)',
         entry.units,
         f"{entry.held_out['median_pcc']:.3f}",
-        f"| {len(entry.held_out['reliable'])} |",
+        f"| {len(entry.held_out['significant'])} |",
         "CC-BY-4.0",
         "Protocol: cross-validation by section, folds B4, C6",
         "90 % prediction intervals, which hold 84 % of B4 and 86 % of C6",

@@ -30,11 +30,11 @@ from tcgn_hub.data.readers.h5ad import read_h5ad, read_hest
 from tcgn_hub.data.readers.her2st import read_her2st
 from tcgn_hub.data.readers.patches import read_patches
 from tcgn_hub.data.readers.visium import read_visium
-from tcgn_hub.data.scale import Scale
 from tcgn_hub.data.sections import expression_targets
-from tcgn_hub.data.slides import open_slide
 from tcgn_hub.errors import ImageError, SectionError
-from tcgn_hub.slide_prediction import _choose
+from tcgn_hub.images.scale import Scale
+from tcgn_hub.images.slides import open_slide
+from tcgn_hub.prediction.slides import _choose
 
 ENSEMBL = [f"ENSG{i:011d}" for i in range(len(PANEL))]
 
@@ -393,9 +393,9 @@ def test_patches_are_named_by_spot_file_or_stem(tmp_path):
     files = read_patches(tmp_path / "patches.csv", tmp_path / "files.tsv.gz")
     assert np.array_equal(files[0].counts, whole[0].counts)
     rows = pd.read_csv(tmp_path / "patches.csv")
-    rows.assign(spot=[f"p{5 - i}" for i in range(6)]).to_csv(tmp_path / "turned.csv")
-    turned = read_patches(tmp_path / "turned.csv", tmp_path / "expression.csv")
-    assert np.array_equal(turned[0].counts, whole[1].counts[::-1])
+    rows.assign(spot=[f"p{5 - i}" for i in range(6)]).to_csv(tmp_path / "dihedral.csv")
+    dihedral = read_patches(tmp_path / "dihedral.csv", tmp_path / "expression.csv")
+    assert np.array_equal(dihedral[0].counts, whole[1].counts[::-1])
     # R leaves out the name of the first column
     text = (tmp_path / "expression.csv").read_text()
     (tmp_path / "r.csv").write_text(text.removeprefix(","))
@@ -410,8 +410,8 @@ def test_patches_malformed_files_are_named(tmp_path):
     table, expression = tmp_path / "patches.csv", tmp_path / "expression.csv"
     refuses(table, "give the expression")
     frame = pd.read_csv(expression, index_col=0)
-    frame.T.to_csv(tmp_path / "turned.csv")
-    refuses(table, "transposed", expression=tmp_path / "turned.csv")
+    frame.T.to_csv(tmp_path / "dihedral.csv")
+    refuses(table, "transposed", expression=tmp_path / "dihedral.csv")
     frame.rename(index=lambda name: f"other{name}").to_csv(tmp_path / "other.csv")
     assert "transposed" not in refuses(table, "names a patch", expression=tmp_path / "other.csv")
     frame.iloc[[0]].to_csv(tmp_path / "first.csv")
@@ -453,7 +453,7 @@ def test_bulk(tmp_path):
 
 def test_bulk_tiles_are_those_of_a_prediction(tmp_path):
     write_bulk(tmp_path, slides=1)
-    (section,) = read_bulk(tmp_path / "bulk.csv", mpp=0.7, field_um=70)
+    (section,) = read_bulk(tmp_path / "bulk.csv", mpp=0.7, patch_um=70)
     with open_slide(tmp_path / "slide0.png") as slide:
         tiles, _ = _choose(slide, Scale(0.7, "--mpp"), 70, 70, None, 0.5, *slide.overview(2000))
     assert tiles.names == section.spots

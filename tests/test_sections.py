@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from tcgn_hub.data.panels import PANELS, load_panel
 from tcgn_hub.data.sections import Section, expression_targets, panel_counts
 from tcgn_hub.errors import PanelError, SectionError
+from tcgn_hub.panels import PANELS, load_panel
 
 GENES = [f"G{i}" for i in range(12)]
 

@@ -18,12 +18,12 @@ from test_slides import OME, SVS, pyramid
 import tcgn_hub
 from tcgn_hub import slide_prediction
 from tcgn_hub.cli.main import main
-from tcgn_hub.data.slides import open_slide
-from tcgn_hub.data.tiles import read_spots
 from tcgn_hub.errors import ImageError, OutputError, SectionError
-from tcgn_hub.runtimes import pytorch
-from tcgn_hub.slide_prediction import predict_slide
-from tcgn_hub.transforms import to_input
+from tcgn_hub.images.slides import open_slide
+from tcgn_hub.images.tiles import read_spots
+from tcgn_hub.images.transforms import to_input
+from tcgn_hub.prediction.backends import pytorch
+from tcgn_hub.prediction.slides import predict_slide
 
 GENES = ["GNAS", "FASN"]
 
@@ -35,7 +35,7 @@ def cmu():
 
 
 def test_values_are_those_of_the_patches(cmu):
-    assert cmu.field_um == 154
+    assert cmu.patch_um == 154
     assert (cmu.mpp, cmu.scale_source, cmu.stride_um) == (0.499, "openslide.mpp-x", 200)
     assert len(cmu.tiles) == len(cmu.xy) == len(cmu.values) > 10
     model, info = tcgn_hub.load_model()
@@ -75,7 +75,7 @@ def test_features_lead_to_the_values(cmu):
 
 def test_magnification_is_the_rule():
     nominal = predict_slide(SVS, stride_um=300, magnification=20, genes=GENES)
-    assert (nominal.field_um, nominal.mpp, nominal.scale_source) == (112, 0.5, "--magnification")
+    assert (nominal.patch_um, nominal.mpp, nominal.scale_source) == (112, 0.5, "--magnification")
     assert nominal.tile_px == 224
 
 
@@ -84,17 +84,17 @@ def test_levels_agree(tmp_path):
     path = pyramid(tmp_path / "p.tif", 4096)
     with open_slide(path) as slide:
         assert slide.level_for(512 / 0.5 / 224) == 1
-    wide = predict_slide(path, field_um=512, stride_um=256, genes=GENES, min_tissue=0.9)
+    wide = predict_slide(path, patch_um=512, stride_um=256, genes=GENES, min_tissue=0.9)
     flat = tmp_path / "flat.png"
     with open_slide(path) as slide:
         Image.fromarray(slide.read(0, 0, 4096, 4096)).save(flat)
-    plain = predict_slide(flat, mpp=0.5, field_um=512, stride_um=256, genes=GENES, min_tissue=0.9)
+    plain = predict_slide(flat, mpp=0.5, patch_um=512, stride_um=256, genes=GENES, min_tissue=0.9)
     assert wide.tiles == plain.tiles
     assert wide.values == pytest.approx(plain.values, abs=0.05)
 
 
 def test_ome_tiff():
-    result = predict_slide(OME, genes=GENES, min_tissue=0, workers=1, field_um=77)
+    result = predict_slide(OME, genes=GENES, min_tissue=0, workers=1, patch_um=77)
     assert len(result.tiles) == 9
     assert result.mpp == pytest.approx(0.2271, abs=1e-4)
 
@@ -197,11 +197,11 @@ def test_command_writes_formats(tmp_path, suffix, capsys):
         assert out.read_text().splitlines()[0].endswith("GNAS,FASN")
         facts = json.loads(Path(f"{out}.json").read_text())
         assert facts["runs"][0]["mpp"] == 0.499
-        assert facts["reliable"] == {"GNAS": "yes", "FASN": "yes"}
+        assert facts["significant"] == {"GNAS": "yes", "FASN": "yes"}
 
 
 def test_command_with_everything(tmp_path):
-    arguments = ["--plot", "GNAS,FASN", "--report", "--bulk", tmp_path / "bulk.csv", "--features", "--reliable-only"]
+    arguments = ["--plot", "GNAS,FASN", "--report", "--bulk", tmp_path / "bulk.csv", "--features", "--significant-only"]
     assert tcgn(SVS, OME, "-o", tmp_path / "out", "--stride", "300", "--min-tissue", "0.2", *arguments) == 0
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert {"cmu_small_region.svs.h5ad", "cmu_small_region.svs.html", "cmu_small_region.svs.GNAS.png"} <= names
@@ -214,7 +214,7 @@ def test_command_with_everything(tmp_path):
 
     data = anndata.read_h5ad(tmp_path / "out" / "cmu_small_region.svs.h5ad")
     assert data.obsm["X_tcgn"].shape == (data.n_obs, 1280)
-    assert data.n_vars == len(tcgn_hub.load_model()[1].reliable)
+    assert data.n_vars == len(tcgn_hub.load_model()[1].significant)
 
 
 def test_command_keeps_going_over_bad_slides(tmp_path, capsys):

@@ -10,11 +10,11 @@ import pytest
 from PIL import Image
 
 from tcgn_hub.data import slides
-from tcgn_hub.data.scale import given_scale, scale_of_properties
-from tcgn_hub.data.slides import is_slide_file, open_slide
-from tcgn_hub.data.tiles import grid_tiles, read_spots
-from tcgn_hub.data.tissue import tissue_fraction, tissue_mask
 from tcgn_hub.errors import ImageError, SectionError
+from tcgn_hub.images.scale import given_scale, scale_of_properties
+from tcgn_hub.images.slides import is_slide_file, open_slide
+from tcgn_hub.images.tiles import grid_tiles, read_spots
+from tcgn_hub.images.tissue import tissue_fraction, tissue_mask
 
 ROOT = Path(__file__).resolve().parents[1]
 SVS = ROOT / "examples" / "cmu_small_region.svs"
@@ -77,9 +77,9 @@ def test_pictures_state_their_resolution_or_nothing(tmp_path):
 
 def test_given_scales():
     assert given_scale(None, None) is None
-    assert given_scale(0.4, None).field_um(77) == 77
-    assert given_scale(None, 20).field_um(77) == 56
-    assert given_scale(None, 20).field_um(154, 112) == 112
+    assert given_scale(0.4, None).patch_um(77) == 77
+    assert given_scale(None, 20).patch_um(77) == 56
+    assert given_scale(None, 20).patch_um(154, 112) == 112
     assert given_scale(None, 20).mpp == 0.5
     for mpp, magnification in (
         (0.5, 20),

@@ -47,8 +47,8 @@ def test_no_section_and_by_patient_no_patient_is_on_two_sides(cohort, by, val, s
     assert split.train
     assert bool(split.test) == (by != "none")
     # the order that sections are given in decides nothing
-    turned = make_split(cohort[::-1], by=by, val=val, seed=seed)
-    assert [set(part) for part in parts] == [set(turned.train), set(turned.val), set(turned.test)]
+    dihedral = make_split(cohort[::-1], by=by, val=val, seed=seed)
+    assert [set(part) for part in parts] == [set(dihedral.train), set(dihedral.val), set(dihedral.test)]
     if by == "patient":
         assert not {name[0] for name in split.test} & {name[0] for name in split.train + split.val}
     check_leak(split.train, {name[0] for name in split.train}, [s for s in cohort if s.name in split.test], by)

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from sections import PANEL, picture, write_section
 
+from tcgn_hub.data.checks import check_sections
 from tcgn_hub.data.readers.her2st import read_her2st
 from tcgn_hub.data.sections import Section
-from tcgn_hub.data.summary import check_sections
 from tcgn_hub.errors import SectionError
 
 

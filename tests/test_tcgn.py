@@ -104,9 +104,9 @@ def test_batch_equals_images_one_by_one(golden_model, x):
     with torch.inference_mode():
         together = golden_model(x)
         alone = torch.cat([golden_model(image[None]) for image in x])
-        turned = golden_model(x.flip(0)).flip(0)
+        dihedral = golden_model(x.flip(0)).flip(0)
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(together, turned, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(together, dihedral, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["black", "white", "constant", "noise", "mixed"])

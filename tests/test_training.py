@@ -275,8 +275,8 @@ def test_slides_with_one_measurement_each_train(sections, tmp_path):
 
 
 def test_weights_to_start_from(run, tmp_path, sections):
-    same_panel, field_um = starting_model(Recipe(weights=str(run[0])), PANEL)
-    assert field_um == pytest.approx(56)  # the sections drawn here have no scale, so the rule's nominal side
+    same_panel, patch_um = starting_model(Recipe(weights=str(run[0])), PANEL)
+    assert patch_um == pytest.approx(56)  # the sections drawn here have no scale, so the rule's nominal side
     saved = weights_of(run[0])
     assert torch.equal(same_panel.head.fc.weight.half(), saved["head.fc.weight"])
     other, _ = starting_model(Recipe(weights=str(run[0])), PANEL[:5])

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from tcgn_hub.errors import ExtraError, OutputError
-from tcgn_hub.outputs.training_figures import curve_figure, violin_figure
+from tcgn_hub.writing.training_figures import curve_figure, violin_figure
 
 HISTORY = [{"epoch": i + 1, "loss": 1 / (i + 1), "val_pcc": 0.1 * i} for i in range(5)]
 BLUE, ORANGE = (0, 114, 178), (230, 159, 0)

@@ -5,14 +5,14 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2 import functional as tv
 
-from tcgn_hub.data.images import find_images, read_image
 from tcgn_hub.errors import ImageError
-from tcgn_hub.transforms import (
+from tcgn_hub.images.pictures import find_images, read_image
+from tcgn_hub.images.transforms import (
     CROP_PX,
     IMAGENET_MEAN,
     IMAGENET_STD,
-    CropField,
     CropMagnification,
+    CropMicrons,
     center_crop,
     to_input,
     to_rgb,
@@ -57,7 +57,7 @@ def test_too_small_is_refused():
 
 @pytest.mark.parametrize(
     ("crop", "side"),
-    [(CropMagnification(10), 56), (CropMagnification(20), 112), (CropField(0.5), 112), (CropField(0.25, 77), 308)],
+    [(CropMagnification(10), 56), (CropMagnification(20), 112), (CropMicrons(0.5), 112), (CropMicrons(0.25, 77), 308)],
 )
 def test_kinds_of_pictures_agree(crop, side):
     array = np.random.default_rng(0).integers(0, 256, (320, 333, 3), dtype=np.uint8)

@@ -16,20 +16,21 @@ import tcgn_hub
 from tcgn_hub.cli.predict import main
 from tcgn_hub.data.sections import UNITS
 from tcgn_hub.errors import WeightsError
-from tcgn_hub.evaluation.evaluate import Measured, summarise
-from tcgn_hub.outputs.frames import run_facts
-from tcgn_hub.outputs.h5ad import to_anndata
-from tcgn_hub.outputs.report import write_report
-from tcgn_hub.outputs.tables import to_csv, to_json, to_table
-from tcgn_hub.registry import load_model
-from tcgn_hub.runtimes import run
-from tcgn_hub.runtimes.pytorch import TorchRuntime
+from tcgn_hub.evaluation.conformal import coverage, coverage_across, interval_radius
+from tcgn_hub.evaluation.evaluate import summarise
+from tcgn_hub.images.transforms import to_input
+from tcgn_hub.models.loading import load_model
+from tcgn_hub.prediction import ood
+from tcgn_hub.prediction.backends import run
+from tcgn_hub.prediction.backends.torch import TorchBackend
+from tcgn_hub.prediction.ood import TissueModel, describe
+from tcgn_hub.result import Measured
 from tcgn_hub.training.results import facts_of_evaluation
-from tcgn_hub.transforms import to_input
-from tcgn_hub.uncertainty import familiarity
-from tcgn_hub.uncertainty.conformal import coverage, coverage_across, half_widths
-from tcgn_hub.uncertainty.familiarity import Familiarity, describe
 from tcgn_hub.weights.model_dir import save_model_dir
+from tcgn_hub.writing.anndata import to_anndata
+from tcgn_hub.writing.frames import run_facts
+from tcgn_hub.writing.report import write_report
+from tcgn_hub.writing.tables import to_csv, to_json, to_table
 
 PATCHES = golden.PATCHES[:3]
 WIDTH = 0.25
@@ -43,15 +44,15 @@ def sure(tmp_path_factory) -> str:
     rng = np.random.default_rng(0)
     pixels = [np.asarray(Image.open(path).convert("RGB")) for path in PATCHES]
     crops = np.stack([np.rot90(pixels[i % 3], i % 4) for i in range(48)]) + rng.integers(0, 8, (48, 1, 1, 3))
-    features = run(TorchRuntime(model, info), to_input(crops.clip(0, 255).astype(np.uint8)), features=True)["features"]
+    features = run(TorchBackend(model, info), to_input(crops.clip(0, 255).astype(np.uint8)), features=True)["features"]
     facts = {
         "units": UNITS,
-        "crop": {"trained_field_um": 154},
+        "crop": {"patch_um": 154},
         "training_data": {"name": "test", "features": describe([features[:24], features[24:]]).to_json()},
         "held_out": {
             "pcc": [0.3] * len(info.genes),
-            "reliable": list(info.genes[:2]),
-            "half_widths": [WIDTH] * (len(info.genes) - 1) + [None],
+            "significant": list(info.genes[:2]),
+            "interval_radius": [WIDTH] * (len(info.genes) - 1) + [None],
             "interval_level": 0.8,
         },
     }
@@ -61,9 +62,9 @@ def sure(tmp_path_factory) -> str:
 
 def test_half_widths_are_the_ranks_of_the_errors():
     errors = np.array([[-3.0, 1], [1, np.nan], [2, np.nan], [-4, 0]])
-    np.testing.assert_equal(half_widths(errors, 0.6), [3, 1])  # the 3rd of 4 and the 2nd of 2
-    np.testing.assert_equal(half_widths(errors, 0.9), [np.nan, np.nan])
-    np.testing.assert_equal(half_widths(np.empty((0, 2))), [np.nan, np.nan])
+    np.testing.assert_equal(interval_radius(errors, 0.6), [3, 1])  # the 3rd of 4 and the 2nd of 2
+    np.testing.assert_equal(interval_radius(errors, 0.9), [np.nan, np.nan])
+    np.testing.assert_equal(interval_radius(np.empty((0, 2))), [np.nan, np.nan])
 
 
 @given(st.integers(5, 60), st.sampled_from([0.5, 0.8, 0.9]), st.integers(0, 10**6))
@@ -72,7 +73,7 @@ def test_intervals_hold_what_they_promise(n, level, seed):
     """Over many draws of exchangeable spots the coverage is at least the level, and at most 1/(n + 1) above it."""
     rng = np.random.default_rng(seed)
     errors = rng.standard_t(3, (n + 1, 4000))
-    widths = half_widths(errors[:n], level)
+    widths = interval_radius(errors[:n], level)
     if math.ceil((n + 1) * level) > n:
         assert np.isnan(widths).all()
         return
@@ -101,15 +102,15 @@ def test_an_evaluation_states_half_widths_and_their_coverage():
     evaluation = summarise(measured, ["a", "b", "c"], repeats=10)
     errors = np.concatenate([m.predicted - m.targets for m in measured])
     facts = facts_of_evaluation(evaluation)
-    np.testing.assert_allclose(facts["half_widths"], half_widths(errors), atol=1e-4)
+    np.testing.assert_allclose(facts["interval_radius"], interval_radius(errors), atol=1e-4)
     assert facts["interval_level"] == 0.9
     assert set(facts["interval_coverage"]) == {"A", "B"}
     few = [Measured("A", "P", np.full((5, 2), np.nan), rng.normal(size=(5, 3)), rng.normal(size=(5, 3)), {})]
-    assert "half_widths" not in facts_of_evaluation(summarise(few, ["a", "b", "c"], repeats=10))
+    assert "interval_radius" not in facts_of_evaluation(summarise(few, ["a", "b", "c"], repeats=10))
 
 
 def test_the_distance_is_that_of_mahalanobis():
-    known = Familiarity(np.ones(3, np.float32), np.eye(3, dtype=np.float32)[:1], np.array([4.0]), rest=0.25, limit=2.0)
+    known = TissueModel(np.ones(3, np.float32), np.eye(3, dtype=np.float32)[:1], np.array([4.0]), rest=0.25, limit=2.0)
     features = 1 + np.array([[0, 0, 0], [2, 0, 0], [0, 3, 4], [2, 3, 4]], np.float32)
     np.testing.assert_allclose(known.distance(features), np.sqrt([0, 1, 100, 101]) / 2, rtol=1e-6)
 
@@ -126,7 +127,7 @@ def test_familiar_features_are_near_and_others_far():
     assert (known.distance(draw(50) + 3) > 1).all()  # off the directions that tissue varies in
     assert (known.distance(np.zeros((1, 64))) > 1).all()
     assert (known.distance(30 * basis[:1] + 4) > 1).all()  # along one of them, but too far
-    again = Familiarity.from_json(json.loads(json.dumps(known.to_json())))
+    again = TissueModel.from_json(json.loads(json.dumps(known.to_json())))
     np.testing.assert_array_equal(again.distance(draw(5)[:0]), [])
     sample = draw(20)
     np.testing.assert_allclose(again.distance(sample), known.distance(sample), rtol=1e-6)
@@ -141,11 +142,11 @@ def test_familiar_features_are_near_and_others_far():
 def test_eight_views_make_a_prediction_that_turning_the_patch_does_not_change():
     patch = np.asarray(Image.open(PATCHES[0]).convert("RGB"))
     options = {"genes": ["GNAS", "FASN"], "mpp": 0.6875}
-    upright, turned, mirrored = (
+    upright, dihedral, mirrored = (
         tcgn_hub.predict([np.ascontiguousarray(p)], views=8, **options)
         for p in (patch, np.rot90(patch), patch[:, ::-1])
     )
-    for other in (turned, mirrored):
+    for other in (dihedral, mirrored):
         np.testing.assert_allclose(other.values, upright.values, atol=2e-5)
         np.testing.assert_allclose(other.spread, upright.spread, atol=2e-5)
     one = tcgn_hub.predict([patch], **options)
@@ -176,7 +177,7 @@ def test_a_model_that_states_its_errors_gives_intervals(sure):
     assert rows[last]["low"] is rows[last]["high"] is rows[first]["spread"] is None
     assert rows[first]["high"] == pytest.approx(high[1, 0])
     table = to_table(tcgn_hub.predict(PATCHES[:1], weights=sure, genes=[first, last], views=3))
-    assert "spread  80% interval  reliable" in table
+    assert "spread  80% interval  significant" in table
     assert "interval: where 80% of the measurements of held-out tissue would lie" in table
     assert f"{low[0, 0]:.2f} to" in table or f"{low[0, 0] + 0.01:.2f} to" in table
     assert "unknown" in next(line for line in table.splitlines() if line.startswith(last))
@@ -188,9 +189,7 @@ def test_a_model_that_states_its_errors_gives_intervals(sure):
 
 def test_what_is_not_known_is_not_invented(sure, tmp_path):
     model, info = load_model(sure)
-    save_model_dir(
-        model, tmp_path / "bare", genes=info.genes, facts={"units": "counts", "crop": {"trained_field_um": 154}}
-    )
+    save_model_dir(model, tmp_path / "bare", genes=info.genes, facts={"units": "counts", "crop": {"patch_um": 154}})
     result = tcgn_hub.predict(PATCHES[:1], weights=tmp_path / "bare", genes=["GNAS"])
     assert (result.interval(), result.spread, result.distance, result.unlike) == (None, None, None, None)
     table = to_table(result)
@@ -227,14 +226,14 @@ def test_malformed_statements_are_one_sentence(sure, tmp_path):
         save_model_dir(model, tmp_path, genes=info.genes, facts={"training_data": changes})
         with pytest.raises(WeightsError, match=r"What is stated of .* is malformed \("):
             load_model(tmp_path)
-    for key in ("half_widths", "pcc"):
+    for key in ("interval_radius", "pcc"):
         save_model_dir(model, tmp_path, genes=info.genes, facts={"held_out": {key: [1.0]}})
         with pytest.raises(WeightsError, match="malformed"):
             load_model(tmp_path)
 
 
 def test_a_training_states_them(tmp_path, monkeypatch):
-    monkeypatch.setattr(familiarity, "_LEAST_SPOTS", 8)
+    monkeypatch.setattr(ood, "_LEAST_SPOTS", 8)
     write_section(tmp_path, "A1", spots=10)
     write_section(tmp_path, "B1", spots=12, seed=1)
     recipe = tcgn_hub.Recipe(weights="scratch", epochs=1, batch_size=5, components=3, crop_px=112, amp="off")
@@ -242,8 +241,8 @@ def test_a_training_states_them(tmp_path, monkeypatch):
     info = load_model(tmp_path / "model")[1]
     with np.load(tmp_path / "model/held_out.npz", allow_pickle=False) as arrays:
         errors = arrays["0.predicted"] - arrays["0.targets"]
-    np.testing.assert_allclose([info.half_widths[gene] for gene in PANEL], half_widths(errors), atol=1e-4)
-    assert info.familiarity.mean.shape == (1280,)
+    np.testing.assert_allclose([info.interval_radius[gene] for gene in PANEL], interval_radius(errors), atol=1e-4)
+    assert info.ood.mean.shape == (1280,)
     assert "features" not in (tmp_path / "model/README.md").read_text()
 
 

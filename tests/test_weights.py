@@ -42,16 +42,16 @@ def test_the_manifest_describes_the_bundled_folders(document, number, tag, held_
     entry = find_weights(tag)
     assert document["models"][number] == manifest_entry(entry.folder, tag=tag, bundled=True)
     assert len(entry.genes) == len(entry.held_out["pcc"]) == 785
-    assert set(entry.held_out["reliable"]) < set(entry.genes)
+    assert set(entry.held_out["significant"]) < set(entry.genes)
     assert list(entry.held_out["sections"]) == held_out
 
 
 def test_the_default_weights_say_how_sure_they_are():
     info = tcgn_hub.load_model()[1]
-    assert all(0 < width < 5 for width in info.half_widths.values())
+    assert all(0 < width < 5 for width in info.interval_radius.values())
     entry = find_weights(TAG)
     assert all(0.8 < share < 1 for share in entry.held_out["interval_coverage"].values())
-    assert info.familiarity.mean.shape == (1280,)
+    assert info.ood.mean.shape == (1280,)
     assert "protocol" in entry.held_out
 
 
@@ -81,7 +81,10 @@ def test_the_checkout_and_not_a_stale_copy_is_read():
         (lambda d: d["models"][0]["hub"].update(repo_id="org/x"), r"\$\.models\[0\]\.hub needs both"),
         (lambda d: d["models"][0]["hub"].update(repo_id="org/x", revision="main"), r"\.hub\.revision"),
         (lambda d: d["models"][0].update(bundled=False), r"\$\.models\[0\]\.hub\.repo_id is null"),
-        (lambda d: d["models"][0]["held_out"].update(reliable=["NOGENE"]), r"\.held_out\.reliable names 'NOGENE'"),
+        (
+            lambda d: d["models"][0]["held_out"].update(significant=["NOGENE"]),
+            r"\.held_out\.significant names 'NOGENE'",
+        ),
         (lambda d: d["models"][1].update({"import": {"file": "x"}}), r"\$\.models\[1\]\.import\.from is missing"),
         (lambda d: d.update(models=[3]), r"\$\.models\[0\] should be a dict"),
     ],
@@ -182,7 +185,7 @@ def test_load_model_by_tag_folder_and_file(tmp_path):
         assert not model.training
         assert info.genes == entry.genes
         assert info.sha256 == entry.model_file.sha256 == sha256_of(entry.folder / "model.safetensors")
-        assert info.reliable == set(entry.held_out["reliable"])
+        assert info.significant == set(entry.held_out["significant"])
         with torch.inference_mode():
             outputs.append(model(x))
     assert all(torch.equal(outputs[0], output) for output in outputs)
@@ -194,7 +197,7 @@ def test_load_published_file(tmp_path, panel):
     torch.save(golden.published_state_dict(panel), tmp_path / "published.pth")
     model, info = tcgn_hub.load_model(tmp_path / "published.pth")
     assert len(info.genes) == model.num_classes == panel
-    assert info.reliable is None
+    assert info.significant is None
 
 
 class Evil:

@@ -44,8 +44,8 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "tcgn crossval") -> i
 
 
 def _crossval(args: argparse.Namespace) -> int:
-    from tcgn_hub.data.panels import parse_genes
     from tcgn_hub.evaluation.tables import section_table
+    from tcgn_hub.panels import parse_genes
     from tcgn_hub.training.crossval import crossval
 
     recipe = recipe_of(args)

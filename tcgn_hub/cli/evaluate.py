@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "tcgn evaluate") -> i
 def _evaluate(args: argparse.Namespace) -> int:
     from tcgn_hub.evaluation.heldout import evaluate
     from tcgn_hub.evaluation.tables import section_table
-    from tcgn_hub.runtimes import uses_onnx
+    from tcgn_hub.prediction.backends import uses_onnx
 
     evaluation = evaluate(
         sections_of(args),

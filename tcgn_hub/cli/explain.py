@@ -55,10 +55,10 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "tcgn explain") -> in
 
 
 def _explain(args: argparse.Namespace, prog: str) -> int:
-    from tcgn_hub.data.panels import parse_genes
-    from tcgn_hub.data.slides import is_slide_file
     from tcgn_hub.errors import ImageError, OutputError
     from tcgn_hub.extras import require
+    from tcgn_hub.images.slides import is_slide_file
+    from tcgn_hub.panels import parse_genes
 
     images = images_of(args)
     args.genes = None if args.genes is None else parse_genes(args.genes)
@@ -95,9 +95,9 @@ def _explain(args: argparse.Namespace, prog: str) -> int:
 
 
 def _patch(image: Path, picture: Path, args: argparse.Namespace) -> None:
-    from tcgn_hub.explanation import explain
-    from tcgn_hub.outputs.explanations import draw_explanation, explanation_text, write_arrays
-    from tcgn_hub.outputs.files import write_bytes
+    from tcgn_hub.files import write_bytes
+    from tcgn_hub.prediction.explain import explain
+    from tcgn_hub.writing.explanations import draw_explanation, explanation_text, write_arrays
 
     explanation = explain(
         image,
@@ -105,7 +105,7 @@ def _patch(image: Path, picture: Path, args: argparse.Namespace) -> None:
         weights=args.weights,
         mpp=args.mpp,
         magnification=args.magnification,
-        field_um=args.field,
+        patch_um=args.patch_um,
         occlusion=args.occlusion,
         device=args.device,
     )
@@ -116,12 +116,12 @@ def _patch(image: Path, picture: Path, args: argparse.Namespace) -> None:
 
 
 def _slide(slide: Path, picture: Path, args: argparse.Namespace) -> None:
-    from tcgn_hub.explanation import best_genes, galleries
-    from tcgn_hub.outputs.explanations import draw_gallery
-    from tcgn_hub.outputs.figures import gene_map
-    from tcgn_hub.outputs.files import write_bytes
-    from tcgn_hub.registry import load_model
-    from tcgn_hub.slide_prediction import predict_slide
+    from tcgn_hub.files import write_bytes
+    from tcgn_hub.models.loading import load_model
+    from tcgn_hub.prediction.explain import best_genes, galleries
+    from tcgn_hub.prediction.slides import predict_slide
+    from tcgn_hub.writing.explanations import draw_gallery
+    from tcgn_hub.writing.figures import gene_map
 
     prediction = predict_slide(
         slide,
@@ -129,7 +129,7 @@ def _slide(slide: Path, picture: Path, args: argparse.Namespace) -> None:
         weights=args.weights,
         mpp=args.mpp,
         magnification=args.magnification,
-        field_um=args.field,
+        patch_um=args.patch_um,
         stride_um=args.stride,
         device=args.device,
         progress=True,

@@ -24,7 +24,7 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
         "-o",
         "--output",
         metavar="FILE",
-        help=".onnx or .pt2 (default: kept where `tcgn predict --runtime onnx` finds it)",
+        help=".onnx or .pt2 (default: kept where `tcgn predict --backend onnx` finds it)",
     )
     parser.add_argument("--dynamic-batch", action="store_true", help="take any number of patches at once, 1 to 1024")
     parser.add_argument("--batch-size", type=positive, default=1, metavar="N", help="otherwise exactly N (default: 1)")
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "tcgn export") -> int
 
 
 def _export(args: argparse.Namespace) -> int:
-    from tcgn_hub.exporting import export_model
+    from tcgn_hub.prediction.export import export_model
 
     exported = export_model(
         args.weights,

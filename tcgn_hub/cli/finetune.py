@@ -59,8 +59,8 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "tcgn finetune") -> i
 
 
 def _finetune(args: argparse.Namespace) -> int:
-    from tcgn_hub.data.panels import parse_genes
     from tcgn_hub.evaluation.splits import SPLITS
+    from tcgn_hub.panels import parse_genes
     from tcgn_hub.training.finetune import finetune
 
     recipe = recipe_of(args)

@@ -31,7 +31,7 @@ def add_scale(parser: argparse.ArgumentParser) -> None:
     scale.add_argument("--mpp", type=float, metavar="UM", help="micrometres per pixel")
     scale.add_argument("--magnification", type=float, metavar="X", help="the same as a magnification: 10, 20, 40")
     scale.add_argument(
-        "--field",
+        "--patch-um",
         type=above_zero,
         metavar="UM",
         help="side of a patch in micrometres (default: that of the training patches of the weights; with"
@@ -45,7 +45,7 @@ def images_of(args: argparse.Namespace) -> list[Path]:
     Raises:
         ImageError: A folder holds no image.
     """
-    from tcgn_hub.data.images import find_images
+    from tcgn_hub.images.pictures import find_images
 
     # a file may have the characters of a pattern in its name
     return find_images(

@@ -13,7 +13,7 @@ from tcgn_hub.cli.common import run, version
 from tcgn_hub.cli.images import above_zero, add_images, add_scale, add_weights, images_of, pick_device, positive
 
 if TYPE_CHECKING:
-    from tcgn_hub.slide_prediction import SlidePrediction
+    from tcgn_hub.prediction.slides import SlidePrediction
 
 _PATCH_FORMATS = ("table", "csv", "json")
 _EXPLAINED = 3  # genes of a report whose highest and lowest tiles are shown
@@ -33,7 +33,9 @@ def build_parser(prog: str = "tcgn-predict") -> argparse.ArgumentParser:
     parser.add_argument("--top", type=positive, metavar="K", help="patches: only the K genes of the highest values")
     parser.add_argument("--genes", metavar="A,B|FILE", help="only these genes: a list with commas, or a file of lines")
     parser.add_argument(
-        "--reliable-only", action="store_true", help="leave out genes not predicted reliably on held-out tissue"
+        "--significant-only",
+        action="store_true",
+        help="leave out genes not predicted better than chance on held-out tissue",
     )
     parser.add_argument(
         "--format",
@@ -57,7 +59,7 @@ def build_parser(prog: str = "tcgn-predict") -> argparse.ArgumentParser:
     )
     parser.add_argument("--batch-size", type=positive, default=32, metavar="N", help="images at once (default: 32)")
     parser.add_argument(
-        "--runtime",
+        "--backend",
         choices=("torch", "onnx"),
         help="onnx needs no PyTorch, but weights that `tcgn export` wrote (default: onnx for FILE.onnx, else torch)",
     )
@@ -92,9 +94,9 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "tcgn-predict") -> in
 
 
 def _predict(args: argparse.Namespace, prog: str) -> int:
-    from tcgn_hub.data.panels import parse_genes
-    from tcgn_hub.data.slides import is_slide_file
-    from tcgn_hub.runtimes import uses_onnx
+    from tcgn_hub.images.slides import is_slide_file
+    from tcgn_hub.panels import parse_genes
+    from tcgn_hub.prediction.backends import uses_onnx
 
     images = images_of(args)
     if args.genes is not None:
@@ -104,7 +106,7 @@ def _predict(args: argparse.Namespace, prog: str) -> int:
     options = (args.stride, args.spots, args.min_tissue, args.plot, args.bulk, args.workers, args.max_pixels)
     as_slides = wants_slide or args.features or args.report or any(option is not None for option in options)
 
-    if not uses_onnx(args.weights, args.runtime):
+    if not uses_onnx(args.weights, args.backend):
         args.device = pick_device(args.device)
     if as_slides or any(map(is_slide_file, images)):
         return _predict_slides(images, args, prog)
@@ -118,20 +120,20 @@ def _shared_options(args: argparse.Namespace) -> dict[str, Any]:
         "genes": args.genes,
         "mpp": args.mpp,
         "magnification": args.magnification,
-        "field_um": args.field,
-        "reliable_only": args.reliable_only,
+        "patch_um": args.patch_um,
+        "significant_only": args.significant_only,
         "views": args.views,
         "batch_size": args.batch_size,
         "device": args.device,
-        "runtime": args.runtime,
+        "backend": args.backend,
         "progress": True,
     }
 
 
 def _predict_patches(images: list[Path], args: argparse.Namespace, prog: str) -> int:
-    from tcgn_hub.outputs.files import write_text
-    from tcgn_hub.outputs.tables import FORMATS
-    from tcgn_hub.prediction import predict
+    from tcgn_hub.files import write_text
+    from tcgn_hub.prediction.patches import predict
+    from tcgn_hub.writing.tables import FORMATS
 
     prediction = predict(
         images,
@@ -151,7 +153,7 @@ def _predict_patches(images: list[Path], args: argparse.Namespace, prog: str) ->
 
 def _predict_slides(slides: list[Path], args: argparse.Namespace, prog: str) -> int:
     from tcgn_hub.errors import ImageError, OutputError, PanelError, SectionError
-    from tcgn_hub.slide_prediction import predict_slide
+    from tcgn_hub.prediction.slides import predict_slide
 
     if args.spots and len(slides) > 1:
         raise SectionError("--spots belongs to one slide; give one.")
@@ -167,12 +169,12 @@ def _predict_slides(slides: list[Path], args: argparse.Namespace, prog: str) -> 
         if value is not None
     }
     if args.plot:
-        from tcgn_hub.prediction import gene_columns
-        from tcgn_hub.registry import load_model
+        from tcgn_hub.models.loading import load_model
+        from tcgn_hub.prediction.patches import gene_columns
 
         # a gene that is not there should not be found out after the slides are predicted
         info = load_model(args.weights)[1]
-        columns = gene_columns(info, args.genes, reliable_only=args.reliable_only)
+        columns = gene_columns(info, args.genes, significant_only=args.significant_only)
         absent = [i for i in gene_columns(info, args.plot.split(",")) if i not in columns]
         if absent:
             raise PanelError(f"{info.genes[absent[0]]} is to be drawn, but not among the genes that are predicted.")
@@ -205,9 +207,9 @@ def _predict_slides(slides: list[Path], args: argparse.Namespace, prog: str) -> 
     if not done:
         raise ImageError(f"None of {len(slides)} slides could be predicted: {failed[0]}")
     if args.bulk:
-        from tcgn_hub.outputs.bulk import bulk_csv
-        from tcgn_hub.outputs.files import write_text
-        from tcgn_hub.outputs.frames import bulk_facts_json
+        from tcgn_hub.files import write_text
+        from tcgn_hub.writing.bulk import bulk_csv
+        from tcgn_hub.writing.frames import bulk_facts_json
 
         write_text(args.bulk, bulk_csv(done))
         write_text(f"{args.bulk}.json", bulk_facts_json(done))
@@ -263,31 +265,31 @@ def _outputs(slides: list[Path], args: argparse.Namespace) -> list[Path] | None:
 def _write(prediction: SlidePrediction, output: Path, args: argparse.Namespace) -> None:
     kind = args.format or output.suffix.lstrip(".").lower()
     if kind == "h5ad":
-        from tcgn_hub.outputs.h5ad import write_h5ad
+        from tcgn_hub.writing.anndata import write_h5ad
 
         write_h5ad(output, prediction)
     elif kind == "parquet":
-        from tcgn_hub.outputs.frames import write_parquet
+        from tcgn_hub.writing.frames import write_parquet
 
         write_parquet(output, prediction)
     else:
-        from tcgn_hub.outputs.files import write_text
-        from tcgn_hub.outputs.frames import facts_json, to_csv
-        from tcgn_hub.outputs.geojson import to_geojson
+        from tcgn_hub.files import write_text
+        from tcgn_hub.writing.frames import facts_json, to_csv
+        from tcgn_hub.writing.geojson import to_geojson
 
         write_text(output, to_csv(prediction) if kind == "csv" else to_geojson(prediction))
         if kind == "csv":
             write_text(f"{output}.json", facts_json(prediction))
     if args.plot:
-        from tcgn_hub.outputs.figures import gene_map, mask_figure
+        from tcgn_hub.writing.figures import gene_map, mask_figure
 
         for gene in args.plot.split(","):
             gene_map(prediction, gene.strip(), output.with_suffix(f".{gene.strip()}.png"))
         if prediction.mask is not None:
             mask_figure(prediction, output.with_suffix(".tissue.png"))
     if args.report:
-        from tcgn_hub.explanation import galleries
-        from tcgn_hub.outputs.report import mapped_genes, write_report
+        from tcgn_hub.prediction.explain import galleries
+        from tcgn_hub.writing.report import mapped_genes, write_report
 
         explained = galleries(prediction, mapped_genes(prediction)[:_EXPLAINED], device=args.device)
         write_report(output.with_suffix(".html"), prediction, galleries=explained)

@@ -128,7 +128,7 @@ def _show(args: argparse.Namespace) -> int:
     facts["held_out"] = {
         key: f"{len(value)} genes" if isinstance(value, list) and len(value) > 2 else value
         for key, value in held_out.items()
-        if key not in ("pcc", "half_widths", "sections")
+        if key not in ("pcc", "interval_radius", "sections")
     }
     for key, value in facts.items():
         if key == "files":

@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 
 from tcgn_hub.data.sections import Section
-from tcgn_hub.data.slides import Slide, open_slide
 from tcgn_hub.errors import ImageError, OutputError, SectionError
-from tcgn_hub.outputs.files import writing
-from tcgn_hub.transforms import INPUT_PX, field_px
+from tcgn_hub.files import writing
+from tcgn_hub.images.slides import Slide, open_slide
+from tcgn_hub.images.transforms import INPUT_PX, patch_px
 
 __all__ = ["SpotCrops", "spot_crops"]
 
@@ -29,11 +29,11 @@ class SpotCrops:
 
     Attributes:
         pixels: RGB, uint8, shape (n, 3, S, S), possibly a read-only memory map; white beyond the image's edge.
-        field_px: Side of the central part that the model is to see, in these pixels; what is around it is margin.
+        patch_px: Side of the central part that the model is to see, in these pixels; what is around it is margin.
     """
 
     pixels: np.ndarray
-    field_px: int
+    patch_px: int
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class _Plan:
 def spot_crops(
     section: Section,
     *,
-    field_um: float | None = None,
+    patch_um: float | None = None,
     crop_px: int | None = None,
     margin: float = 0.0,
     cache: str | Path | None = None,
@@ -71,7 +71,7 @@ def spot_crops(
 
     Args:
         section: The section.
-        field_um: Side of the field the model is to see, in micrometres. Either this or ``crop_px``.
+        patch_um: Side of the field the model is to see, in micrometres. Either this or ``crop_px``.
         crop_px: The same in pixels of the image, as the rule of the paper has it.
         margin: What to keep around the field on each side, as a share of its side, for crops that are moved.
         cache: Folder to keep the crops in. They are cut anew if the image or anything else that they follow from has
@@ -82,19 +82,19 @@ def spot_crops(
             spot is smaller than the field.
         OutputError: The cache cannot be written.
     """
-    if (field_um is None) == (crop_px is None):
-        raise ValueError("give either field_um or crop_px")
+    if (patch_um is None) == (crop_px is None):
+        raise ValueError("give either patch_um or crop_px")
     if crop_px is None:
-        assert field_um is not None
+        assert patch_um is not None
         if section.mpp is None:
             raise SectionError(
-                f"Section {section.name} has no known micrometres per pixel to crop {field_um:g} um by; give them, or"
+                f"Section {section.name} has no known micrometres per pixel to crop {patch_um:g} um by; give them, or"
                 " the side of the crop in pixels."
             )
-        native = field_um / section.mpp
+        native = patch_um / section.mpp
     else:
         native = float(crop_px)
-    field = INPUT_PX if native > INPUT_PX else field_px(1.0, native)
+    field = INPUT_PX if native > INPUT_PX else patch_px(1.0, native)
     plan = _Plan(native, field, field + 2 * round(margin * field))
     shape = len(section.spots), 3, plan.side, plan.side
     if cache is None:

@@ -10,10 +10,7 @@ import numpy as np
 
 from tcgn_hub.errors import SectionError
 
-__all__ = ["UNITS", "Section", "expression_targets", "panel_counts"]
-
-UNITS = "log10(1 + 10^4 count / sum of the panel's counts)"
-"""Units of the targets, and so of what a trained model predicts."""
+__all__ = ["Section", "expression_targets", "panel_counts"]
 
 
 @dataclass(frozen=True)

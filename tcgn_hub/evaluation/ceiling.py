@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tcgn_hub.evaluation.metrics import pearson
+from tcgn_hub.correlation import pearson
 
 __all__ = ["noise_ceiling"]
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from tcgn_hub.errors import SectionError
 from tcgn_hub.evaluation.ceiling import noise_ceiling
+from tcgn_hub.evaluation.conformal import coverage_across, interval_radius
 from tcgn_hub.evaluation.metrics import (
     benjamini_hochberg,
     bootstrap_weights,
@@ -22,7 +23,8 @@ from tcgn_hub.evaluation.metrics import (
     spearman,
     weighted_pearson,
 )
-from tcgn_hub.uncertainty.conformal import LEVEL, coverage_across, half_widths
+from tcgn_hub.result import Evaluation, Measured
+from tcgn_hub.weights.info import INTERVAL_LEVEL
 
 __all__ = ["Evaluation", "Measured", "summarise"]
 
@@ -30,48 +32,6 @@ _LEAST_SPOTS = 4
 """Spots below which a correlation says nothing."""
 
 _TOP = 50
-
-
-@dataclass(frozen=True)
-class Measured:
-    """One section held out: what was measured, and what was predicted for it.
-
-    Attributes:
-        name: Name of the section.
-        patient: Patient the tissue is from.
-        xy: Spot centres in any unit, shape (n, 2); NaN where unknown.
-        targets: Measurements, shape (n, genes); NaN in the columns of genes not measured, and in the rows of spots
-            without counts, which are left out.
-        predicted: Predictions of the model in the same units, shape (n, genes).
-        baselines: Predictions of 'ridge' and 'mean', each of shape (n, genes); either may be missing.
-        counts: Raw counts of the panel's genes for the noise ceiling, shape (n, genes); None if there are none.
-    """
-
-    name: str
-    patient: str
-    xy: np.ndarray
-    targets: np.ndarray
-    predicted: np.ndarray
-    baselines: dict[str, np.ndarray]
-    counts: np.ndarray | None = None
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What is known of a model from sections held out.
-
-    Attributes:
-        summary: What to write as JSON, see `summarise`; null where something is unknown.
-        per_gene: One row a gene, with ``gene``, ``pcc``, ``pcc_low``, ``pcc_high``, ``spearman``, ``rmse``, ``nrmse``,
-            ``pcc_ridge``, ``rmse_mean``, ``ceiling``, ``p``, ``reliable`` and ``half_width`` of the prediction
-            interval; None where something is unknown.
-        pcc: Of each section the correlations of 'TCGN' and 'ridge' and the 'ceiling', each of shape (genes,), with NaN
-            where they are unknown.
-    """
-
-    summary: dict[str, Any]
-    per_gene: list[dict[str, Any]]
-    pcc: dict[str, dict[str, np.ndarray]]
 
 
 def summarise(measured: Sequence[Measured], genes: Sequence[str], *, repeats: int = 1000, seed: int = 0) -> Evaluation:
@@ -90,14 +50,14 @@ def summarise(measured: Sequence[Measured], genes: Sequence[str], *, repeats: in
       et al. 2024);
     - ``top50_best``: mean PCC of the 50 genes predicted best. They are chosen on the test itself, which flatters: use
       it to compare with papers that report it, and for nothing else;
-    - ``reliable_genes``, ``share_reliable``: genes whose PCC is above 0 at a false discovery rate of 5 %, and their
-      share of the genes measured; ``reliable`` names them, over all sections only;
+    - ``significant_genes``, ``share_significant``: genes whose PCC is above 0 at a false discovery rate of 5 %, and their
+      share of the genes measured; ``significant`` names them, over all sections only;
     - ``interval_level`` and ``interval_coverage``, over all sections only: what prediction intervals are to hold, and
-      what they hold of each section if they come from the others, see `tcgn_hub.uncertainty.conformal`;
+      what they hold of each section if they come from the others, see `tcgn_hub.evaluation.conformal`;
     - ``note``: of a section of fewer than four spots, that it has no correlations.
 
     Over several sections the value of a gene is its mean over those that measured it, and so are its bootstrap samples:
-    spots pooled would reward knowing the section. Intervals and reliability hold for these sections: what another
+    spots pooled would reward knowing the section. Intervals and significance hold for these sections: what another
     section or patient would add is not in them.
 
     Args:
@@ -129,14 +89,14 @@ def summarise(measured: Sequence[Measured], genes: Sequence[str], *, repeats: in
         sections[section.name] = {**facts, **_over_genes(values)}
 
     values = mean.values()
-    p, passed = _reliable(values)
+    p, passed = _significant(values)
     low, high = interval(values["samples"])
     summary = {
         "sections": sections,
         **_over_genes(values),
         "spots": sum(facts["spots"] for facts in sections.values()),
-        "reliable": [gene for gene, is_reliable in zip(genes, passed, strict=True) if is_reliable],
-        "interval_level": LEVEL,
+        "significant": [gene for gene, is_significant in zip(genes, passed, strict=True) if is_significant],
+        "interval_level": INTERVAL_LEVEL,
         "interval_coverage": coverage_across(errors),
     }
     columns = {
@@ -145,8 +105,8 @@ def summarise(measured: Sequence[Measured], genes: Sequence[str], *, repeats: in
         "pcc_high": high,
         **{key: values[key] for key in ("spearman", "rmse", "nrmse", "pcc_ridge", "rmse_mean", "ceiling")},
         "p": p,
-        "reliable": passed,
-        "half_width": half_widths(np.concatenate(list(errors.values()))),
+        "significant": passed,
+        "interval_radius": interval_radius(np.concatenate(list(errors.values()))),
     }
     rows = [
         {"gene": gene, **{key: column[i].item() for key, column in columns.items()}} for i, gene in enumerate(genes)
@@ -213,7 +173,7 @@ class _Mean:
         }
 
 
-def _reliable(values: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+def _significant(values: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     p = p_values(values["pcc"], values["samples"])
     return p, benjamini_hochberg(p)
 
@@ -225,7 +185,7 @@ def _over_genes(values: dict[str, np.ndarray]) -> dict[str, Any]:
     # a gene that no training section measured has no prediction of ridge
     both = known & ~np.isnan(ridge)
     gain = np.median(pcc[both]) - np.median(ridge[both]) if both.any() else math.nan
-    passed = _reliable(values)[1]
+    passed = _significant(values)[1]
     return {
         "median_pcc": _median(pcc),
         "median_pcc_interval": _interval_of_median(values["samples"][:, known]),
@@ -239,8 +199,8 @@ def _over_genes(values: dict[str, np.ndarray]) -> dict[str, Any]:
         "gain_over_ridge_interval": _interval_of_median(values["samples"][:, both], values["samples_ridge"][:, both]),
         "median_rmse_mean": _median(values["rmse_mean"]),
         "median_ceiling": _median(values["ceiling"]),
-        "reliable_genes": int(passed.sum()),
-        "share_reliable": float(passed[known].mean()) if known.any() else math.nan,
+        "significant_genes": int(passed.sum()),
+        "share_significant": float(passed[known].mean()) if known.any() else math.nan,
     }
 
 

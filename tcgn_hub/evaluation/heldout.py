@@ -5,21 +5,21 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from tcgn_hub.data.checks import check_sections
 from tcgn_hub.data.crops import SpotCrops, spot_crops
 from tcgn_hub.data.readers import Data, as_sections
 from tcgn_hub.data.sections import Section, expression_targets, panel_counts
-from tcgn_hub.data.summary import check_sections
 from tcgn_hub.errors import SectionError
 from tcgn_hub.evaluation.baselines import color_texture_features, mean_predict, ridge_predict
-from tcgn_hub.evaluation.evaluate import Evaluation, Measured, summarise
+from tcgn_hub.evaluation.evaluate import summarise
 from tcgn_hub.evaluation.splits import check_leak
-from tcgn_hub.outputs.evaluations import write_evaluation
-from tcgn_hub.runtimes import Runtime, load_runtime, run
-from tcgn_hub.transforms import center_crop
+from tcgn_hub.images.transforms import center_crop
+from tcgn_hub.prediction.predictor import Predictor, load
+from tcgn_hub.result import Evaluation, Measured
+from tcgn_hub.writing.evaluations import write_evaluation
 
 __all__ = ["evaluate", "measure", "pooled_features", "predict_crops"]
 
@@ -33,7 +33,7 @@ def evaluate(
     test: Sequence[str] | None = None,
     split: str = "patient",
     out: str | Path | None = None,
-    views: int = 1,
+    tta: int = 1,
     crop_px: int | None = None,
     device: str | None = None,
     cache: str | Path | None = None,
@@ -49,7 +49,7 @@ def evaluate(
         test: Names of the sections or patients to measure on; all that the weights were not trained on if None.
         split: 'patient' refuses sections of patients that the weights were trained on; 'section' takes them.
         out: Folder to write ``metrics.json``, ``per_gene.csv``, ``held_out.npz`` and ``figures/`` to.
-        views: Over how many rotations and flips of a patch to average its prediction, 1 to 8.
+        tta: Over how many rotations and flips of a patch to average its prediction, 1 to 8.
         crop_px: Side of a patch in pixels of the image, instead of in micrometres.
         device: Device to compute on; the CPU if None.
         cache: Folder to keep crops in.
@@ -60,8 +60,8 @@ def evaluate(
         WeightsError: The weights cannot be had.
         OutputError: The results cannot be written.
     """
-    runtime = load_runtime(weights, device=device)
-    info = runtime.info
+    predictor = load(weights, device=device or "auto")
+    info = predictor.info
     sections = as_sections(data)
     trained = set(info.training_data.get("sections") or ())
     train = [section for section in sections if section.name in trained]
@@ -83,64 +83,64 @@ def evaluate(
 
     checked, table = check_sections([*train, *chosen], info.genes)
     _logger.info("%s", table)
-    size = {"crop_px": crop_px} if crop_px else {"field_um": info.field_um}
+    size = {"crop_px": crop_px} if crop_px else {"patch_um": info.patch_um}
     measured = measure(
-        runtime,
+        predictor,
         train=checked[: len(train)],
         test=checked[len(train) :],
         panel=info.genes,
         crops={section.name: spot_crops(section, cache=cache, **size) for section in checked},
-        views=views,
+        tta=tta,
     )
     evaluation = summarise(measured, info.genes)
     if out is not None:
-        facts = {"weights": info.name, "sha256": info.sha256, "split": split, "views": views}
+        facts = {"weights": info.name, "sha256": info.sha256, "split": split, "tta": tta}
         write_evaluation(evaluation, measured, out, facts=facts)
     return evaluation
 
 
-def predict_crops(runtime: Runtime, crops: SpotCrops, *, views: int = 1, batch_size: int = 32) -> np.ndarray:
+def predict_crops(predictor: Predictor, crops: SpotCrops, *, tta: int = 1, batch_size: int = 32) -> np.ndarray:
     """Predictions for the centres of crops, shape (n, genes).
 
     Args:
-        runtime: The model.
+        predictor: The model.
         crops: The crops.
-        views: Over how many rotations and flips to average, 1 to 8.
+        tta: Over how many rotations and flips to average, 1 to 8.
         batch_size: Patches at once.
     """
-    return np.concatenate([run(runtime, x, views=views)["values"] for x in _inputs(runtime, crops, batch_size)])
+    return np.concatenate([predictor.run(x, tta=tta)["values"] for x in _patches(crops, batch_size)])
 
 
-def pooled_features(runtime: Runtime, crops: SpotCrops, *, batch_size: int = 32) -> np.ndarray:
+def pooled_features(predictor: Predictor, crops: SpotCrops, *, batch_size: int = 32) -> np.ndarray:
     """Features of the centres of crops, shape (n, 1280)."""
-    return np.concatenate([run(runtime, x, features=True)["features"] for x in _inputs(runtime, crops, batch_size)])
+    return np.concatenate([predictor.run(x, features=True)["features"] for x in _patches(crops, batch_size)])
 
 
-def _inputs(runtime: Runtime, crops: SpotCrops, batch_size: int) -> Iterator[Any]:
+def _patches(crops: SpotCrops, batch_size: int) -> Iterator[np.ndarray]:
     for start in range(0, len(crops.pixels), batch_size):
         pixels = np.array(crops.pixels[start : start + batch_size]).transpose(0, 2, 3, 1)
-        yield runtime.prepare(center_crop(pixels, crops.field_px))
+        yield center_crop(pixels, crops.patch_px)
 
 
 def measure(
-    runtime: Runtime,
+    predictor: Predictor,
     *,
     train: Sequence[Section],
     test: Sequence[Section],
     panel: Sequence[str],
     crops: Mapping[str, SpotCrops],
-    views: int = 1,
+    tta: int = 1,
 ) -> list[Measured]:
     """Predictions of a model for held-out sections, beside those of baselines fitted on the training sections.
 
     Args:
-        runtime: The model, which predicts the panel.
+        predictor: The model, which predicts the panel.
         train: Sections that baselines are fitted on; no baselines if empty.
         test: Sections to predict. Those with one bulk measurement are taken together, as one section whose spots are
             the slides.
         panel: Genes.
         crops: Of all sections, by name.
-        views: Over how many rotations and flips to average.
+        tta: Over how many rotations and flips to average.
     """
     targets = {s.name: expression_targets(s, panel) for s in (*train, *test)}
     features = {s.name: _features(s, crops[s.name]) for s in (*train, *test)} if train else {}
@@ -148,7 +148,7 @@ def measure(
     y = np.concatenate([targets[s.name] for s in train]) if train else np.empty((0, len(panel)))
 
     def one(section: Section) -> Measured:
-        predicted = predict_crops(runtime, crops[section.name], views=views)
+        predicted = predict_crops(predictor, crops[section.name], tta=tta)
         baselines = {}
         if train:
             own = features[section.name]
@@ -170,7 +170,7 @@ def measure(
 
 def _features(section: Section, crops: SpotCrops) -> np.ndarray:
     features = color_texture_features(
-        np.asarray(center_crop(np.asarray(crops.pixels).transpose(0, 2, 3, 1), crops.field_px)).transpose(0, 3, 1, 2)
+        np.asarray(center_crop(np.asarray(crops.pixels).transpose(0, 2, 3, 1), crops.patch_px)).transpose(0, 3, 1, 2)
     )
     return features.mean(axis=0, keepdims=True) if section.bulk else features
 

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from tcgn_hub.correlation import centred, pearson, spearman
+
 __all__ = [
     "benjamini_hochberg",
     "bootstrap_weights",
@@ -22,34 +24,6 @@ __all__ = [
 # the bootstrap's estimates need some blocks to choose among
 _LEAST_BLOCKS = 10
 _GENES_AT_ONCE = 128
-
-
-def pearson(predicted: np.ndarray, measured: np.ndarray) -> np.ndarray:
-    """Pearson correlation (PCC) of each gene over spots, 0 where either is constant.
-
-    Args:
-        predicted: Predictions, shape (spots, genes).
-        measured: Measurements in the same units, shape (spots, genes).
-
-    Returns:
-        Correlations, float64, shape (genes,); NaN for genes that were not measured, whose column is NaN.
-    """
-    p, m = _centred(predicted), _centred(measured)
-    norm = np.sqrt((p**2).sum(axis=0) * (m**2).sum(axis=0))
-    return np.divide((p * m).sum(axis=0), norm, out=np.zeros(p.shape[1]), where=norm != 0)
-
-
-def spearman(predicted: np.ndarray, measured: np.ndarray) -> np.ndarray:
-    """Spearman correlation of each gene over spots: `pearson` of the ranks, ties given their average rank.
-
-    Args:
-        predicted: Predictions, shape (spots, genes).
-        measured: Measurements, shape (spots, genes).
-
-    Returns:
-        Correlations, float64, shape (genes,); 0 where either is constant, NaN for genes that were not measured.
-    """
-    return pearson(_ranks(predicted), _ranks(measured))
 
 
 def rmse(predicted: np.ndarray, measured: np.ndarray) -> np.ndarray:
@@ -78,7 +52,7 @@ def nrmse(predicted: np.ndarray, measured: np.ndarray) -> np.ndarray:
     Returns:
         Errors without units, float64, shape (genes,); NaN where the measurements are constant or missing.
     """
-    spread = np.sqrt((_centred(measured) ** 2).mean(axis=0))
+    spread = np.sqrt((centred(measured) ** 2).mean(axis=0))
     return np.divide(rmse(predicted, measured), spread, out=np.full(len(spread), np.nan), where=spread != 0)
 
 
@@ -180,30 +154,10 @@ def benjamini_hochberg(p: np.ndarray, fdr: float = 0.05) -> np.ndarray:
     return p <= (tested[passed].max() if passed.any() else -1)
 
 
-def _centred(values: np.ndarray) -> np.ndarray:
-    """Columns less their mean, float64; a constant column gives zeros, where rounding of the mean might not."""
-    centred = values - values.mean(axis=0, dtype=np.float64)
-    return np.where(np.ptp(values, axis=0) == 0, 0, centred)
-
-
 def _standardised(values: np.ndarray) -> np.ndarray:
-    centred = _centred(values)
-    spread = np.sqrt((centred**2).mean(axis=0))
-    return np.divide(centred, spread, out=np.zeros_like(centred), where=spread != 0)
-
-
-def _ranks(values: np.ndarray) -> np.ndarray:
-    """Ranks within each column, from 0, the average of them for ties; NaN stays NaN."""
-    order = np.argsort(values, axis=0)
-    ordered = np.take_along_axis(values, order, axis=0)
-    place = np.arange(len(values))[:, None]
-    edge = np.ones((len(values) + 1, values.shape[1]), dtype=bool)
-    edge[1:-1] = ordered[1:] != ordered[:-1]
-    first = np.maximum.accumulate(np.where(edge[:-1], place, 0), axis=0)
-    last = np.minimum.accumulate(np.where(edge[1:], place, len(values))[::-1], axis=0)[::-1]
-    ranks = np.empty(values.shape)
-    np.put_along_axis(ranks, order, (first + last) / 2, axis=0)
-    return np.where(np.isnan(values), np.nan, ranks)
+    own = centred(values)
+    spread = np.sqrt((own**2).mean(axis=0))
+    return np.divide(own, spread, out=np.zeros_like(own), where=spread != 0)
 
 
 def _blocks(xy: np.ndarray, block: int) -> np.ndarray:

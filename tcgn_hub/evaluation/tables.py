@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tcgn_hub.evaluation.evaluate import Evaluation
+from tcgn_hub.result import Evaluation
 
 __all__ = ["section_table"]
 
@@ -18,13 +18,13 @@ _COLUMNS = (
     "Spearman",
     "NRMSE",
     "ceiling",
-    "reliable",
+    "significant",
 )
 _LEFT = 2
 _LEGEND = (
     "Medians over genes, [95 % intervals]. Ridge: PCC of ridge regression on colour and texture.\n"
     "Gain: PCC less that of ridge. NRMSE: 1 is what the mean of the section reaches. Ceiling: PCC that the noise of\n"
-    "the counts leaves to a perfect prediction. Reliable: genes with a PCC above 0 at a false discovery rate of 5 %."
+    "the counts leaves to a perfect prediction. Significant: genes with a PCC above 0 at a false discovery rate of 5 %."
 )
 
 
@@ -68,7 +68,7 @@ def _row(name: str, patient: str, values: dict[str, Any]) -> list[str]:
         _number(values["median_spearman"], ".3f"),
         _number(values["median_nrmse"], ".2f"),
         _number(values["median_ceiling"], ".2f"),
-        str(values["reliable_genes"]),
+        str(values["significant_genes"]),
     ]
 
 

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from tcgn_hub.data.crops import SpotCrops
+from tcgn_hub.images.transforms import INPUT_PX
 from tcgn_hub.training.recipe import Recipe
-from tcgn_hub.transforms import INPUT_PX
 
 __all__ = ["Batch", "TrainingSpots", "batches", "steps_per_epoch"]
 
@@ -41,7 +41,7 @@ class TrainingSpots(Dataset):
         self._items = [(section, row) for section, t in enumerate(targets) for row in range(len(t))]
         self._bulk = [len(t) != len(c.pixels) for c, t in zip(crops, targets, strict=True)]
         # sections of one scale are resized on the device, at once
-        self._resize = len({c.field_px for c in crops}) > 1
+        self._resize = len({c.patch_px for c in crops}) > 1
 
     def __len__(self) -> int:
         return len(self._items)
@@ -56,7 +56,7 @@ class TrainingSpots(Dataset):
         if self._bulk[section]:
             k = min(self._recipe.tiles_per_slide, len(crops.pixels))
             rows = list(rng.choice(len(crops.pixels), k, replace=False))
-        pieces = torch.stack([self._vary(np.asarray(crops.pixels[r]), crops.field_px, rng) for r in rows])
+        pieces = torch.stack([self._vary(np.asarray(crops.pixels[r]), crops.patch_px, rng) for r in rows])
         if self._resize:
             pieces = F.interpolate(pieces, size=(INPUT_PX, INPUT_PX), mode="bilinear", antialias=True)
         return pieces, torch.from_numpy(self._targets[section][row])

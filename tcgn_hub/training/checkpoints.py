@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tcgn_hub.errors import OutputError, TrainingError
-from tcgn_hub.outputs.files import writing
+from tcgn_hub.files import writing
 
 __all__ = ["has_checkpoint", "load_checkpoint", "remove_checkpoints", "save_checkpoint"]
 

@@ -8,15 +8,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tcgn_hub.data.panels import load_panel
 from tcgn_hub.data.readers import Data, as_sections
 from tcgn_hub.errors import SectionError, TrainingError
-from tcgn_hub.evaluation.evaluate import Evaluation, summarise
+from tcgn_hub.evaluation.evaluate import summarise
 from tcgn_hub.evaluation.splits import folds
-from tcgn_hub.outputs.evaluations import read_measured, write_csv, write_evaluation
+from tcgn_hub.panels import load_panel
+from tcgn_hub.result import Evaluation
 from tcgn_hub.training.finetune import finetune
 from tcgn_hub.training.recipe import Recipe
 from tcgn_hub.training.results import facts_of_evaluation
+from tcgn_hub.writing.evaluations import read_measured, write_csv, write_evaluation
 
 __all__ = ["crossval"]
 

@@ -15,38 +15,39 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tcgn_hub.correlation import pearson
+from tcgn_hub.data.checks import check_sections
 from tcgn_hub.data.crops import SpotCrops, spot_crops
-from tcgn_hub.data.panels import load_panel
 from tcgn_hub.data.readers import Data, as_sections
-from tcgn_hub.data.sections import UNITS, Section, expression_targets
-from tcgn_hub.data.summary import check_sections
+from tcgn_hub.data.sections import Section, expression_targets
 from tcgn_hub.errors import OutputError, SectionError, TrainingError
 from tcgn_hub.evaluation.evaluate import summarise
 from tcgn_hub.evaluation.heldout import measure, pooled_features, predict_crops
-from tcgn_hub.evaluation.metrics import pearson
 from tcgn_hub.evaluation.splits import Split, make_split, spatial_block
 from tcgn_hub.evaluation.tables import section_table
+from tcgn_hub.images.transforms import INPUT_PX, to_input
+from tcgn_hub.panels import load_panel
+from tcgn_hub.prediction.ood import describe
 from tcgn_hub.training.checkpoints import has_checkpoint, load_checkpoint, remove_checkpoints, save_checkpoint
 from tcgn_hub.training.processes import Processes
 from tcgn_hub.training.recipe import SCRATCH, Recipe
 from tcgn_hub.training.results import write_results
 from tcgn_hub.training.targets import TrainingTargets, training_targets, variable_genes
-from tcgn_hub.transforms import INPUT_PX, to_input
-from tcgn_hub.uncertainty.familiarity import describe
-from tcgn_hub.weights.info import model_info
+from tcgn_hub.units import UNITS
+from tcgn_hub.weights.info import WeightsInfo
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from tcgn_hub.runtimes import Runtime
+    from tcgn_hub.prediction.predictor import Predictor
     from tcgn_hub.training.batches import Batch
 
 __all__ = ["finetune"]
 
 _logger = logging.getLogger(__name__)
 
-_FIELD_UM = 154.0  # of the default weights: the whole of a spot of 100 um, and what is around it
+_PATCH_UM = 154.0  # of the default weights: the whole of a spot of 100 um, and what is around it
 
 
 def finetune(
@@ -73,7 +74,7 @@ def finetune(
 
     Args:
         data: Sections, or what `tcgn_hub.read_sections` takes.
-        genes: Gene panel, see `tcgn_hub.data.panels.load_panel`; or how many of the most variable genes to take, chosen
+        genes: Gene panel, see `tcgn_hub.panels.load_panel`; or how many of the most variable genes to take, chosen
             on the training sections.
         out: Folder to write: ``model.safetensors``, ``config.json``, ``README.md`` (the model card), ``metrics.json``,
             ``per_gene.csv``, ``splits.json``, ``history.csv`` and ``figures/``.
@@ -139,7 +140,7 @@ def starting_model(recipe: Recipe, panel: Sequence[str]) -> tuple[nn.Module, flo
     """
     import timm
 
-    from tcgn_hub.registry import load_model
+    from tcgn_hub.models.loading import load_model
     from tcgn_hub.weights.manifest import load_manifest
 
     if recipe.weights == SCRATCH:
@@ -150,7 +151,7 @@ def starting_model(recipe: Recipe, panel: Sequence[str]) -> tuple[nn.Module, flo
     model, info = load_model(recipe.weights)
     if list(info.genes) != list(panel):
         model.reset_classifier(len(panel))
-    return model, info.field_um
+    return model, info.patch_um
 
 
 class _Run:
@@ -172,7 +173,7 @@ class _Run:
         self.device = processes.device
         torch.manual_seed(recipe.seed)
         self.model, known_um = starting_model(recipe, panel)
-        self.field_um, self.crop_px = _field(recipe, known_um, sections)
+        self.patch_um, self.crop_px = _field(recipe, known_um, sections)
         self.history: list[dict[str, Any]] = []
 
     def claim_folder(self, *, resume: bool) -> None:
@@ -197,7 +198,7 @@ class _Run:
             if self.processes.first == turn:
                 self.crops: dict[str, SpotCrops] = {
                     name: spot_crops(
-                        section, field_um=self.field_um, crop_px=self.crop_px, margin=self.recipe.shift, cache=cache
+                        section, patch_um=self.patch_um, crop_px=self.crop_px, margin=self.recipe.shift, cache=cache
                     )
                     for name, section in self.sections.items()
                 }
@@ -233,8 +234,8 @@ class _Run:
         """With one training section, validation is a block at one end of it."""
         (name, (crops, targets)) = max(train.items(), key=lambda item: len(item[1][1]))
         block = spatial_block(self.sections[name].xy)
-        rest = {**train, name: (SpotCrops(crops.pixels[~block], crops.field_px), targets[~block])}
-        return rest, {name: (SpotCrops(crops.pixels[block], crops.field_px), targets[block])}
+        rest = {**train, name: (SpotCrops(crops.pixels[~block], crops.patch_px), targets[~block])}
+        return rest, {name: (SpotCrops(crops.pixels[block], crops.patch_px), targets[block])}
 
     def _settings(self) -> dict[str, Any]:
         """What has to be the same for a run to be continued."""
@@ -409,10 +410,11 @@ class _Run:
                 board.add_scalar(key, row[key], row["epoch"])
         return best
 
-    def _runtime(self, model: Any) -> Runtime:
-        from tcgn_hub.runtimes.pytorch import TorchRuntime
+    def _runtime(self, model: Any) -> Predictor:
+        from tcgn_hub.prediction.backends.torch import TorchBackend
+        from tcgn_hub.prediction.predictor import Predictor
 
-        return TorchRuntime(model, model_info(str(self.out), tuple(self.panel), UNITS, "", {}))
+        return Predictor(TorchBackend(model), WeightsInfo(name=str(self.out), genes=tuple(self.panel), units=UNITS))
 
     def _check_settings(self, settings: dict[str, Any]) -> None:
         own = json.loads(json.dumps(self._settings()))
@@ -444,12 +446,12 @@ class _Run:
             recipe=self.recipe,
             split=self.split,
             sections=self.sections,
-            crop=_crop_facts(self.field_um, self.crop_px, list(self.sections.values())),
+            crop=_crop_facts(self.patch_um, self.crop_px, list(self.sections.values())),
             units=UNITS,
             history=self.history,
             evaluation=evaluation,
             measured=measured,
-            familiarity=describe([pooled_features(self._runtime(model), crops) for crops in self.train_crops]),
+            ood=describe([pooled_features(self._runtime(model), crops) for crops in self.train_crops]),
             facts=facts,
         )
         remove_checkpoints(self.out)
@@ -472,15 +474,15 @@ def _field(recipe: Recipe, known_um: float | None, sections: Sequence[Section]) 
             f"The scale of section {unknown[0]} is not known; give the micrometres per pixel of its image, or the side"
             " of a patch in pixels (crop_px)."
         )
-    return recipe.field_um or known_um or _FIELD_UM, None
+    return recipe.patch_um or known_um or _PATCH_UM, None
 
 
-def _crop_facts(field_um: float | None, crop_px: int | None, sections: Sequence[Section]) -> dict[str, Any]:
+def _crop_facts(patch_um: float | None, crop_px: int | None, sections: Sequence[Section]) -> dict[str, Any]:
     """How patches were cut, as the manifest states it."""
-    if field_um is not None:
-        return {"trained_field_um": field_um, "rule": f"a field of {field_um:g} um, resized to {INPUT_PX} px"}
+    if patch_um is not None:
+        return {"patch_um": patch_um, "rule": f"a field of {patch_um:g} um, resized to {INPUT_PX} px"}
     sides = [crop_px * section.mpp for section in sections if section.mpp is not None and crop_px]
-    covers = {"trained_field_um": round(float(np.median(sides)), 1)} if sides else {}
+    covers = {"patch_um": round(float(np.median(sides)), 1)} if sides else {}
     return {"px": crop_px, **covers, "rule": f"{crop_px} px of the image, resized to {INPUT_PX} px"}
 
 

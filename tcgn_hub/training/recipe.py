@@ -46,7 +46,7 @@ class Recipe:
         patience: Stop after so many epochs without a better median PCC on validation sections, set aside of the
             training patients, and keep the best epoch; None trains all epochs on everything.
         tiles_per_slide: Tiles drawn per step of a slide with one bulk measurement.
-        field_um: Side of the patch in micrometres; None: that of the patches of ``weights``.
+        patch_um: Side of the patch in micrometres; None: that of the patches of ``weights``.
         crop_px: Side of the patch in pixels of the image instead, for sections whose scale is not known.
         seed: Decides the start, the order, the augmentation and what is dropped. The same seed gives the same weights,
             bit for bit, on one device with one number of threads.
@@ -75,7 +75,7 @@ class Recipe:
     amp: str = "bf16"
     patience: int | None = None
     tiles_per_slide: int = 16
-    field_um: float | None = None
+    patch_um: float | None = None
     crop_px: int | None = None
     seed: int = 0
 
@@ -92,8 +92,8 @@ class Recipe:
         for name, choices in (("tune", TUNE), ("amp", AMP)):
             if getattr(self, name) not in choices:
                 raise TrainingError(f"{name} is {getattr(self, name)!r}, but has to be one of {', '.join(choices)}.")
-        if self.field_um is not None and self.crop_px is not None:
-            raise TrainingError("Give the side of a patch once: field_um or crop_px.")
+        if self.patch_um is not None and self.crop_px is not None:
+            raise TrainingError("Give the side of a patch once: patch_um or crop_px.")
         if self.epochs % self.cycles:
             raise TrainingError(f"{self.epochs} epochs cannot be divided into {self.cycles} cycles.")
 
@@ -122,6 +122,6 @@ _RANGES = (
     ("drop_rate", 0, 0.9),
     ("patience", 1, _MANY),
     ("tiles_per_slide", 1, _MANY),
-    ("field_um", 1, 10_000),
+    ("patch_um", 1, 10_000),
     ("crop_px", 8, 10_000),
 )

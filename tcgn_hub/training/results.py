@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tcgn_hub.data.sections import Section
-from tcgn_hub.outputs.evaluations import draw, write_csv, write_evaluation
-from tcgn_hub.outputs.files import write_text
+from tcgn_hub.files import write_text
+from tcgn_hub.writing.evaluations import draw, write_csv, write_evaluation
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from tcgn_hub.evaluation.evaluate import Evaluation, Measured
     from tcgn_hub.evaluation.splits import Split
+    from tcgn_hub.prediction.ood import TissueModel
+    from tcgn_hub.result import Evaluation, Measured
     from tcgn_hub.training.recipe import Recipe
-    from tcgn_hub.uncertainty.familiarity import Familiarity
 
 __all__ = ["facts_of_evaluation", "write_results"]
 
@@ -36,7 +36,7 @@ def write_results(
     history: Sequence[Mapping[str, Any]],
     evaluation: Evaluation | None,
     measured: Sequence[Measured],
-    familiarity: Familiarity | None,
+    ood: TissueModel | None,
     facts: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Write the files of a finished run; ``metrics.json`` comes last and says that all others are there.
@@ -65,7 +65,7 @@ def write_results(
             "sections": list(split.train),
             "patients": sorted({sections[name].patient for name in split.train}),
             "held_out": list(split.test),
-            **({} if familiarity is None else {"features": familiarity.to_json()}),
+            **({} if ood is None else {"features": ood.to_json()}),
         },
         "held_out": {},
         "license": "not stated",
@@ -90,8 +90,8 @@ def facts_of_evaluation(evaluation: Evaluation) -> dict[str, Any]:
     """Held-out metrics as ``config.json`` and the manifest state them."""
     pcc, widths = (
         [None if row[key] is None else round(row[key], 4) for row in evaluation.per_gene]
-        for key in ("pcc", "half_width")
+        for key in ("pcc", "interval_radius")
     )
-    reliable = [row["gene"] for row in evaluation.per_gene if row["reliable"]]
-    known = {"half_widths": widths} if any(width is not None for width in widths) else {}
-    return {**evaluation.summary, "pcc": pcc, "reliable": reliable, **known}
+    significant = [row["gene"] for row in evaluation.per_gene if row["significant"]]
+    known = {"interval_radius": widths} if any(width is not None for width in widths) else {}
+    return {**evaluation.summary, "pcc": pcc, "significant": significant, **known}

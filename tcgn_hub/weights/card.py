@@ -57,11 +57,7 @@ def model_card(repo_id: str, entry: dict[str, Any], genes: list[str]) -> str:
         "```",
         f"{verified}On the command line: `tcgn predict patch.png --weights {source.removeprefix('local-dir:')}`.",
         f"Input: {crop.get('rule', 'not stated')}."
-        + (
-            f" The crops it was trained on cover {crop['trained_field_um']} µm."
-            if {"px", "trained_field_um"} <= set(crop)
-            else ""
-        ),
+        + (f" The crops it was trained on cover {crop['patch_um']} µm." if {"px", "patch_um"} <= set(crop) else ""),
         "## Training data",
         _facts(
             {
@@ -103,13 +99,13 @@ def _metrics(held_out: dict[str, Any], genes: list[str]) -> str:
     rows = [
         ("Median Pearson correlation over genes", held_out.get("median_pcc")),
         ("The same of ridge regression on colour and texture", held_out.get("median_pcc_ridge")),
-        ("Genes better than chance at a false discovery rate of 5 %", len(held_out.get("reliable", []))),
+        ("Genes better than chance at a false discovery rate of 5 %", len(held_out.get("significant", []))),
         ("Spots", held_out.get("spots")),
     ]
     table = []
     if held_out.get("protocol"):
         table += [f"Protocol: {held_out['protocol']}. The published weights were trained on all of it.", ""]
-    if held_out.get("half_widths"):
+    if held_out.get("interval_radius"):
         covered = held_out.get("interval_coverage") or {}
         across = " and ".join(f"{share:.0%} of {name}" for name, share in covered.items()).replace("%", " %")
         table += [

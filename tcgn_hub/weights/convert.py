@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tcgn_hub.data.panels import PANELS, load_panel
 from tcgn_hub.errors import CheckpointError, ManifestError, PanelError, WeightsError
+from tcgn_hub.panels import PANELS, load_panel
 from tcgn_hub.weights.cache import sha256_of, writing
 from tcgn_hub.weights.manifest import (
     NAME,
@@ -84,7 +84,7 @@ def import_checkpoint(
     Args:
         file: The checkpoint, ``.pth``, ``.pt`` or ``.safetensors``.
         tag: How to call it, such as 'tcgn_base.mylab'; by default the published model with as many genes.
-        genes: The panel in the order of the outputs, see `tcgn_hub.data.panels.load_panel`; by default the panel of
+        genes: The panel in the order of the outputs, see `tcgn_hub.panels.load_panel`; by default the panel of
             this package with as many genes.
 
     Raises:
@@ -196,7 +196,7 @@ def _known(tag: str | None, scope: str, outputs: int, genes: list[str] | None) -
         "crop": {
             "px": 112,
             "magnification": 20,
-            "nominal_field_um": 56,
+            "nominal_patch_um": 56,
             "rule": "that of the paper, not stated otherwise",
         },
         "training_data": {"name": "not stated"},

@@ -1,92 +1,179 @@
-"""What is known of a model beside its parameters: genes, units, scale, and how well it does."""
+"""What is known of weights beside their parameters, in one form for manifest, config.json, model card and ONNX."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
-from tcgn_hub.data.scale import NOMINAL_FIELD_UM
-from tcgn_hub.errors import WeightsError
-from tcgn_hub.uncertainty.conformal import LEVEL
-from tcgn_hub.uncertainty.familiarity import Familiarity
+from tcgn_hub.errors import PanelError, WeightsError
+from tcgn_hub.images.scale import NOMINAL_PATCH_UM
+from tcgn_hub.panels import PANELS, load_panel
+from tcgn_hub.weights.lineage import Parent, SeenSection
 
-__all__ = ["ModelInfo", "model_info"]
+__all__ = ["INTERVAL_LEVEL", "SCOPES", "WeightsInfo"]
+
+INTERVAL_LEVEL = 0.9
+"""Share of the measurements that a prediction interval is to hold."""
+
+SCOPES = ("model", "trunk")
 
 
 @dataclass(frozen=True)
-class ModelInfo:
-    """What is known of a loaded model.
+class WeightsInfo:
+    """What is known of weights.
 
     Attributes:
-        name: Tag, folder or file it was loaded from.
-        genes: Symbols in the order of the outputs.
+        name: Tag, folder or file they were loaded from.
+        genes: Symbols in the order of the outputs; none of a trunk.
         units: Units of the outputs.
         sha256: Of the file of parameters.
-        pcc: Held-out correlation of each gene, None if it was not measured.
-        reliable: Genes predicted better than chance on held-out tissue, None if it was not measured.
-        field_um: Side of the patches it was trained on, in micrometres; the paper's nominal 56 if it is not stated.
-        nominal_field_um: The same by the nominal size of the pixels of their magnification, where it is stated; it is
-            what an image of which only the magnification is known is cut by.
-        training_data: What is stated of its training: ``sections``, ``patients``, ``source``, ...; empty if nothing.
-        half_widths: Half of the width of each gene's prediction interval in the units of the outputs, NaN for genes
-            that it is not known of; None if it was not measured. See `tcgn_hub.uncertainty.conformal`.
-        level: Share of the measurements that these intervals are to hold.
-        familiarity: Tells patches that are unlike the training tissue; None if that is not stated.
+        architecture: Name of the timm architecture.
+        scope: 'model', or 'trunk' for weights without graph branches and head, to start training from.
+        crop: How patches are cut: ``patch_um``, ``nominal_patch_um``, ``px``, ``magnification``, ``rule``.
+        training_data: What is stated of the training: ``name``, ``sections``, ``patients``, ``source``, ...
+        held_out: Metrics on held-out sections; of each gene ``pcc`` and ``interval_radius``, by name ``significant``.
+        ood: The features of the training tissue, see `tcgn_hub.prediction.ood`; None if they are not described.
+        parents: Weights that these were started from.
+        seen: Sections that these or their parents were trained on or chosen by.
+        license: Licence of the weights.
+        origin: How they came about.
     """
 
     name: str
-    genes: tuple[str, ...]
-    units: str
-    sha256: str
-    pcc: dict[str, float] | None
-    reliable: frozenset[str] | None
-    field_um: float = NOMINAL_FIELD_UM
-    nominal_field_um: float = NOMINAL_FIELD_UM
+    genes: tuple[str, ...] = ()
+    units: str = "not stated"
+    sha256: str = ""
+    architecture: str = "tcgn_base"
+    scope: str = "model"
+    crop: dict[str, Any] = field(default_factory=dict)
     training_data: dict[str, Any] = field(default_factory=dict)
-    half_widths: dict[str, float] | None = None
-    level: float = LEVEL
-    familiarity: Familiarity | None = None
+    held_out: dict[str, Any] = field(default_factory=dict)
+    ood: dict[str, Any] | None = None
+    parents: tuple[Parent, ...] = ()
+    seen: tuple[SeenSection, ...] = ()
+    license: str = "not stated"
+    origin: str = "not stated"
 
+    def to_json(self) -> dict[str, Any]:
+        """As plain values; a panel of this package by its name."""
+        panel: Any = next((name for name in PANELS if tuple(load_panel(name)) == self.genes), list(self.genes))
+        return {
+            "name": self.name,
+            "architecture": self.architecture,
+            "scope": self.scope,
+            "panel": panel,
+            "units": self.units,
+            "sha256": self.sha256,
+            "crop": self.crop,
+            "training_data": self.training_data,
+            "held_out": self.held_out,
+            "ood": self.ood,
+            "parents": [parent.to_json() for parent in self.parents],
+            "seen": [section.to_json() for section in self.seen],
+            "license": self.license,
+            "origin": self.origin,
+        }
 
-def model_info(name: str, genes: tuple[str, ...], units: str, sha256: str, facts: dict[str, Any]) -> ModelInfo:
-    """What is known of a model from what is stated of its weights.
+    @classmethod
+    def from_json(cls, document: dict[str, Any], **known: Any) -> WeightsInfo:
+        """What `to_json` gave, or a part of it.
 
-    Args:
-        name: Tag, folder or file.
-        genes: Symbols in the order of the outputs.
-        units: Units of the outputs.
-        sha256: Of the file of parameters.
-        facts: ``held_out``, ``crop`` and ``training_data`` as in the manifest, each of which may be missing.
+        Args:
+            document: The object.
+            **known: What is known from elsewhere, such as ``name``, ``genes`` or ``sha256``, and counts more.
 
-    Raises:
-        WeightsError: What is stated is malformed.
-    """
-    held_out, crop, training_data = (facts.get(key) or {} for key in ("held_out", "crop", "training_data"))
-    pcc, reliable = held_out.get("pcc"), held_out.get("reliable")
-    widths, features = held_out.get("half_widths"), training_data.get("features")
-    try:
-        familiarity = Familiarity.from_json(features) if features else None
-        half_widths = dict(zip(genes, map(_known, widths), strict=True)) if widths else None
-        known_pcc = None if pcc is None else dict(zip(genes, pcc, strict=True))
-    except (ValueError, TypeError) as err:
-        raise WeightsError(f"What is stated of {name} is malformed ({err}).") from err
-    return ModelInfo(
-        name=name,
-        genes=genes,
-        units=units,
-        sha256=sha256,
-        pcc=known_pcc,
-        reliable=None if reliable is None else frozenset(reliable),
-        field_um=float(crop.get("trained_field_um") or crop.get("nominal_field_um") or NOMINAL_FIELD_UM),
-        nominal_field_um=float(crop.get("nominal_field_um") or crop.get("trained_field_um") or NOMINAL_FIELD_UM),
-        training_data={key: value for key, value in training_data.items() if key != "features"},
-        half_widths=half_widths,
-        level=float(held_out.get("interval_level") or LEVEL),
-        familiarity=familiarity,
-    )
+        Raises:
+            WeightsError: It is malformed, or does not fit the genes; the message says what.
+        """
+        stated = {**document, **known}
+        name = str(stated.get("name", "these weights"))
 
+        def refused(why: object) -> WeightsError:
+            return WeightsError(f"What is stated of {name} is malformed ({why}).")
 
-def _known(value: float | None) -> float:
-    """JSON has no word for NaN."""
-    return math.nan if value is None else float(value)
+        for key, kind in (
+            ("crop", dict),
+            ("training_data", dict),
+            ("held_out", dict),
+            ("parents", list),
+            ("seen", list),
+        ):
+            if not isinstance(stated.get(key) or kind(), kind | tuple if kind is list else kind):
+                raise refused(f"{key} is no {'list' if kind is list else 'object'}")
+        if stated.get("scope", "model") not in SCOPES:
+            raise refused(f"scope is {stated['scope']!r}, not 'model' or 'trunk'")
+        try:
+            panel = stated.pop("panel", ())
+            genes = stated.get("genes") or (tuple(load_panel(panel)) if panel else ())
+            info = cls(
+                **{
+                    **{key: stated[key] for key in cls.__dataclass_fields__ if stated.get(key) is not None},
+                    "name": name,
+                    "genes": tuple(genes),
+                    "parents": tuple(Parent(**parent) for parent in stated.get("parents") or ()),
+                    "seen": tuple(SeenSection.from_json(section) for section in stated.get("seen") or ()),
+                }
+            )
+            _ = (
+                info.pcc,
+                info.significant,
+                info.interval_radius,
+                info.patch_um,
+                info.nominal_patch_um,
+                info.interval_level,
+            )
+        except (PanelError, ValueError, TypeError, AttributeError) as err:
+            raise refused(err) from err
+        return info
+
+    def renamed(self, name: str) -> WeightsInfo:
+        """The same under another name."""
+        return replace(self, name=name)
+
+    @property
+    def patch_um(self) -> float:
+        """Side of the patches it was trained on, in micrometres; the paper's nominal 56 if it is not stated."""
+        return float(self.crop.get("patch_um") or self.crop.get("nominal_patch_um") or NOMINAL_PATCH_UM)
+
+    @property
+    def nominal_patch_um(self) -> float:
+        """The same by the nominal size of the pixels of their magnification, where it is stated.
+
+        It is what an image of which only the magnification is known is cut by.
+        """
+        return float(self.crop.get("nominal_patch_um") or self.crop.get("patch_um") or NOMINAL_PATCH_UM)
+
+    @cached_property
+    def pcc(self) -> dict[str, float | None] | None:
+        """Held-out correlation of each gene; None if it was not measured."""
+        pcc = self.held_out.get("pcc")
+        return None if pcc is None else dict(zip(self.genes, pcc, strict=True))
+
+    @cached_property
+    def significant(self) -> frozenset[str] | None:
+        """Genes predicted better than chance on held-out tissue; None if it was not measured."""
+        significant = self.held_out.get("significant")
+        if significant is None:
+            return None
+        others = set(significant) - set(self.genes)
+        if others:
+            raise ValueError(f"held_out.significant names {min(others)!r}, which is not in the panel")
+        return frozenset(significant)
+
+    @cached_property
+    def interval_radius(self) -> dict[str, float] | None:
+        """Half of the width of each gene's prediction interval in ``units``, NaN where unknown; None if not measured.
+
+        See `tcgn_hub.evaluation.conformal`.
+        """
+        radius = self.held_out.get("interval_radius")
+        if not radius:
+            return None
+        return {g: math.nan if r is None else float(r) for g, r in zip(self.genes, radius, strict=True)}
+
+    @property
+    def interval_level(self) -> float:
+        """Share of the measurements that these intervals are to hold."""
+        return float(self.held_out.get("interval_level") or INTERVAL_LEVEL)

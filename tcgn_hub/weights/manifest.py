@@ -11,9 +11,9 @@ An entry is all it takes: its tag appears in timm. The schema, version 1::
         "scope":         "model",                    or "trunk": no graph branches and no head, to start training from
         "panel":         "her2st_785",               ordered genes: a panel of this package, or a list of symbols
         "units":         "log10(1 + ...)",           of the outputs
-        "crop":          {"px": 112, "magnification": 20, "nominal_field_um": 56, "trained_field_um": 77, "rule": ...},
+        "crop":          {"px": 112, "magnification": 20, "nominal_patch_um": 56, "patch_um": 77, "rule": ...},
         "training_data": {"name", "sections", "held_out", "source", "license", "citation"},
-        "held_out":      {"spots", "median_pcc", "median_pcc_ridge", "pcc": [one a gene], "reliable": [genes], ...},
+        "held_out":      {"spots", "median_pcc", "median_pcc_ridge", "pcc": [one a gene], "significant": [genes], ...},
         "files":         [{"name": "model.safetensors", "size": bytes, "sha256": "..."}],
         "bundled":       true if the files lie with the manifest, in a folder named like the tag,
         "hub":           {"repo_id": "org/name", "revision": "commit"},   both null until published
@@ -37,8 +37,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from tcgn_hub.data.panels import load_panel
 from tcgn_hub.errors import ManifestError, PanelError
+from tcgn_hub.panels import load_panel
 
 __all__ = [
     "ARCHITECTURES",
@@ -150,7 +150,7 @@ def load_manifest() -> dict[str, Weights]:
 def reload_manifest() -> None:
     """Read the manifests again after one of them has changed, and tell timm which tags there are now."""
     load_manifest.cache_clear()
-    registry = sys.modules.get("tcgn_hub.registry")
+    registry = sys.modules.get("tcgn_hub.models.loading")
     if registry is not None:
         registry.register_tags()
 
@@ -249,11 +249,11 @@ def _parse_entry(model: Any, at: str, source: str, folder: Path) -> Weights:
     held_out = field("held_out", dict)
     if "pcc" in held_out and len(_field(held_out, "pcc", list, f"{at}.held_out", source)) != len(genes):
         raise fail("held_out.pcc", f"has {len(held_out['pcc'])} values for {len(genes)} genes")
-    if "reliable" in held_out:
-        reliable = _field(held_out, "reliable", list, f"{at}.held_out", source)
-        others = [gene for gene in reliable if gene not in genes]
+    if "significant" in held_out:
+        significant = _field(held_out, "significant", list, f"{at}.held_out", source)
+        others = [gene for gene in significant if gene not in genes]
         if others:
-            raise fail("held_out.reliable", f"names {others[0]!r}, which is not in the panel")
+            raise fail("held_out.significant", f"names {others[0]!r}, which is not in the panel")
     return Weights(
         tag=tag,
         scope=scope,

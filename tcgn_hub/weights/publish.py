@@ -53,7 +53,7 @@ def publish(
         WeightsError: The folder is no complete model directory, its parameters do not load, or the Hub refuses.
         CheckpointError: The parameters do not fit the architecture.
     """
-    from tcgn_hub.registry import load_model
+    from tcgn_hub.models.loading import load_model
 
     folder = Path(folder)
     if not REPO_ID.fullmatch(repo_id):

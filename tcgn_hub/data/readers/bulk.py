@@ -13,23 +13,23 @@ from tcgn_hub.data.readers.genes import tidy
 from tcgn_hub.data.readers.parts import image_mpp
 from tcgn_hub.data.readers.tables import read_matrix
 from tcgn_hub.data.sections import Section
-from tcgn_hub.data.slides import open_slide
-from tcgn_hub.data.tiles import OVERVIEW_PX, grid_tiles, on_tissue
 from tcgn_hub.errors import ImageError, SectionError
+from tcgn_hub.images.slides import open_slide
+from tcgn_hub.images.tiles import OVERVIEW_PX, grid_tiles, on_tissue
 
 __all__ = ["find_bulk", "read_bulk"]
 
 _MIN_TISSUE = 0.5
 
 
-def read_bulk(table: str | Path, *, mpp: float | None = None, field_um: float) -> list[Section]:
+def read_bulk(table: str | Path, *, mpp: float | None = None, patch_um: float) -> list[Section]:
     """Read slides and the bulk expression of each.
 
     Args:
         table: CSV or TSV with the columns slide (relative to the table), patient, and then genes: counts or TPM, not
             logged.
         mpp: Micrometres per pixel of the slides; what each states if None.
-        field_um: Side of the tiles in micrometres.
+        patch_um: Side of the tiles in micrometres.
 
     Returns:
         A section per slide, named by its stem, whose spots are the tiles of a grid that are at least half tissue.
@@ -39,10 +39,10 @@ def read_bulk(table: str | Path, *, mpp: float | None = None, field_um: float) -
             states no scale, or shows no tissue.
         ExtraError: A package to read slides or find tissue is not installed.
     """
-    return [read() for read in find_bulk(Path(table), mpp=mpp, field_um=field_um).values()]
+    return [read() for read in find_bulk(Path(table), mpp=mpp, patch_um=patch_um).values()]
 
 
-def find_bulk(table: Path, *, mpp: float | None, field_um: float) -> dict[str, Callable[[], Section]]:
+def find_bulk(table: Path, *, mpp: float | None, patch_um: float) -> dict[str, Callable[[], Section]]:
     """The sections of `read_bulk` by name, each to be read by a call."""
     labels, genes, values = read_matrix(table, labels=2)
     stems = Counter(Path(slide).stem for slide, _ in labels)
@@ -59,7 +59,7 @@ def find_bulk(table: Path, *, mpp: float | None, field_um: float) -> dict[str, C
         scale = mpp or image_mpp(path, name)
         if scale is None:
             raise SectionError(f"{path} states no micrometres per pixel; give them with --mpp.")
-        side = field_um / scale
+        side = patch_um / scale
         try:
             with open_slide(path) as opened:
                 overview, downsample, lost = opened.overview(OVERVIEW_PX)

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from tcgn_hub.data.scale import given_scale
-from tcgn_hub.data.slides import SLIDE_SUFFIXES, size_and_scale
 from tcgn_hub.errors import ImageError, SectionError
+from tcgn_hub.images.scale import given_scale
+from tcgn_hub.images.slides import SLIDE_SUFFIXES, size_and_scale
 
 __all__ = ["PITCH_VISIUM", "array_mpp", "image_mpp", "images_in", "matched"]
 

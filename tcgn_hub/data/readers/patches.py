@@ -54,10 +54,10 @@ def find_patches(table: Path, expression: Path, *, mpp: float | None) -> dict[st
                 f" of {expression}."
             )
     if not owner.keys() & line.keys():
-        turned = " its columns do, so it may have to be transposed;" if owner.keys() & set(genes) else ""
+        dihedral = " its columns do, so it may have to be transposed;" if owner.keys() & set(genes) else ""
         raise SectionError(
             f"No row of {expression}, such as {labels[0][0]}, names a patch of {table}, such as {rows[0]['spot']};"
-            f"{turned} name the rows as the column spot does, or as the files of the patches."
+            f"{dihedral} name the rows as the column spot does, or as the files of the patches."
         )
     by_section: dict[str, list[dict[str, str]]] = {}
     for row in rows:

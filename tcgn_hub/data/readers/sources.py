@@ -14,9 +14,9 @@ from tcgn_hub.data.readers.her2st import her2st_names, is_her2st, read_her2st
 from tcgn_hub.data.readers.patches import find_patches
 from tcgn_hub.data.readers.tables import columns_of, mpp_in, read_rows
 from tcgn_hub.data.readers.visium import is_visium, read_visium, visium_name
-from tcgn_hub.data.scale import given_scale
 from tcgn_hub.data.sections import Section
 from tcgn_hub.errors import SectionError
+from tcgn_hub.images.scale import given_scale
 
 __all__ = ["read_sections"]
 
@@ -118,7 +118,7 @@ def _find(path: Path, kind: str, *, expression: Path | None, mpp: float | None, 
     if kind == "sheet":
         return _of_sheet(path, mpp)
     if kind == "bulk":
-        return find_bulk(path, mpp=mpp, field_um=tiles_um)
+        return find_bulk(path, mpp=mpp, patch_um=tiles_um)
     if kind == "patches":
         if expression is None:
             raise SectionError(f"{path} is a table of patches; give the expression of their spots too.")

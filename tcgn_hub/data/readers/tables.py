@@ -13,8 +13,8 @@ from typing import TextIO
 
 import numpy as np
 
-from tcgn_hub.data.scale import given_scale
 from tcgn_hub.errors import ImageError, SectionError
+from tcgn_hub.images.scale import given_scale
 
 __all__ = ["columns_of", "mpp_in", "number", "open_text", "read_matrix", "read_rows"]
 

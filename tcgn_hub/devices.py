@@ -1,0 +1,27 @@
+"""Where to compute: one rule for all of the package."""
+
+from __future__ import annotations
+
+from tcgn_hub.errors import DeviceError
+
+__all__ = ["pick_device"]
+
+
+def pick_device(device: str = "auto") -> str:
+    """A device that can be used: the one asked for, or CUDA where there is one, and the CPU elsewhere.
+
+    Args:
+        device: 'auto', or a device of PyTorch such as 'cpu' or 'cuda:1'.
+
+    Raises:
+        DeviceError: It is not there.
+    """
+    import torch
+
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as err:
+        raise DeviceError(f"Device {device!r} cannot be used here ({str(err).splitlines()[0]}).") from err
+    return device

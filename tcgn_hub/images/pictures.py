@@ -1,0 +1,62 @@
+"""Reading picture files, with an error that says which file and why."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+
+from PIL import Image
+
+from tcgn_hub.errors import ImageError
+from tcgn_hub.images.scale import Scale, scale_of_picture
+from tcgn_hub.images.slides import SLIDE_SUFFIXES
+from tcgn_hub.images.transforms import to_rgb
+
+__all__ = ["find_images", "read_image"]
+
+_SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", *SLIDE_SUFFIXES}
+
+
+def read_image(path: str | Path) -> tuple[Image.Image, Scale | None]:
+    """A picture file as 8-bit RGB, and the scale it states; of a file with several pages, the first.
+
+    Raises:
+        ImageError: The file is missing, not an image, cut short, too large for a patch, or of an unusable mode.
+    """
+    path = Path(path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                return to_rgb(image), scale_of_picture(image)
+    except FileNotFoundError as err:
+        raise ImageError(f"{path} does not exist.") from err
+    except IsADirectoryError as err:
+        raise ImageError(f"{path} is a folder.") from err
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as err:
+        raise ImageError(f"{path} is too large for a patch; cut the patch out of it first.") from err
+    except Image.UnidentifiedImageError as err:
+        raise ImageError(f"{path} is not an image that Pillow can read.") from err
+    except ImageError as err:
+        raise ImageError(f"{path}: {err}.") from err
+    except (OSError, SyntaxError, ValueError, EOFError) as err:
+        raise ImageError(f"{path} cannot be read as an image ({err}).") from err
+
+
+def find_images(paths: Iterable[str | Path]) -> list[Path]:
+    """The given files, and in place of a folder the images and slides in it by name.
+
+    Raises:
+        ImageError: A folder holds no image.
+    """
+    found: list[Path] = []
+    for path in map(Path, paths):
+        if path.is_dir():
+            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in _SUFFIXES and p.is_file())
+            if not inside:
+                raise ImageError(f"The folder {path} holds no image ({', '.join(sorted(_SUFFIXES))}).")
+            found += inside
+        else:
+            found.append(path)
+    return found

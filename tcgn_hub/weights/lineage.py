@@ -1,0 +1,66 @@
+"""What weights have seen: sections by study, patient, name and content, so that renaming one does not hide it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+__all__ = ["Parent", "SeenSection", "union"]
+
+
+@dataclass(frozen=True)
+class Parent:
+    """Weights that others were started from: their name, and the sha256 of their file of parameters."""
+
+    name: str
+    sha256: str
+
+    to_json = asdict
+
+
+@dataclass(frozen=True)
+class SeenSection:
+    """A section that weights were trained on, or chosen by.
+
+    Attributes:
+        study: The study it is from, such as 'her2st'; patients and sections of different studies may share names.
+        patient: The patient.
+        section: Its name.
+        image: Hash of its image; empty if unknown.
+        counts: Hash of its counts, whatever their order; empty if unknown.
+    """
+
+    study: str
+    patient: str
+    section: str
+    image: str = ""
+    counts: str = ""
+
+    to_json = asdict
+
+    @classmethod
+    def from_json(cls, document: dict[str, Any]) -> SeenSection:
+        """What `to_json` gave.
+
+        Raises:
+            TypeError: A key is missing or unknown.
+        """
+        return cls(**document)
+
+    def is_same(self, other: SeenSection) -> bool:
+        """Whether both are one section: of one name in one study, or of the same image or counts."""
+        return (
+            (self.study, self.section) == (other.study, other.section)
+            or bool(self.image and self.image == other.image)
+            or bool(self.counts and self.counts == other.counts)
+        )
+
+    def is_patient_of(self, other: SeenSection) -> bool:
+        """Whether both are of one patient."""
+        return (self.study, self.patient) == (other.study, other.patient)
+
+
+def union(*groups: Iterable[SeenSection]) -> tuple[SeenSection, ...]:
+    """All sections of several groups, each once."""
+    return tuple(dict.fromkeys(section for group in groups for section in group))

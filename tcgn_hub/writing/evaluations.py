@@ -1,0 +1,120 @@
+"""What was measured on held-out sections, as files."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+
+from tcgn_hub.errors import ExtraError, OutputError, SectionError
+from tcgn_hub.files import write_bytes, write_text
+from tcgn_hub.result import Evaluation, Measured
+
+__all__ = ["read_measured", "write_csv", "write_evaluation", "write_measured"]
+
+_logger = logging.getLogger(__name__)
+_BASELINES = ("ridge", "mean")
+
+
+def write_evaluation(
+    evaluation: Evaluation, measured: Sequence[Measured], out: str | Path, *, facts: Mapping[str, Any]
+) -> None:
+    """Write ``per_gene.csv``, ``held_out.npz``, ``figures/violin.png`` and, last, ``metrics.json``.
+
+    Args:
+        evaluation: The results.
+        measured: What they were computed from.
+        out: The folder.
+        facts: What ``metrics.json`` says beside the summary.
+
+    Raises:
+        OutputError: A file cannot be written.
+    """
+    out = Path(out)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as err:
+        raise OutputError(f"{out} cannot be made a folder ({err.strerror}).") from err
+    write_csv(out / "per_gene.csv", evaluation.per_gene)
+    write_measured(out / "held_out.npz", measured)
+    draw(out / "figures", evaluation=evaluation)
+    write_text(out / "metrics.json", json.dumps({**facts, "held_out": evaluation.summary}, indent=2) + "\n")
+
+
+def draw(
+    folder: Path, *, history: Sequence[Mapping[str, Any]] | None = None, evaluation: Evaluation | None = None
+) -> None:
+    """Figures of a run and of its results; without matplotlib a warning."""
+    from tcgn_hub.writing.training_figures import curve_figure, violin_figure
+
+    folder.mkdir(exist_ok=True)
+    try:
+        if history:
+            curve_figure(history, folder / "curve.png")
+        if evaluation is not None:
+            violin_figure(evaluation.pcc, folder / "violin.png")
+    except ExtraError as err:
+        folder.rmdir()
+        _logger.warning("No figures are drawn. %s", err)
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Rows as a table, with a column for each key of any of them.
+
+    Raises:
+        OutputError: The file cannot be written.
+    """
+    text = io.StringIO()
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    writer = csv.DictWriter(text, fieldnames=columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
+
+
+def write_measured(path: Path, measured: Sequence[Measured]) -> None:
+    """Predictions and measurements of held-out spots, in float32, under ``<number of the section>.<what>``.
+
+    Raises:
+        OutputError: The file cannot be written.
+    """
+    arrays: dict[str, Any] = {"sections": np.array([[s.name, s.patient] for s in measured])}
+    for i, section in enumerate(measured):
+        known = {"xy": section.xy, "targets": section.targets, "predicted": section.predicted, **section.baselines}
+        if section.counts is not None:
+            known["counts"] = section.counts
+        arrays |= {f"{i}.{key}": np.asarray(value, np.float32) for key, value in known.items()}
+    content = io.BytesIO()
+    np.savez_compressed(content, **arrays)
+    write_bytes(path, content.getvalue())
+
+
+def read_measured(path: Path) -> list[Measured]:
+    """What `write_measured` wrote.
+
+    Raises:
+        SectionError: The file is missing or damaged.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return [
+                Measured(
+                    name=str(name),
+                    patient=str(patient),
+                    xy=file[f"{i}.xy"].astype(np.float64),
+                    targets=file[f"{i}.targets"],
+                    predicted=file[f"{i}.predicted"],
+                    baselines={key: file[f"{i}.{key}"] for key in _BASELINES if f"{i}.{key}" in file},
+                    counts=file.get(f"{i}.counts"),
+                )
+                for i, (name, patient) in enumerate(file["sections"])
+            ]
+    except (OSError, ValueError, KeyError, BadZipFile) as err:
+        raise SectionError(f"{path} cannot be read ({err}); delete its folder to compute it again.") from err

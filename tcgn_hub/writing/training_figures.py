@@ -1,0 +1,124 @@
+"""Pictures of a training run: how it went, and how well its model does on sections held out."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tcgn_hub.extras import require
+from tcgn_hub.files import write_bytes
+
+__all__ = ["curve_figure", "violin_figure"]
+
+_DPI = 150
+# blue and orange of Okabe and Ito, which the colour-blind can tell apart
+_COLOURS = {"TCGN": "#0072b2", "ridge": "#e69f00"}
+_GREY = "#444444"
+
+
+def curve_figure(history: Sequence[Mapping[str, Any]], path: str | Path) -> None:
+    """A PNG of the training loss over epochs, and below it the correlation on validation spots where it was measured.
+
+    Args:
+        history: One row an epoch, with ``epoch``, ``loss``, and ``val_pcc`` where there is one.
+        path: File to write.
+
+    Raises:
+        ExtraError: matplotlib is not installed.
+        OutputError: The file cannot be written.
+    """
+    ticker = require("matplotlib.ticker", extra="plot", to="draw figures")
+    known = [row for row in history if row.get("val_pcc") is not None]
+    figure = _figure(6.4, 5.6 if known else 3.6)
+    panels = np.ravel(figure.subplots(2 if known else 1, 1, sharex=True))
+    curves = [
+        ("loss", history, "training loss\n(scaled squared error)"),
+        ("val_pcc", known, "validation PCC\n(median)"),
+    ]
+    for axes, (key, rows, label) in zip(panels, curves, strict=False):
+        axes.plot(
+            [row["epoch"] for row in rows], [row[key] for row in rows], color=_COLOURS["TCGN"], marker="o", markersize=3
+        )
+        axes.set_ylabel(label)
+        _quieten(axes)
+    panels[0].set_title("Training")
+    panels[-1].set_xlabel("epoch")
+    panels[-1].set_xlim(0.5, max((row["epoch"] for row in history), default=1) + 0.5)
+    panels[-1].xaxis.set_major_locator(ticker.MaxNLocator(integer=True, min_n_ticks=1))
+    figure.align_ylabels()
+    _write(figure, path)
+
+
+def violin_figure(per_section: Mapping[str, Mapping[str, np.ndarray]], path: str | Path) -> None:
+    """A PNG of the correlations of all genes, section by section.
+
+    Args:
+        per_section: Of each section the correlations of 'TCGN' and 'ridge' and the 'ceiling', each of shape (genes,);
+            what is missing or NaN is left out.
+        path: File to write.
+
+    Raises:
+        ExtraError: matplotlib is not installed.
+        OutputError: The file cannot be written.
+    """
+    lines = require("matplotlib.lines", extra="plot", to="draw figures")
+    patches = require("matplotlib.patches", extra="plot", to="draw figures")
+    figure = _figure(max(6.4, 1.6 + 1.1 * len(per_section)), 4.4)
+    axes = figure.subplots()
+    axes.axhline(0, color="#999999", linewidth=1, zorder=0.9)
+    drawn: dict[str, Any] = {}
+    for at, values in enumerate(per_section.values()):
+        for name, offset in (("TCGN", -0.21), ("ridge", 0.21)):
+            pcc = _known(values, name)
+            if not len(pcc):
+                continue
+            violin = axes.violinplot([pcc], [at + offset], widths=0.38, showextrema=False)
+            violin["bodies"][0].set(facecolor=_COLOURS[name], edgecolor=_COLOURS[name], alpha=0.75)
+            median = float(np.median(pcc))
+            axes.plot(at + offset, median, "o", markersize=6, color="white", markeredgecolor="black")
+            drawn[name] = patches.Patch(facecolor=_COLOURS[name], alpha=0.75)
+            drawn["median"] = lines.Line2D([], [], linestyle="", marker="o", color="white", markeredgecolor="black")
+        ceiling = _known(values, "ceiling")
+        if len(ceiling):
+            style = {"color": "black", "linestyle": (0, (4, 2)), "linewidth": 1.4}
+            axes.plot([at - 0.44, at + 0.44], [np.median(ceiling)] * 2, **style)
+            drawn["median noise ceiling"] = lines.Line2D([], [], **style)
+    # names that would run into each other are turned; a dollar sign in one is no formula
+    long = max(map(len, per_section), default=0) > 11
+    turned = {"rotation": 30, "horizontalalignment": "right", "rotation_mode": "anchor"} if long else {}
+    axes.set_xticks(range(len(per_section)), list(per_section), parse_math=False, **turned)
+    axes.set(xlim=(-0.6, len(per_section) - 0.4), xlabel="section held out", ylabel="PCC of a gene over spots")
+    axes.set_title("Correlation of prediction and measurement", pad=32)
+    _quieten(axes)
+    shown = [name for name in ("TCGN", "ridge", "median", "median noise ceiling") if name in drawn]
+    handles = [drawn[name] for name in shown]
+    axes.legend(handles, shown, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=4, frameon=False)
+    _write(figure, path)
+
+
+def _known(values: Mapping[str, np.ndarray], name: str) -> np.ndarray:
+    array = np.asarray(values.get(name, ()), dtype=np.float64)
+    return array[~np.isnan(array)]
+
+
+def _figure(width: float, height: float) -> Any:
+    figure = require("matplotlib.figure", extra="plot", to="draw figures")
+    return figure.Figure(figsize=(width, height), dpi=_DPI, facecolor="white", layout="constrained")
+
+
+def _quieten(axes: Any) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color="#e5e5e5", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(color=_GREY)
+
+
+def _write(figure: Any, path: str | Path) -> None:
+    canvas = require("matplotlib.backends.backend_agg", extra="plot", to="draw figures").FigureCanvasAgg(figure)
+    content = io.BytesIO()
+    canvas.print_png(content)
+    write_bytes(path, content.getvalue())
