@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from tcgn_hub._timm_hook import register_with_timm
+from tcgn_hub.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from tcgn_hub.data.readers import read_sections
@@ -40,7 +41,6 @@ __all__ = [
     "predict_slide",
     "read_sections",
 ]
-__version__ = "0.1.0"
 
 _HOMES = {
     "Explanation": "tcgn_hub.prediction.explain",

@@ -31,6 +31,6 @@ def run(command: Callable[[], int], name: str) -> int:
 
 def version(name: str) -> str:
     """What ``--version`` prints."""
-    from tcgn_hub import __version__
+    from tcgn_hub.version import __version__
 
     return f"{name} {__version__}"

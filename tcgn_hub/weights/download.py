@@ -174,7 +174,7 @@ def _request(url: str, file: WeightFile, handle: BinaryIO, bar: Any) -> None:
     from huggingface_hub.constants import HF_HUB_DOWNLOAD_TIMEOUT
     from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
-    from tcgn_hub import __version__
+    from tcgn_hub.version import __version__
 
     have = handle.tell()
     headers = {

@@ -86,7 +86,7 @@ def _upload(staging: str, repo_id: str, private: bool) -> Any:
     from huggingface_hub.errors import LocalTokenNotFoundError, OfflineModeIsEnabled
     from huggingface_hub.utils import get_token
 
-    from tcgn_hub import __version__
+    from tcgn_hub.version import __version__
     from tcgn_hub.weights.download import explain, http_error
 
     if not get_token():

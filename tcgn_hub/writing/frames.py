@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tcgn_hub import __version__
+from tcgn_hub.version import __version__
 from tcgn_hub.extras import require
 from tcgn_hub.files import writing
 
