@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+import secrets
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tcgn_hub.errors import OutputError
@@ -22,31 +22,32 @@ def writing(path: str | Path) -> Iterator[Path]:
             behind, and a file that had the name before is as it was.
     """
     path = Path(path)
-    part = None
+    part = path.parent / f"{path.name}.{secrets.token_hex(8)}.part"
     try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
-        os.close(handle)
-        part = Path(name)
+        # made as any file is, so that the umask holds: it can only be asked for by setting it, for all threads
+        part.touch(exist_ok=False)
         yield part
-        umask = os.umask(0)
-        os.umask(umask)
-        part.chmod(0o666 & ~umask)
         os.replace(part, path)
     except BaseException as err:
-        if part is not None:
-            part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink()
         if isinstance(err, OSError):
             raise OutputError(f"{path} cannot be written ({err.strerror or err}).") from err
         raise
 
 
-def write_text(path: str | Path, text: str) -> None:
+def write_text(path: str | Path, text: str | Iterable[str]) -> None:
     """Write a text file under a temporary name, then rename it.
+
+    Args:
+        path: The file.
+        text: All of it, or its parts one after the other.
 
     Raises:
         OutputError: The folder is missing or not writable, or the disk is full; nothing is left behind.
     """
-    write_bytes(path, text.encode())
+    with writing(path) as part, part.open("w", encoding="utf-8", newline="") as file:
+        file.writelines([text] if isinstance(text, str) else text)
 
 
 def write_bytes(path: str | Path, content: bytes) -> None:
