@@ -11,7 +11,7 @@ from typing import Any
 from tcgn_hub.errors import OutputError, TrainingError
 from tcgn_hub.files import writing
 
-__all__ = ["has_checkpoint", "load_checkpoint", "remove_checkpoints", "save_checkpoint"]
+__all__ = ["check_folder", "has_checkpoint", "load_checkpoint", "make_folder", "remove_checkpoints", "save_checkpoint"]
 
 _logger = logging.getLogger(__name__)
 _LATEST, _PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"
@@ -20,6 +20,35 @@ _LATEST, _PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"
 def has_checkpoint(folder: Path) -> bool:
     """Whether a folder holds an unfinished run."""
     return any((folder / name).exists() for name in (_LATEST, _PREVIOUS))
+
+
+def check_folder(folder: Path, *, resume: bool) -> None:
+    """Refuse a folder that holds something else than a run to be continued.
+
+    Raises:
+        TrainingError: It holds a finished run, one that is not to be continued, or something else.
+    """
+    if (folder / "metrics.json").exists():
+        raise TrainingError(f"{folder} holds a finished run; give another folder.")
+    if has_checkpoint(folder):
+        if not resume:
+            raise TrainingError(f"{folder} holds an unfinished run; resume it, or give another folder.")
+        return
+    taken = [name for name in ("README.md", "config.json", "model.safetensors") if (folder / name).exists()]
+    if taken:
+        raise TrainingError(f"{folder} holds {', '.join(taken)} of something else; give another folder.")
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder that may be there already.
+
+    Raises:
+        OutputError: It cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as err:
+        raise OutputError(f"{folder} cannot be made a folder ({err.strerror}).") from err
 
 
 def save_checkpoint(folder: Path, state: dict[str, Any]) -> bool:

@@ -7,11 +7,11 @@ from typing import Any
 
 from tcgn_hub.errors import TrainingError
 
-__all__ = ["AMP", "SCRATCH", "TUNE", "Recipe"]
+__all__ = ["PRECISION", "SCRATCH", "TUNE", "Recipe"]
 
 SCRATCH = "scratch"
 TUNE = ("head", "last-stage", "all")
-AMP = ("bf16", "fp16", "off")
+PRECISION = ("bfloat16", "float16", "float32")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +21,7 @@ class Recipe:
     Attributes:
         weights: What to start from: a tag of the manifest, such as 'tcgn_base.cmt_tiny' for the trunk of ImageNet,
             'hf-hub:organisation/name', a model directory, a file of parameters, or 'scratch'. None: the default tag.
+        architecture: What to build from scratch; weights bring their own.
         tune: What is trained: 'head', 'last-stage' (with the final convolution and the head) or 'all'. The rest keeps
             its weights and the statistics of its normalisation.
         epochs: Passes over the training spots.
@@ -42,10 +43,12 @@ class Recipe:
         drop_rate: Rate of dropout, in the graph branches and before the classifier.
         freeze_norm: Keep the statistics of batch normalisation, also where weights are trained.
         grad_checkpointing: Compute activations twice to need less memory.
-        amp: Precision of the products: 'bf16', 'fp16' or 'off'.
+        precision: Of the products: 'bfloat16', 'float16' or 'float32'.
         patience: Stop after so many epochs without a better median PCC on validation sections, set aside of the
-            training patients, and keep the best epoch; None trains all epochs on everything.
-        tiles_per_slide: Tiles drawn per step of a slide with one bulk measurement.
+            training patients, and keep the best epoch; None trains all epochs on everything. Where there are too few
+            validation spots or bulk slides for a correlation, the error decides.
+        tiles_per_slide: Tiles drawn per step of a slide with one bulk measurement, which the mean of their predicted
+            counts, not of the logarithms, is compared to.
         patch_um: Side of the patch in micrometres; None: that of the patches of ``weights``.
         crop_px: Side of the patch in pixels of the image instead, for sections whose scale is not known.
         seed: Decides the start, the order, the augmentation and what is dropped. The same seed gives the same weights,
@@ -53,6 +56,7 @@ class Recipe:
     """
 
     weights: str | None = None
+    architecture: str = "tcgn_base"
     tune: str = "all"
     epochs: int = 14
     cycles: int = 1
@@ -72,7 +76,7 @@ class Recipe:
     drop_rate: float = 0.1
     freeze_norm: bool = False
     grad_checkpointing: bool = False
-    amp: str = "bf16"
+    precision: str = "bfloat16"
     patience: int | None = None
     tiles_per_slide: int = 16
     patch_um: float | None = None
@@ -89,9 +93,11 @@ class Recipe:
             value = getattr(self, name)
             if value is not None and not low <= value <= high:
                 raise TrainingError(f"{name} is {value:g}, but has to be from {low:g} to {high:g}.")
-        for name, choices in (("tune", TUNE), ("amp", AMP)):
+        for name, choices in (("tune", TUNE), ("precision", PRECISION)):
             if getattr(self, name) not in choices:
                 raise TrainingError(f"{name} is {getattr(self, name)!r}, but has to be one of {', '.join(choices)}.")
+        if self.architecture != "tcgn_base" and self.weights != SCRATCH:
+            raise TrainingError(f"An architecture, {self.architecture}, is built from scratch: say weights='scratch'.")
         if self.patch_um is not None and self.crop_px is not None:
             raise TrainingError("Give the side of a patch once: patch_um or crop_px.")
         if self.epochs % self.cycles:

@@ -4,42 +4,50 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tcgn_hub.data.sections import Section
+import numpy as np
+
+from tcgn_hub.evaluation.heldout import pooled_features
 from tcgn_hub.files import write_text
+from tcgn_hub.images.transforms import INPUT_PX
+from tcgn_hub.prediction.ood import describe
+from tcgn_hub.training.trainer import Trainer, fits_float16
+from tcgn_hub.units import UNITS
+from tcgn_hub.weights.info import WeightsInfo
 from tcgn_hub.writing.evaluations import draw, write_csv, write_evaluation
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from tcgn_hub.evaluation.splits import Split
-    from tcgn_hub.prediction.ood import TissueModel
     from tcgn_hub.result import Evaluation, Measured
-    from tcgn_hub.training.recipe import Recipe
 
 __all__ = ["facts_of_evaluation", "write_results"]
 
 
 def write_results(
+    trainer: Trainer,
     model: nn.Module,
     out: Path,
     *,
-    panel: Sequence[str],
-    recipe: Recipe,
-    split: Split,
-    sections: Mapping[str, Section],
-    crop: Mapping[str, Any],
-    units: str,
-    history: Sequence[Mapping[str, Any]],
     evaluation: Evaluation | None,
     measured: Sequence[Measured],
-    ood: TissueModel | None,
-    facts: Mapping[str, Any],
+    lineage: Mapping[str, Any],
+    fingerprint: Mapping[str, Any],
+    metadata: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Write the files of a finished run; ``metrics.json`` comes last and says that all others are there.
+
+    Args:
+        trainer: The run.
+        model: What it kept.
+        out: The folder.
+        evaluation: Results on what was held out, None if nothing was.
+        measured: What they were computed from.
+        lineage: ``parents`` and ``seen`` of the weights.
+        fingerprint: What the run follows from.
+        metadata: What else is to be stated of the weights.
 
     Raises:
         OutputError: A file cannot be written.
@@ -47,38 +55,42 @@ def write_results(
     from tcgn_hub.weights.card import model_card
     from tcgn_hub.weights.model_dir import save_model_dir
 
-    metrics: dict[str, Any] = {
-        "recipe": recipe.to_dict(),
-        "split": asdict(split),
+    sections, split, history = trainer.sections, trainer.split, trainer.state.history
+    ood = describe([pooled_features(trainer.predictor(model), crops) for crops in trainer.train_crops])
+    info = WeightsInfo.from_json(
+        {
+            "held_out": {} if evaluation is None else facts_of_evaluation(evaluation),
+            "license": "not stated",
+            "origin": "fine-tuned with tcgn_hub",
+            **metadata,
+            "crop": {**metadata.get("crop", {}), **_crop(trainer)},
+            "training_data": {
+                "name": "own sections",
+                **metadata.get("training_data", {}),
+                "sections": list(split.train),
+                "patients": sorted({sections[name].patient for name in split.train}),
+                "held_out": list(split.test),
+            },
+            "ood": None if ood is None else ood.to_json(),
+            **lineage,
+        },
+        name=out.resolve().name,
+        genes=tuple(trainer.panel),
+        units=UNITS,
+        architecture=model.pretrained_cfg["architecture"],
+    )
+    save_model_dir(model, out, info, half=fits_float16(model))
+    write_text(out / "README.md", model_card(info.name, info))
+    write_text(out / "splits.json", split.to_json())
+    write_csv(out / "history.csv", history)
+    draw(out / "figures", history=history)
+    metrics = {
+        **fingerprint,
         "spots": {name: len(section.spots) for name, section in sections.items()},
         "left_out": {name: dict(section.left_out) for name, section in sections.items()},
         "epochs": len(history),
         "held_out": None,
     }
-    known: dict[str, Any] = {
-        "panel": "custom",
-        "units": units,
-        "crop": {**facts.get("crop", {}), **crop},
-        "training_data": {
-            "name": "own sections",
-            **facts.get("training_data", {}),
-            "sections": list(split.train),
-            "patients": sorted({sections[name].patient for name in split.train}),
-            "held_out": list(split.test),
-            **({} if ood is None else {"features": ood.to_json()}),
-        },
-        "held_out": {},
-        "license": "not stated",
-        "origin": "fine-tuned with tcgn_hub",
-        **{key: value for key, value in facts.items() if key not in ("training_data", "crop")},
-    }
-    if evaluation is not None:
-        known["held_out"] = facts_of_evaluation(evaluation)
-    save_model_dir(model, out, genes=panel, facts=known)
-    write_text(out / "README.md", model_card(out.resolve().name, known, list(panel)))
-    write_text(out / "splits.json", json.dumps(asdict(split), indent=2) + "\n")
-    write_csv(out / "history.csv", history)
-    draw(out / "figures", history=history)
     if evaluation is None:
         write_text(out / "metrics.json", json.dumps(metrics, indent=2) + "\n")
     else:
@@ -95,3 +107,14 @@ def facts_of_evaluation(evaluation: Evaluation) -> dict[str, Any]:
     significant = [row["gene"] for row in evaluation.per_gene if row["significant"]]
     known = {"interval_radius": widths} if any(width is not None for width in widths) else {}
     return {**evaluation.summary, "pcc": pcc, "significant": significant, **known}
+
+
+def _crop(trainer: Trainer) -> dict[str, Any]:
+    """How patches were cut, as the manifest states it."""
+    if trainer.patch_um is not None:
+        um = trainer.patch_um
+        return {"patch_um": um, "rule": f"a field of {um:g} um, resized to {INPUT_PX} px"}
+    px = trainer.crop_px or 0
+    sides = [px * section.mpp for section in trainer.sections.values() if section.mpp is not None]
+    covers = {"patch_um": round(float(np.median(sides)), 1)} if sides else {}
+    return {"px": px, **covers, "rule": f"{px} px of the image, resized to {INPUT_PX} px"}

@@ -1,0 +1,85 @@
+"""What training starts from: the model, and what is known of its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tcgn_hub.errors import TrainingError
+from tcgn_hub.training.recipe import SCRATCH, Recipe
+from tcgn_hub.weights.info import WeightsInfo
+from tcgn_hub.weights.lineage import Parent
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+__all__ = ["Start", "begin_at", "starting_model"]
+
+
+@dataclass(frozen=True)
+class Start:
+    """Attributes:
+    model: With an output for each gene.
+    info: What is known of the weights; None from scratch.
+    new_classifier: Whether the last layer is untrained: the weights have none, or one of other genes.
+    """
+
+    model: nn.Module
+    info: WeightsInfo | None
+    new_classifier: bool
+
+    @property
+    def parent(self) -> Parent | None:
+        """The weights by name and sha256; a folder or a file by its name alone, wherever it lies."""
+        if self.info is None:
+            return None
+        path = Path(self.info.name)
+        return Parent(path.resolve().name if path.exists() else self.info.name, self.info.sha256)
+
+
+def starting_model(recipe: Recipe, panel: Sequence[str]) -> Start:
+    """A model started as a recipe says; what is new in it follows from the seed.
+
+    Raises:
+        WeightsError: The weights cannot be had.
+        CheckpointError: They do not fit the architecture.
+        TrainingError: There is no such architecture.
+    """
+    import torch
+
+    with torch.random.fork_rng([]):
+        torch.manual_seed(recipe.seed)
+        return _started(recipe, panel)
+
+
+def begin_at(model: nn.Module, mean: torch.Tensor) -> None:
+    """Let a new classifier predict the mean of each gene, whatever it sees, but for a little to learn from."""
+    import torch
+
+    with torch.no_grad():
+        classifier = model.get_classifier()  # type: ignore[operator]
+        classifier.bias.copy_(mean)
+        classifier.weight.mul_(0.1)
+
+
+def _started(recipe: Recipe, panel: Sequence[str]) -> Start:
+    import timm
+
+    from tcgn_hub.models.loading import load_model
+    from tcgn_hub.weights.manifest import load_manifest
+
+    if recipe.weights == SCRATCH:
+        if recipe.architecture not in timm.list_models("*tcgn*"):
+            raise TrainingError(f"There is no architecture {recipe.architecture}; tcgn_base is the one to train.")
+        return Start(timm.create_model(recipe.architecture, num_classes=len(panel)), None, True)
+    entry = load_manifest().get(recipe.weights or "")
+    if entry is not None and entry.scope == "trunk":
+        return Start(timm.create_model(entry.tag, pretrained=True, num_classes=len(panel)), entry, True)
+    model, info = load_model(recipe.weights)
+    other = list(info.genes) != list(panel)
+    if other:
+        model.reset_classifier(len(panel))
+    return Start(model, info, other)
