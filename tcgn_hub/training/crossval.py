@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,12 +13,16 @@ from typing import Any
 from tcgn_hub.data.readers import Data, as_sections
 from tcgn_hub.errors import SectionError, TrainingError
 from tcgn_hub.evaluation.evaluate import summarise
-from tcgn_hub.evaluation.splits import folds
+from tcgn_hub.evaluation.splits import Split, folds, make_split
 from tcgn_hub.panels import load_panel
 from tcgn_hub.result import Evaluation
-from tcgn_hub.training.finetune import finetune
+from tcgn_hub.training.checkpoints import check_folder
+from tcgn_hub.training.distributed import Processes
+from tcgn_hub.training.finetune import refuse_seen, run
+from tcgn_hub.training.fingerprint import fingerprint, refuse_another
 from tcgn_hub.training.recipe import Recipe
 from tcgn_hub.training.results import facts_of_evaluation
+from tcgn_hub.training.start import starting_model
 from tcgn_hub.writing.evaluations import read_measured, write_csv, write_evaluation
 
 __all__ = ["crossval"]
@@ -32,12 +38,13 @@ def crossval(
     by: str = "patient",
     only: Sequence[str] | None = None,
     recipe: Recipe | None = None,
+    allow_seen: Sequence[str] = (),
     final: bool = False,
     resume: bool = False,
-    device: str | None = None,
+    device: str = "auto",
     workers: int = 0,
     checkpoint_minutes: float = 10,
-    facts: Mapping[str, Any] | None = None,
+    metadata: Mapping[str, Any] | None = None,
     progress: bool = True,
 ) -> Evaluation:
     """Train once for every patient or section, without it, and measure all of them together.
@@ -50,17 +57,20 @@ def crossval(
         by: 'patient' or 'section'.
         only: Folds to run, by the names of their patients or sections; all if None.
         recipe: How to train.
+        allow_seen: As in `finetune`; without it, weights to start from that have seen a fold's test are refused.
         final: Afterwards train on all sections, by the same recipe, and write ``final``, a model directory that states
             the metrics of the cross-validation as its own held-out metrics.
-        resume: Continue in ``out``: folds that have ended are kept, one that was interrupted goes on.
+        resume: Continue in ``out``: folds that have ended are kept, one that was interrupted goes on. Folds of other
+            data, another panel, recipe or split are refused.
         device: As in `finetune`, and so are the others.
         workers: Processes that prepare crops.
         checkpoint_minutes: How often the state of a fold is saved.
-        facts: What else to record of each fold's weights.
+        metadata: What else to record of each fold's weights.
         progress: Show a progress bar on stderr where that is a terminal.
 
     Raises:
-        SectionError: Data are missing or malformed, or there is one patient or section only.
+        SectionError: Data are missing or malformed, there is one patient or section only, or one was seen by the
+            weights that training starts from.
         TrainingError: ``out`` holds another run.
         OutputError: The results cannot be written.
     """
@@ -68,6 +78,7 @@ def crossval(
     panel = load_panel(genes)
     sections = as_sections(data)
     chosen = folds(sections, by, val=bool(recipe.patience), seed=recipe.seed)
+    folders = _folders([name for name, _ in chosen])
     if only is not None:
         known = {name.removeprefix("patient "): (name, split) for name, split in chosen}
         unknown = [name for name in only if name not in known]
@@ -76,41 +87,72 @@ def crossval(
         chosen = [fold for name, fold in known.items() if name in only]
     if (out / "metrics.json").exists() and not resume:
         raise TrainingError(f"{out} holds a finished cross-validation; resume it, or give another folder.")
+    # of all folds before hours are spent on the first
+    start = starting_model(recipe, panel)
+    allowed = [name for _, split in chosen for name in refuse_seen(start, sections, split, allow_seen)]
 
-    options: dict[str, Any] = {
-        "genes": panel,
-        "recipe": recipe,
-        "resume": resume,
-        "device": device,
-        "workers": workers,
-        "cache": out / "crops",
-        "checkpoint_minutes": checkpoint_minutes,
-        "progress": progress,
-    }
-    measured = []
-    for number, (name, split) in enumerate(chosen, 1):
-        folder = out / name.replace(" ", "_")
-        _logger.info("Fold %d of %d: %s held out.", number, len(chosen), name)
+    def train(folder: Path, split: Split, stated: Mapping[str, Any]) -> None:
+        own = fingerprint(sections, panel=panel, split=split, recipe=recipe, parent=start.parent)
         done = folder / "metrics.json"
         if done.exists() and resume:
-            if json.loads(done.read_text())["recipe"] != recipe.to_dict():
-                raise TrainingError(f"{folder} was trained by another recipe; give another folder, or delete it.")
-        else:
-            finetune(sections, out=folder, split=split, facts=facts, **options)
-        measured += read_measured(folder / "held_out.npz")
-    evaluation = summarise(measured, panel)
-    rows = [
-        {"section": name, **{key: value for key, value in row.items() if not isinstance(value, list)}}
-        for name, row in evaluation.summary["sections"].items()
-    ]
-    write_csv(out / "crossval.csv", rows)
-    names = [name for name, _ in chosen]
-    write_evaluation(evaluation, measured, out, facts={"by": by, "folds": names, "recipe": recipe.to_dict()})
-    if final and not (out / "final" / "metrics.json").exists():
-        _logger.info("Training on all %d sections.", len(sections))
-        held_out = {
-            **facts_of_evaluation(evaluation),
-            "protocol": f"cross-validation by {by}, folds {', '.join(names)}",
-        }
-        finetune(sections, out=out / "final", split="none", facts={**(facts or {}), "held_out": held_out}, **options)
+            refuse_another(folder, json.loads(done.read_text(encoding="utf-8")), own)
+            return
+        check_folder(folder, resume=resume)
+        run(
+            sections,
+            panel,
+            folder,
+            recipe=recipe,
+            split=split,
+            allow_seen=allow_seen,
+            processes=processes,
+            cache=out / "crops",
+            metadata=stated,
+            workers=workers,
+            checkpoint_minutes=checkpoint_minutes,
+            progress=progress,
+        )
+
+    with Processes(device) as processes:
+        measured = []
+        for number, (name, split) in enumerate(chosen, 1):
+            if processes.first:
+                _logger.info("Fold %d of %d: %s held out.", number, len(chosen), name)
+            train(out / folders[name], split, metadata or {})
+            measured += read_measured(out / folders[name] / "held_out.npz")
+        evaluation = summarise(measured, panel)
+        if allowed:
+            evaluation.summary["allowed_seen"] = list(dict.fromkeys(allowed))
+        names = [name for name, _ in chosen]
+        if processes.first:
+            rows = [
+                {"section": name, **{key: value for key, value in row.items() if not isinstance(value, list)}}
+                for name, row in evaluation.summary["sections"].items()
+            ]
+            write_csv(out / "crossval.csv", rows)
+            stated = {"by": by, "folds": {name: folders[name] for name in names}, "recipe": recipe.to_dict()}
+            write_evaluation(evaluation, measured, out, facts=stated)
+        if final:
+            if processes.first:
+                _logger.info("Training on all %d sections.", len(sections))
+            held_out = {
+                **facts_of_evaluation(evaluation),
+                "protocol": f"cross-validation by {by}, folds {', '.join(names)}",
+            }
+            split = make_split(sections, by="none", val=bool(recipe.patience))
+            train(out / "final", split, {**(metadata or {}), "held_out": held_out})
     return evaluation
+
+
+def _folders(names: Sequence[str]) -> dict[str, str]:
+    """A folder for each fold that is one on any system: of plain letters, and of no other fold or file of the run."""
+    plain = {name: re.sub(r"[^A-Za-z0-9._-]", "_", name.replace("patient ", "patient_", 1))[:80] for name in names}
+    taken = ["final", "crops", "figures", *(name.casefold() for name in plain.values())]
+    return {
+        name: folder
+        if folder in (name, name.replace("patient ", "patient_", 1))
+        and "." not in (folder[0], folder[-1])
+        and taken.count(folder.casefold()) == 1
+        else f"{folder.strip('.')}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+        for name, folder in plain.items()
+    }

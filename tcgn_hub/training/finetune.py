@@ -152,7 +152,9 @@ def run(
                 panel=panel,
                 crops=trainer.crops,
             )
-            evaluation = summarise(measured, panel, allowed_seen=allowed)
+            evaluation = summarise(measured, panel)
+            if allowed:
+                evaluation.summary["allowed_seen"] = allowed
             _logger.info("%s", section_table(evaluation))
         trained_on = [section.seen() for section in sections if section.name in (*split.train, *split.val)]
         before = start.info

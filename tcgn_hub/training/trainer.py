@@ -469,7 +469,7 @@ def _tensorboard(out: Path | None) -> Iterator[Any]:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        SummaryWriter = None  # noqa: N806
+        SummaryWriter = None
     if out is None or SummaryWriter is None:
         yield None
         return
