@@ -4,50 +4,46 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
-
-import numpy as np
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
 
 from tcgn_hub.errors import OutputError
+from tcgn_hub.result import Result
+from tcgn_hub.writing.tables import write_with_metadata
 
-if TYPE_CHECKING:
-    from tcgn_hub.prediction.slides import SlidePrediction
-
-__all__ = ["bulk_csv", "pseudo_bulk"]
-
-_UNITS = "log10(1 + 10^4 count / sum of the panel's counts)"
+__all__ = ["write_bulk"]
 
 
-def pseudo_bulk(prediction: SlidePrediction) -> np.ndarray:
-    """Mean over the tiles in linear space, float32, shape (genes,), in the units of the prediction.
+def write_bulk(path: str | Path, results: Iterable[Result]) -> None:
+    """One row per slide: its path, its number of tiles, and `Result.bulk` in a column per gene.
 
-    Every tile weighs the same, however many counts it would have had.
+    Beside it, as ``FILE.json``, is written what was run on what, and which genes are significant; intervals of tiles do
+    not hold for means.
 
-    Raises:
-        OutputError: The units are not the logarithm whose inverse is known here.
-    """
-    if prediction.units != _UNITS:
-        raise OutputError(
-            f"The mean over tiles is taken for values in {_UNITS}, but these of {prediction.slide} are in"
-            f" {prediction.units}."
-        )
-    linear = np.expm1(prediction.values.astype(np.float64) * np.log(10))
-    return (np.log1p(linear.mean(axis=0)) / np.log(10)).astype(np.float32)
-
-
-def bulk_csv(predictions: Sequence[SlidePrediction]) -> str:
-    """One row per slide: its path, its number of tiles, and `pseudo_bulk` in a column per gene.
+    Args:
+        path: The file, CSV.
+        results: Slides; each is let go before the next is asked for.
 
     Raises:
-        OutputError: The slides were not predicted for the same genes, or not in units that can be averaged.
+        OutputError: The slides were not predicted for the same genes, or not in units that can be averaged, or a file
+            cannot be written.
     """
-    if len({tuple(prediction.genes) for prediction in predictions}) != 1:
-        raise OutputError("A table of slides needs at least one slide, and the same genes in all of them.")
+    rows: list[list[Any]] = []
+    runs: list[dict[str, Any]] = []
+    significant = None
+    for result in results:
+        if not rows:
+            rows.append(["slide", "tiles", *result.genes])
+            significant = result.gene_metadata()["significant"]
+        if result.genes != rows[0][2:]:
+            raise OutputError(f"{path} cannot be a table of slides that were not predicted for the same genes.")
+        where = result.slide.path if result.slide else ""
+        rows.append([where, len(result), *(f"{value:.6g}" for value in result.bulk().tolist())])
+        runs.append(result.metadata())
+        del result
+    if not rows:
+        raise OutputError(f"{path} cannot be a table of slides, as there are none.")
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["slide", "tiles", *predictions[0].genes])
-    for prediction in predictions:
-        values = pseudo_bulk(prediction).tolist()
-        writer.writerow([prediction.slide, len(prediction.tiles), *(f"{value:.6g}" for value in values)])
-    return text.getvalue()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    write_with_metadata(path, [text.getvalue()], {"runs": runs, "significant": significant})
