@@ -65,25 +65,24 @@ def _predict(args: argparse.Namespace, prog: str) -> int:
 
 
 def _predict_patches(images: list[Path], options: dict[str, Any], args: argparse.Namespace, prog: str) -> int:
-    from tcgn_hub.files import write_text
-    from tcgn_hub.writing.tables import FORMATS
+    from tcgn_hub.writing.tables import FORMATS, to_table
 
     output = Path(args.output) if args.output else None
     kind = (_kind(output, args.format) if output else args.format) or "table"
     _check_folder(output)
     result = load_predictor(args).patches(images, on_error="skip", **options)
-    text = FORMATS[kind](result, top=args.top)
     if output:
-        write_text(output, text)
+        (result.top(args.top) if args.top else result).write(output, format="txt" if kind == "table" else kind)
+    elif kind == "table":
+        sys.stdout.write(to_table(result, top=args.top))
     else:
-        sys.stdout.write(text)
+        sys.stdout.writelines(FORMATS[kind](result.top(args.top) if args.top else result))
     return _say(prog, result.failed.values())
 
 
 def _predict_slides(slides: list[Path], options: dict[str, Any], args: argparse.Namespace, prog: str) -> int:
     from tcgn_hub.errors import ImageError, OutputError
-    from tcgn_hub.files import write_text
-    from tcgn_hub.writing.bulk import bulk_csv, bulk_metadata
+    from tcgn_hub.writing.bulk import BulkTable
 
     outputs = _outputs(slides, args)
     _check_slides(slides, outputs, args)
@@ -92,7 +91,8 @@ def _predict_slides(slides: list[Path], options: dict[str, Any], args: argparse.
     plots = _plots(predictor, columns, args.plot)
     options |= given(args, _TILED)
     failed: list[str] = []
-    done: list[Result] = []
+    done = 0
+    bulk = BulkTable(args.bulk) if args.bulk else None
     for slide, output in zip(slides, outputs or [None] * len(slides), strict=True):
         state = output and _state(output)
         try:
@@ -105,12 +105,13 @@ def _predict_slides(slides: list[Path], options: dict[str, Any], args: argparse.
         if output:
             _write(result, output, plots, predictor if args.report else None, prog)
         failed += result.failed.values()
-        done.append(result)
+        if bulk:
+            bulk.add(result)
+        done += 1
     if not done:
         raise ImageError(f"None of {len(slides)} slides could be predicted: {failed[0]}")
-    if args.bulk:
-        write_text(args.bulk, bulk_csv(done))
-        write_text(f"{args.bulk}.json", bulk_metadata(done))
+    if bulk:
+        bulk.write()
     for output in outputs or ():
         shutil.rmtree(_state(output), ignore_errors=True)
     return _say(prog, failed)
@@ -239,14 +240,15 @@ def _plots(predictor: Predictor, columns: list[int], genes: str | None) -> list[
 
 def _write(result: Result, output: Path, plots: list[str], reporter: Predictor | None, prog: str) -> None:
     """The tiles, and maps of genes; and a report, if there is who explains it."""
-    from tcgn_hub.writing.figures import gene_map, mask_figure
+    from tcgn_hub.files import write_bytes
+    from tcgn_hub.writing.figures import draw_gene, draw_mask
     from tcgn_hub.writing.report import mapped_genes, write_report
 
     result.write(output)
     for gene in plots:
-        gene_map(result, gene, output.with_suffix(f".{gene}.png"))
+        write_bytes(output.with_suffix(f".{gene}.png"), draw_gene(result, gene))
     if plots and result.slide.mask is not None:
-        mask_figure(result, output.with_suffix(".tissue.png"))
+        write_bytes(output.with_suffix(".tissue.png"), draw_mask(result))
     if reporter:
         explained = []
         if reporter.info.backend == "onnx":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,38 +11,45 @@ from tcgn_hub.errors import OutputError
 from tcgn_hub.result import Result
 from tcgn_hub.writing.tables import write_with_metadata
 
-__all__ = ["write_bulk"]
+__all__ = ["BulkTable"]
 
 
-def write_bulk(path: str | Path, results: Iterable[Result]) -> None:
-    """One row per slide: its path, its number of tiles, and `Result.bulk` in a column per gene.
-
-    Beside it, as ``FILE.json``, is written what was run on what, and which genes are significant; intervals of tiles do
-    not hold for means.
+class BulkTable:
+    """A table with one row per slide: its path, its number of tiles, and `Result.bulk` in a column per gene.
 
     Args:
         path: The file, CSV.
-        results: Slides; each is let go before the next is asked for.
-
-    Raises:
-        OutputError: The slides were not predicted for the same genes, or not in units that can be averaged, or a file
-            cannot be written.
     """
-    rows: list[list[Any]] = []
-    runs: list[dict[str, Any]] = []
-    significant = None
-    for result in results:
-        if not rows:
-            rows.append(["slide", "tiles", *result.genes])
-            significant = result.gene_metadata()["significant"]
-        if result.genes != rows[0][2:]:
-            raise OutputError(f"{path} cannot be a table of slides that were not predicted for the same genes.")
+
+    def __init__(self, path: str | Path) -> None:
+        self._path = path
+        self._rows: list[list[Any]] = []
+        self._metadata: dict[str, Any] = {"runs": []}
+
+    def add(self, result: Result) -> None:
+        """Take a slide up; its tiles are not kept.
+
+        Raises:
+            OutputError: It was not predicted for the genes of those before, or not in units that can be averaged.
+        """
+        if not self._rows:
+            self._rows.append(["slide", "tiles", *result.genes])
+            # intervals of tiles do not hold for means
+            self._metadata["significant"] = result.gene_metadata()["significant"]
+        if result.genes != self._rows[0][2:]:
+            raise OutputError(f"{self._path} cannot be a table of slides that were not predicted for the same genes.")
         where = result.slide.path if result.slide else ""
-        rows.append([where, len(result), *(f"{value:.6g}" for value in result.bulk().tolist())])
-        runs.append(result.metadata())
-        del result
-    if not rows:
-        raise OutputError(f"{path} cannot be a table of slides, as there are none.")
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    write_with_metadata(path, [text.getvalue()], {"runs": runs, "significant": significant})
+        self._rows.append([where, len(result), *(f"{value:.6g}" for value in result.bulk().tolist())])
+        self._metadata["runs"].append(result.metadata())
+
+    def write(self) -> None:
+        """Write it, and beside it, as ``FILE.json``, what was run on what and which genes are significant.
+
+        Raises:
+            OutputError: There are no slides, or a file cannot be written.
+        """
+        if not self._rows:
+            raise OutputError(f"{self._path} cannot be a table of slides, as there are none.")
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows(self._rows)
+        write_with_metadata(self._path, [text.getvalue()], self._metadata)
