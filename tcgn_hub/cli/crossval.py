@@ -16,8 +16,8 @@ def build_parser(prog: str = "tcgn crossval") -> argparse.ArgumentParser:
     """The arguments of tcgn crossval."""
     parser = make_parser(
         prog,
-        "Train once for every patient or section, without it, and measure all of them beside baselines. -o is the folder"
-        " of the folds.",
+        "Train once for every patient or section, without it, and measure all of them beside baselines. -o is the"
+        " folder of the folds.",
     )
     add(parser, *_DATA)
     add(parser, "genes", "output", required=True)

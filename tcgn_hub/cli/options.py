@@ -48,8 +48,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "data": {
         "flags": ("data",),
         "nargs": "+",
-        "help": "her2st or HEST folder, Space Ranger output folders, .h5ad files, a sample sheet (CSV: section, patient,"
-        " data, image, mpp), a CSV of patches (with --expression), or a CSV of bulk measurements (slide, patient,"
+        "help": "her2st or HEST folder, Space Ranger output folders, .h5ad files, a sample sheet (CSV: section,"
+        " patient, data, image, mpp), a CSV of patches (with --expression), or a CSV of bulk measurements (slide, patient,"
         " genes)",
     },
     "sections": {"nargs": "+", "metavar": "NAME", "help": "only these sections (default: all)"},

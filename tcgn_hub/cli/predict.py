@@ -81,7 +81,7 @@ def _predict_patches(images: list[Path], options: dict[str, Any], args: argparse
 
 
 def _predict_slides(slides: list[Path], options: dict[str, Any], args: argparse.Namespace, prog: str) -> int:
-    from tcgn_hub.errors import ImageError, OutputError
+    from tcgn_hub.errors import ImageError
     from tcgn_hub.files import write_text
     from tcgn_hub.writing.bulk import bulk_csv, bulk_metadata
 
