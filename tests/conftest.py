@@ -34,7 +34,7 @@ def golden_model(golden_file) -> torch.nn.Module:
 
 @pytest.fixture(scope="session")
 def tiny_weights(tmp_path_factory) -> Path:
-    """A model directory of the tiny architecture that states all that weights can state: 12 genes, patches of 154 um."""
+    """A model directory of the tiny architecture that states all there is to state: 12 genes, patches of 154 um."""
     from sections import PANEL
 
     from tcgn_hub.prediction.ood import describe
