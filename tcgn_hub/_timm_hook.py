@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+import warnings
 from collections.abc import Sequence
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
@@ -15,9 +16,16 @@ __all__ = ["register_with_timm"]
 def register_with_timm() -> None:
     """Register our architectures with timm now if it is imported, and otherwise right after it is."""
     if "timm" in sys.modules:
-        importlib.import_module("tcgn_hub.models.loading")
+        _register()
     else:
         sys.meta_path.insert(0, _RegisterAfterTimm())
+
+
+def _register() -> None:
+    try:
+        importlib.import_module("tcgn_hub.models.tcgn")
+    except Exception as err:  # noqa: BLE001 - whatever is wrong with us, timm's own models are not to suffer
+        warnings.warn(f"timm does not know the models of tcgn_hub: {err}", stacklevel=2)
 
 
 class _RegisterAfterTimm(MetaPathFinder):
@@ -42,7 +50,7 @@ class _RegisterAfterTimm(MetaPathFinder):
             load(module)
             if self in sys.meta_path:
                 sys.meta_path.remove(self)
-            importlib.import_module("tcgn_hub.models.loading")
+            _register()
 
         spec.loader.exec_module = load_and_register  # type: ignore[method-assign]
         return spec

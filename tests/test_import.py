@@ -12,11 +12,11 @@ from safetensors.torch import load_file, save_file
 
 import tcgn_hub
 from tcgn_hub.errors import CheckpointError, PanelError, TcgnError, WeightsError
-from tcgn_hub.models.tcgn import is_trunk_key
 from tcgn_hub.panels import load_panel
 from tcgn_hub.weights.cache import sha256_of
 from tcgn_hub.weights.convert import import_checkpoint, remove_import
 from tcgn_hub.weights.manifest import find_weights, imports_folder
+from tcgn_hub.weights.published_keys import is_trunk_key
 from tcgn_hub.weights.resolve import resolve, where
 
 A2 = "tcgn_base.her2st_a2"

@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 from torch.utils.flop_counter import FlopCounterMode
 
 from tcgn_hub.errors import CheckpointError
-from tcgn_hub.models.tcgn import TCGN, ReducingConv, _rename_published, checkpoint_filter_fn
+from tcgn_hub.models.tcgn import TCGN, ReducingConv, checkpoint_filter_fn
+from tcgn_hub.weights.published_keys import rename_key
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +78,7 @@ def test_golden_gradients(golden_model, x):
     norms = _grad_norms(model, x[:1])
     assert len(golden.grad_norms()) == len(norms) == 760
     for name, norm in golden.grad_norms().items():
-        assert norms[_rename_published(name)] == pytest.approx(norm, rel=1e-3, abs=1e-5), name
+        assert norms[rename_key(name)] == pytest.approx(norm, rel=1e-3, abs=1e-5), name
 
 
 def test_gradients_are_right(golden_model, x):
@@ -88,7 +89,7 @@ def test_gradients_are_right(golden_model, x):
     above = ("stages.3.", "stages.2.blocks.9.", "stages.2.fuse_out", "stages.1.graph", "final_conv", "head")
     checked = 0
     for name, norm in golden.grad_norms().items():
-        ours = _rename_published(name)
+        ours = rename_key(name)
         assert one[ours] == pytest.approx(three[ours], rel=1e-3, abs=1e-5), name
         assert one[ours] == pytest.approx(double[ours], rel=1e-3, abs=1e-5), name
         if ours.startswith(above):
@@ -180,7 +181,7 @@ def test_flops_of_an_image(golden_model, x):
 def test_every_published_key_is_mapped(golden_model):
     state = golden.published_state_dict()
     assert len(state) == 994
-    assert {_rename_published(key) for key in state} == set(golden_model.state_dict())
+    assert {rename_key(key) for key in state} == set(golden_model.state_dict())
 
 
 @pytest.mark.parametrize("num_classes", [785, 5])

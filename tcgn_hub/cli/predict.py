@@ -9,81 +9,38 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tcgn_hub.cli.common import run, version
-from tcgn_hub.cli.images import above_zero, add_images, add_scale, add_weights, images_of, pick_device, positive
+from tcgn_hub.cli.common import image_files, load_predictor, make_parser, panel_of, run
+from tcgn_hub.cli.options import add, given
 
 if TYPE_CHECKING:
-    from tcgn_hub.prediction.slides import SlidePrediction
+    from tcgn_hub.prediction.predictor import Predictor
+    from tcgn_hub.result import Result
 
-_PATCH_FORMATS = ("table", "csv", "json")
+PATCH_FORMATS = ("table", "csv", "json")
+SLIDE_FORMATS = ("h5ad", "csv", "parquet", "geojson")
+_SUFFIXES = {".txt": "table", **{f".{kind}": kind for kind in (*PATCH_FORMATS[1:], *SLIDE_FORMATS)}}
 _EXPLAINED = 3  # genes of a report whose highest and lowest tiles are shown
-_SLIDE_FORMATS = ("h5ad", "csv", "parquet", "geojson")
+
+_LOADED = ("weights", "device", "precision", "backend")
+_SHARED = ("significant_only", "tta", "batch_size")
+_SCALE = ("mpp", "magnification", "patch_um")
+_TILED = ("stride_um", "spots", "min_tissue", "features", "workers", "max_pixels")
+_DRAWN = ("plot", "report", "bulk")
 
 
 def build_parser(prog: str = "tcgn-predict") -> argparse.ArgumentParser:
     """The arguments of tcgn predict."""
-    parser = argparse.ArgumentParser(
-        prog=prog,
-        description="Predict gene expression in the centre of H&E patches, or over the tissue of slides.",
+    parser = make_parser(
+        prog,
+        "Predict gene expression in the centre of H&E patches, or over the tissue of slides. -o is a file, or a folder"
+        " for several slides; without it patches are shown as a table.",
         epilog="A file of a slide format (.svs, .ndpi, .mrxs, .ome.tif, ...) is taken as a slide, and so is any picture"
         " where an option for slides is given. Exit code: 0 all predicted, 1 some images could not be, 2 nothing was,"
         " for the reason printed.",
     )
-    add_images(parser)
-    parser.add_argument("--top", type=positive, metavar="K", help="patches: only the K genes of the highest values")
-    parser.add_argument("--genes", metavar="A,B|FILE", help="only these genes: a list with commas, or a file of lines")
-    parser.add_argument(
-        "--significant-only",
-        action="store_true",
-        help="leave out genes not predicted better than chance on held-out tissue",
-    )
-    parser.add_argument(
-        "--format",
-        choices=tuple(dict.fromkeys(_PATCH_FORMATS + _SLIDE_FORMATS)),
-        help="default: by the suffix of -o; otherwise table for patches, h5ad for slides",
-    )
-    parser.add_argument(
-        "-o",
-        "--output",
-        metavar="FILE|DIR",
-        help="where to write; a folder for several slides (default: standard output)",
-    )
-    add_weights(parser)
-    parser.add_argument(
-        "--views",
-        type=int,
-        choices=range(1, 9),
-        default=1,
-        metavar="N",
-        help="average over so many rotations and reflections, 1 to 8, and say how much they differ (default: 1)",
-    )
-    parser.add_argument("--batch-size", type=positive, default=32, metavar="N", help="images at once (default: 32)")
-    parser.add_argument(
-        "--backend",
-        choices=("torch", "onnx"),
-        help="onnx needs no PyTorch, but weights that `tcgn export` wrote (default: onnx for FILE.onnx, else torch)",
-    )
-    parser.add_argument("--version", action="version", version=version(prog))
-
-    add_scale(parser)
-
-    slides = parser.add_argument_group("slides")
-    slides.add_argument("--stride", type=above_zero, metavar="UM", help="distance of tiles (default: their side)")
-    slides.add_argument("--spots", metavar="FILE", help="predict these spots: tissue_positions, her2st selection, h5ad")
-    slides.add_argument(
-        "--min-tissue",
-        type=float,
-        metavar="SHARE",
-        help="least share of tissue in a tile (default: 0.5; 0: every tile)",
-    )
-    slides.add_argument("--features", action="store_true", help="keep the 1280 features of each tile, in an h5ad")
-    slides.add_argument(
-        "--plot", metavar="GENE,...", help="maps of genes and of the tissue, PNG files beside the output"
-    )
-    slides.add_argument("--report", action="store_true", help="a self-contained HTML page beside the output")
-    slides.add_argument("--bulk", metavar="FILE", help="one pseudo-bulk row per slide, CSV")
-    slides.add_argument("--workers", type=int, metavar="N", help="processes that read tiles (default: 1)")
-    slides.add_argument("--max-pixels", type=positive, metavar="N", help="largest picture to decode as a whole")
+    add(parser, "images", "genes", "top", "format", "output", *_LOADED, *_SHARED)
+    add(parser.add_argument_group("scale", "read from the files where they state it; never guessed"), *_SCALE)
+    add(parser.add_argument_group("slides"), *_TILED, *_DRAWN)
     return parser
 
 
@@ -94,205 +51,209 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "tcgn-predict") -> in
 
 
 def _predict(args: argparse.Namespace, prog: str) -> int:
+    from tcgn_hub.images.scale import given_scale
     from tcgn_hub.images.slides import is_slide_file
-    from tcgn_hub.panels import parse_genes
-    from tcgn_hub.prediction.backends import uses_onnx
 
-    images = images_of(args)
-    if args.genes is not None:
-        args.genes = parse_genes(args.genes)
-    suffix = Path(args.output).suffix.lstrip(".").lower() if args.output else ""
-    wants_slide = args.format in ("h5ad", "parquet", "geojson") or suffix in ("h5ad", "parquet", "geojson")
-    options = (args.stride, args.spots, args.min_tissue, args.plot, args.bulk, args.workers, args.max_pixels)
-    as_slides = wants_slide or args.features or args.report or any(option is not None for option in options)
-
-    if not uses_onnx(args.weights, args.backend):
-        args.device = pick_device(args.device)
-    if as_slides or any(map(is_slide_file, images)):
-        return _predict_slides(images, args, prog)
-    return _predict_patches(images, args, prog)
+    images = image_files(args)
+    suffix = Path(args.output).suffix.lower() if args.output else ""
+    wanted = {args.format, _SUFFIXES.get(suffix)} - set(PATCH_FORMATS) - {None}
+    given_scale(args.mpp, args.magnification)
+    options = {"genes": panel_of(args.genes), "progress": True, **given(args, (*_SHARED, *_SCALE))}
+    if wanted or given(args, (*_TILED, *_DRAWN)) or any(map(is_slide_file, images)):
+        return _predict_slides(images, options, args, prog)
+    return _predict_patches(images, options, args, prog)
 
 
-def _shared_options(args: argparse.Namespace) -> dict[str, Any]:
-    """What patches and slides are predicted with alike."""
-    return {
-        "weights": args.weights,
-        "genes": args.genes,
-        "mpp": args.mpp,
-        "magnification": args.magnification,
-        "patch_um": args.patch_um,
-        "significant_only": args.significant_only,
-        "views": args.views,
-        "batch_size": args.batch_size,
-        "device": args.device,
-        "backend": args.backend,
-        "progress": True,
-    }
-
-
-def _predict_patches(images: list[Path], args: argparse.Namespace, prog: str) -> int:
+def _predict_patches(images: list[Path], options: dict[str, Any], args: argparse.Namespace, prog: str) -> int:
     from tcgn_hub.files import write_text
-    from tcgn_hub.prediction.patches import predict
     from tcgn_hub.writing.tables import FORMATS
 
-    prediction = predict(
-        images,
-        on_error="skip",
-        **_shared_options(args),
-    )
-    kind = args.format or (Path(args.output).suffix.lstrip(".") if args.output else "table")
-    text = FORMATS.get(kind, FORMATS["table"])(prediction, top=args.top)
-    if args.output:
-        write_text(args.output, text)
+    output = Path(args.output) if args.output else None
+    kind = (_kind(output, args.format) if output else args.format) or "table"
+    _check_folder(output)
+    result = load_predictor(args).patches(images, on_error="skip", **options)
+    text = FORMATS[kind](result, top=args.top)
+    if output:
+        write_text(output, text)
     else:
         sys.stdout.write(text)
-    for message in prediction.failed.values():
-        print(f"{prog}: {message}", file=sys.stderr)
-    return 1 if prediction.failed else 0
+    return _say(prog, result.failed.values())
 
 
-def _predict_slides(slides: list[Path], args: argparse.Namespace, prog: str) -> int:
-    from tcgn_hub.errors import ImageError, OutputError, PanelError, SectionError
-    from tcgn_hub.prediction.slides import predict_slide
+def _predict_slides(slides: list[Path], options: dict[str, Any], args: argparse.Namespace, prog: str) -> int:
+    from tcgn_hub.errors import ImageError, OutputError
+    from tcgn_hub.files import write_text
+    from tcgn_hub.writing.bulk import bulk_csv, bulk_metadata
 
-    if args.spots and len(slides) > 1:
-        raise SectionError("--spots belongs to one slide; give one.")
     outputs = _outputs(slides, args)
-    if outputs is None and not args.bulk:
-        raise OutputError("Say where to write the tiles: -o FILE for one slide, -o DIR for several, or --bulk FILE.")
-    _check_extras(outputs, args)
-    if outputs is None and (args.plot or args.report or args.features):
-        raise OutputError("--plot, --report and --features belong to the output of the tiles; say where with -o.")
-    options: dict[str, Any] = {
-        name: value
-        for name, value in (("min_tissue", args.min_tissue), ("workers", args.workers), ("max_pixels", args.max_pixels))
-        if value is not None
-    }
-    if args.plot:
-        from tcgn_hub.models.loading import load_model
-        from tcgn_hub.prediction.patches import gene_columns
-
-        # a gene that is not there should not be found out after the slides are predicted
-        info = load_model(args.weights)[1]
-        columns = gene_columns(info, args.genes, significant_only=args.significant_only)
-        absent = [i for i in gene_columns(info, args.plot.split(",")) if i not in columns]
-        if absent:
-            raise PanelError(f"{info.genes[absent[0]]} is to be drawn, but not among the genes that are predicted.")
+    _check_slides(slides, outputs, args)
+    predictor = load_predictor(args)
+    columns = predictor.columns(options["genes"], significant_only=bool(args.significant_only))
+    plots = _plots(predictor, columns, args.plot)
+    options |= given(args, _TILED)
     failed: list[str] = []
-    done: list[SlidePrediction] = []
-    states: list[Path] = []
-    for i, slide in enumerate(slides):
-        state = None if outputs is None else outputs[i].with_name(f"{outputs[i].name}.partial")
+    done: list[Result] = []
+    for slide, output in zip(slides, outputs or [None] * len(slides), strict=True):
+        state = output and _state(output)
         try:
-            prediction = predict_slide(
-                slide,
-                stride_um=args.stride,
-                spots=args.spots,
-                features=args.features,
-                resume=state,
-                **_shared_options(args),
-                **options,
-            )
+            result = predictor.slide(slide, resume=state, **options)
         except ImageError as err:
             if len(slides) == 1:
                 raise
             failed.append(str(err))
             continue
-        done.append(prediction)
-        if outputs is not None and state is not None:
-            _write(prediction, outputs[i], args)
-            states.append(state)
-        for message in prediction.failed.values():
-            print(f"{prog}: {message}", file=sys.stderr)
+        if output:
+            _write(result, output, plots, predictor if args.report else None, prog)
+        failed += result.failed.values()
+        done.append(result)
     if not done:
         raise ImageError(f"None of {len(slides)} slides could be predicted: {failed[0]}")
     if args.bulk:
-        from tcgn_hub.files import write_text
-        from tcgn_hub.writing.bulk import bulk_csv
-        from tcgn_hub.writing.frames import bulk_facts_json
-
         write_text(args.bulk, bulk_csv(done))
-        write_text(f"{args.bulk}.json", bulk_facts_json(done))
-    for state in states:
-        shutil.rmtree(state, ignore_errors=True)
+        write_text(f"{args.bulk}.json", bulk_metadata(done))
+    for output in outputs or ():
+        shutil.rmtree(_state(output), ignore_errors=True)
+    return _say(prog, failed)
+
+
+def _say(prog: str, failed: Any) -> int:
+    """What could not be predicted, on stderr; the exit code."""
     for message in failed:
         print(f"{prog}: {message}", file=sys.stderr)
-    return 1 if failed or any(prediction.failed for prediction in done) else 0
+    return 1 if failed else 0
 
 
-def _check_extras(outputs: list[Path] | None, args: argparse.Namespace) -> None:
-    """Ask for what writing needs before anything is predicted."""
-    from tcgn_hub.extras import require
+def _state(output: Path) -> Path:
+    """Where what is done of a slide is kept, for a run that continues."""
+    return output.with_name(f"{output.name}.partial")
 
-    if outputs is None:
-        return
-    kind = args.format or outputs[0].suffix.lstrip(".").lower()
-    if kind == "h5ad":
-        require("anndata", extra="h5ad", to="write .h5ad files")
-    if kind == "parquet":
-        require("pyarrow", extra="parquet", to="write .parquet files")
-    if args.plot or args.report:
-        require("matplotlib", extra="plot", to="draw figures")
+
+def _kind(output: Path, asked: str | None) -> str | None:
+    """The format of a file; None where nothing is said of it.
+
+    Raises:
+        OutputError: Its suffix is unknown, or is that of another format than the one asked for.
+    """
+    from tcgn_hub.errors import OutputError
+
+    suffix = output.suffix.lower()
+    kind = _SUFFIXES.get(suffix)
+    if suffix and kind is None:
+        raise OutputError(f"{output} is of no format that is known; let it end in one of {', '.join(_SUFFIXES)}.")
+    if asked and kind not in (None, asked) and not (kind == "table" and asked in PATCH_FORMATS):
+        raise OutputError(f"--format {asked} does not go with {output}; leave it out, or let the name end in .{asked}.")
+    return asked or kind
+
+
+def _check_folder(file: Path | None) -> None:
+    from tcgn_hub.errors import OutputError
+
+    if file and not file.parent.is_dir():
+        raise OutputError(f"{file} cannot be written: there is no folder {file.parent}.")
+    if file and file.is_dir():
+        raise OutputError(f"{file} cannot be written: it is a folder.")
 
 
 def _outputs(slides: list[Path], args: argparse.Namespace) -> list[Path] | None:
-    """Where each slide's tiles go; None if nowhere."""
+    """Where each slide's tiles go; None if nowhere.
+
+    Raises:
+        OutputError: There is no such place, or its format is not one for slides.
+    """
     from tcgn_hub.errors import OutputError
 
     if args.output is None:
         return None
     output = Path(args.output)
-    to_file = len(slides) == 1 and bool(output.suffix) and not output.is_dir()
-    kind = args.format or (output.suffix.lstrip(".").lower() if to_file else "h5ad")
-    if kind not in _SLIDE_FORMATS:
-        raise OutputError(f"{kind!r} is no format for slides; give one of {', '.join(_SLIDE_FORMATS)}.")
-    if args.features and kind != "h5ad":
-        raise OutputError("--features are kept in an .h5ad only; give -o a name that ends so.")
+    to_file = bool(output.suffix) and not output.is_dir()
+    if to_file and len(slides) > 1 and output.suffix.lower() in _SUFFIXES:
+        raise OutputError(f"{output} is one file, but there are {len(slides)} slides; give a folder.")
+    to_file = to_file and len(slides) == 1
+    kind = (_kind(output, args.format) if to_file else args.format) or "h5ad"
+    if kind not in SLIDE_FORMATS:
+        raise OutputError(f"{kind!r} is no format for slides; give one of {', '.join(SLIDE_FORMATS)}.")
     if to_file:
-        if not output.parent.is_dir():
-            raise OutputError(f"{output} cannot be written: there is no folder {output.parent}.")
+        _check_folder(output)
         return [output]
+    names = [slide.name for slide in slides]
+    if len(set(names)) < len(names):
+        raise OutputError("Two slides have the same name; predict them into folders of their own.")
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as err:
         raise OutputError(f"The folder {output} cannot be made ({err.strerror or err}).") from err
-    names = [slide.name for slide in slides]
-    if len(set(names)) < len(names):
-        raise OutputError("Two slides have the same name; predict them into folders of their own.")
     return [output / f"{slide.name}.{kind}" for slide in slides]
 
 
-def _write(prediction: SlidePrediction, output: Path, args: argparse.Namespace) -> None:
-    kind = args.format or output.suffix.lstrip(".").lower()
-    if kind == "h5ad":
-        from tcgn_hub.writing.anndata import write_h5ad
+def _check_slides(slides: list[Path], outputs: list[Path] | None, args: argparse.Namespace) -> None:
+    """Refuse, before anything is loaded, what cannot be done or would do nothing.
 
-        write_h5ad(output, prediction)
-    elif kind == "parquet":
-        from tcgn_hub.writing.frames import write_parquet
+    Raises:
+        OutputError: Nothing is to be written, or an option belongs to another output.
+        SectionError: Spots are given for several slides, or beside options of a grid.
+        ExtraError: A package that writing needs is not installed.
+    """
+    from tcgn_hub.errors import OutputError, SectionError
+    from tcgn_hub.extras import require
 
-        write_parquet(output, prediction)
-    else:
-        from tcgn_hub.files import write_text
-        from tcgn_hub.writing.frames import facts_json, to_csv
-        from tcgn_hub.writing.geojson import to_geojson
+    if args.top:
+        raise OutputError("--top is for patches: all genes of a slide's tiles are written; choose some by --genes.")
+    if args.spots and len(slides) > 1:
+        raise SectionError("--spots belongs to one slide; give one.")
+    if args.spots and given(args, ("stride_um", "min_tissue")):
+        raise SectionError("--stride-um and --min-tissue are of a grid of tiles; leave them out, or --spots.")
+    if outputs is None:
+        if not args.bulk:
+            raise OutputError(
+                "Say where to write the tiles: -o FILE for one slide, -o DIR for several, or --bulk FILE."
+            )
+        if given(args, ("plot", "report", "features", "format")):
+            raise OutputError("--plot, --report, --features and --format are of the output of the tiles; give -o.")
+    if args.bulk:
+        _check_folder(Path(args.bulk))
+    suffix = outputs[0].suffix.lower() if outputs else ""
+    if args.features and suffix != ".h5ad":
+        raise OutputError("--features are kept in an .h5ad only; give -o a name that ends so.")
+    if suffix == ".h5ad":
+        require("anndata", extra="h5ad", to="write .h5ad files")
+    if suffix == ".parquet":
+        require("pyarrow", extra="parquet", to="write .parquet files")
+    if args.plot or args.report:
+        require("matplotlib", extra="plot", to="draw figures")
 
-        write_text(output, to_csv(prediction) if kind == "csv" else to_geojson(prediction))
-        if kind == "csv":
-            write_text(f"{output}.json", facts_json(prediction))
-    if args.plot:
-        from tcgn_hub.writing.figures import gene_map, mask_figure
 
-        for gene in args.plot.split(","):
-            gene_map(prediction, gene.strip(), output.with_suffix(f".{gene.strip()}.png"))
-        if prediction.mask is not None:
-            mask_figure(prediction, output.with_suffix(".tissue.png"))
-    if args.report:
-        from tcgn_hub.prediction.explain import galleries
-        from tcgn_hub.writing.report import mapped_genes, write_report
+def _plots(predictor: Predictor, columns: list[int], genes: str | None) -> list[str]:
+    """Genes to draw.
 
-        explained = galleries(prediction, mapped_genes(prediction)[:_EXPLAINED], device=args.device)
-        write_report(output.with_suffix(".html"), prediction, galleries=explained)
+    Raises:
+        PanelError: One is not among those that are predicted.
+    """
+    from tcgn_hub.errors import PanelError
+
+    drawn = [] if genes is None else predictor.columns(genes.split(","))
+    absent = [predictor.info.genes[i] for i in drawn if i not in columns]
+    if absent:
+        raise PanelError(f"{absent[0]} is to be drawn, but not among the genes that are predicted.")
+    return [predictor.info.genes[i] for i in drawn]
+
+
+def _write(result: Result, output: Path, plots: list[str], reporter: Predictor | None, prog: str) -> None:
+    """The tiles, and maps of genes; and a report, if there is who explains it."""
+    from tcgn_hub.writing.figures import gene_map, mask_figure
+    from tcgn_hub.writing.report import mapped_genes, write_report
+
+    result.write(output)
+    for gene in plots:
+        gene_map(result, gene, output.with_suffix(f".{gene}.png"))
+    if plots and result.slide.mask is not None:
+        mask_figure(result, output.with_suffix(".tissue.png"))
+    if reporter:
+        explained = []
+        if reporter.info.backend == "onnx":
+            print(f"{prog}: the report shows no tiles with Grad-CAM, which needs weights of PyTorch", file=sys.stderr)
+        else:
+            explained = reporter.galleries(result, mapped_genes(result)[:_EXPLAINED])
+        write_report(output.with_suffix(".html"), result, galleries=explained)
 
 
 if __name__ == "__main__":

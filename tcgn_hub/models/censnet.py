@@ -218,6 +218,7 @@ class GraphEmbed(nn.Module):
         num_heads: Attention heads; each gives one edge feature.
         grid_size: Nodes along one side of the square grid.
         edges_per_node: Edges kept, as a multiple of the number of nodes.
+        out_dim: Channels of the node embeddings; those of the edges have a quarter.
         drop: Dropout rate inside CensNet.
     """
 
@@ -227,6 +228,7 @@ class GraphEmbed(nn.Module):
         num_heads: int = 2,
         grid_size: int = 14,
         edges_per_node: int = 4,
+        out_dim: int = 48,
         drop: float = 0.0,
         device=None,
         dtype=None,
@@ -240,7 +242,7 @@ class GraphEmbed(nn.Module):
         self.q = nn.Linear(dim, dim, **dd)
         self.k = nn.Linear(dim, dim, **dd)
         self.value = nn.Linear(dim, dim, **dd)
-        self.censnet = CensNet(dim, edge_dim=num_heads + 4, drop=drop, **dd)
+        self.censnet = CensNet(dim, edge_dim=num_heads + 4, node_out=out_dim, edge_out=out_dim // 4, drop=drop, **dd)
 
     def forward(self, patch_tokens: torch.Tensor, conv_tokens: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
         """Embed a graph.
@@ -250,7 +252,8 @@ class GraphEmbed(nn.Module):
             conv_tokens: The other view, keys and node features, (B, N, dim).
 
         Returns:
-            Node embeddings (B, N, 48), and edge embeddings summed at their ends and divided by 4, (B, N, 12).
+            Node embeddings (B, N, out_dim), and edge embeddings summed at their ends and divided by 4,
+            (B, N, out_dim / 4).
         """
         if torch.jit.is_scripting():
             out = self._embed(_full_precision(patch_tokens), _full_precision(conv_tokens))

@@ -1,117 +1,26 @@
-"""Where architecture and weights meet: the names timm knows of this package, and loading by tag, folder or file."""
+"""Where architecture and weights meet: loading by tag, folder or file."""
 
 from __future__ import annotations
 
-import logging
-import warnings
 from pathlib import Path
 from typing import Any
 
 import timm
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import nn
 
 from tcgn_hub.errors import CheckpointError, TcgnError, WeightsError
-from tcgn_hub.models.tcgn import TCGN, checkpoint_filter_fn, trunk_filter_fn
+from tcgn_hub.models.tcgn import TCGN
 from tcgn_hub.panels import PANELS, load_panel
 from tcgn_hub.weights.convert import read_parameters
 from tcgn_hub.weights.download import fetch_folder
 from tcgn_hub.weights.info import WeightsInfo
-from tcgn_hub.weights.manifest import Weights, find_weights, load_manifest
+from tcgn_hub.weights.manifest import Weights, load_manifest
 from tcgn_hub.weights.model_dir import read_model_dir
 from tcgn_hub.weights.resolve import Resolved, not_imported, resolve
 
-__all__ = ["create_model", "load_model", "tcgn_base"]
+__all__ = ["create_model", "load_model"]
 
 _HUB = "hf-hub:"
-_logger = logging.getLogger(__name__)
-
-
-def _cfg(**kwargs: Any) -> dict[str, Any]:
-    return {
-        "num_classes": 785,
-        "input_size": (3, 224, 224),
-        "fixed_input_size": True,
-        "pool_size": (7, 7),
-        "crop_pct": 1.0,
-        "crop_mode": "squash",
-        "interpolation": "bilinear",
-        "mean": IMAGENET_DEFAULT_MEAN,
-        "std": IMAGENET_DEFAULT_STD,
-        "first_conv": "stem.conv1",
-        "classifier": "head.fc",
-        **kwargs,
-    }
-
-
-def _cfg_of(weights: Weights) -> dict[str, Any]:
-    file = weights.model_file
-    return _cfg(
-        **({"num_classes": len(weights.genes), "label_names": weights.genes} if weights.genes else {}),
-        file=str(weights.folder / file.name) if weights.bundled and file else None,
-        hf_hub_id=f"{weights.hub['repo_id']}@{weights.hub['revision']}" if weights.hub["repo_id"] else None,
-        license=weights.license,
-    )
-
-
-def _default_cfgs() -> dict[str, Any]:
-    tags = {weights.tag: _cfg_of(weights) for weights in load_manifest().values()}
-    return generate_default_cfgs({**tags, "tcgn_base.untrained": _cfg()})
-
-
-default_cfgs = _default_cfgs()
-
-
-@register_model
-def tcgn_base(pretrained: bool = False, **kwargs: Any) -> TCGN:
-    """TCGN as published: a CMT-Tiny trunk and two graph branches, 22.5 million parameters.
-
-    Weights of the manifest are verified by sha256 before they are read, and fetched from the Hub if they are not on
-    this machine; a source named in ``pretrained_cfg_overlay`` is read as it is.
-    """
-    filter_fn = checkpoint_filter_fn
-    entry = _manifest_entry("tcgn_base", kwargs) if pretrained else None
-    if entry is not None:
-        resolved = resolve(entry, cache_dir=kwargs.get("cache_dir"))
-        kwargs["pretrained_cfg_overlay"] = {**(kwargs.get("pretrained_cfg_overlay") or {}), "file": str(resolved.path)}
-        if entry.scope == "trunk":
-            filter_fn = trunk_filter_fn
-            _logger.warning("%s fills the trunk; the graph branches and the head are new and untrained.", entry.tag)
-    model: Any = build_model_with_cfg(
-        TCGN,
-        "tcgn_base",
-        pretrained,
-        pretrained_filter_fn=filter_fn,
-        feature_cfg={"out_indices": (0, 1, 2, 3), "feature_cls": "getter"},
-        **kwargs,
-    )
-    labels = model.pretrained_cfg.get("label_names")
-    if labels and getattr(model, "num_classes", len(labels)) != len(labels):
-        # names of other outputs would be wrong names
-        del model.pretrained_cfg["label_names"]
-    return model
-
-
-def register_tags() -> None:
-    """Tell timm of the tags that came or went since this module was imported."""
-    global default_cfgs
-    default_cfgs = _default_cfgs()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # timm warns of a name that is registered again
-        register_model(tcgn_base)
-
-
-def _manifest_entry(architecture: str, kwargs: dict[str, Any]) -> Weights | None:
-    """The entry whose verified file is to be read, or None where the user named another source."""
-    cfg, overlay = kwargs.get("pretrained_cfg"), kwargs.get("pretrained_cfg_overlay") or {}
-    if any(overlay.get(key) for key in ("source", "state_dict", "file", "hf_hub_id", "url")):
-        # the file of our cfg would win over a weaker source that the user asked for
-        kwargs["pretrained_cfg_overlay"] = {"file": None, **overlay}
-        return None
-    if cfg is not None and not isinstance(cfg, str):
-        return None
-    return find_weights(f"{architecture}.{cfg}" if cfg else architecture)
 
 
 def create_model(

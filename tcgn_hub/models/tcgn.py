@@ -12,11 +12,13 @@ Papers:
 Written from a description of the published network; every part names the section of the paper it belongs to.
 """
 
-import re
-from typing import Dict, List, Optional, Tuple, Union
+import logging
+import warnings
+from typing import Any, Dict, List, Optional, Tuple, Union
 
 import torch
 import torch.nn.functional as F
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import (
     DropPath,
     GroupNorm1,
@@ -27,14 +29,26 @@ from timm.layers import (
     trunc_normal_,
 )
 from timm.layers.trace_utils import _assert
-from timm.models import checkpoint, named_apply
+from timm.models import _registry as timm_registry
+from timm.models import (
+    build_model_with_cfg,
+    checkpoint,
+    generate_default_cfgs,
+    named_apply,
+    register_model,
+)
 from timm.models._features import feature_take_indices
 from torch import nn
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, ManifestError
+from ..weights.manifest import Weights, find_weights, load_manifest, package_manifest, registries
+from ..weights.published_keys import is_trunk_key, rename_published
+from ..weights.resolve import resolve
 from .censnet import GraphEmbed
 
-__all__ = ["TCGN", "checkpoint_filter_fn", "is_trunk_key", "rename_published", "trunk_filter_fn"]
+__all__ = ["TCGN", "checkpoint_filter_fn", "trunk_filter_fn"]
+
+_logger = logging.getLogger(__name__)
 
 IMG_SIZE = 224
 GRID_SIZE = 14  # three attention layers mix over the 14 x 14 graph nodes, which fixes the image size
@@ -258,6 +272,7 @@ class EncoderBlock(nn.Module):
         dim: Width of the last axis.
         num_heads: Attention heads.
         self_bias: Add the identity to the scores, before they are divided.
+        mlp_ratio: Width of the feed-forward, as a multiple of ``dim``.
         drop: Dropout rate after attention and in the feed-forward.
     """
 
@@ -266,6 +281,7 @@ class EncoderBlock(nn.Module):
         dim: int,
         num_heads: int,
         self_bias: bool = False,
+        mlp_ratio: float = 4.0,
         drop: float = 0.0,
         device=None,
         dtype=None,
@@ -278,8 +294,8 @@ class EncoderBlock(nn.Module):
         self.norm1 = nn.LayerNorm(dim, **dd)
         self.qkv = nn.Linear(dim, dim * 3, **dd)
         self.norm2 = nn.LayerNorm(dim, **dd)
-        self.fc1 = nn.Linear(dim, dim * 4, **dd)
-        self.fc2 = nn.Linear(dim * 4, dim, **dd)
+        self.fc1 = nn.Linear(dim, int(dim * mlp_ratio), **dd)
+        self.fc2 = nn.Linear(int(dim * mlp_ratio), dim, **dd)
         self.act = nn.GELU()
         self.drop = nn.Dropout(drop)
 
@@ -297,9 +313,10 @@ class EncoderBlock(nn.Module):
 class ChannelAttention(nn.Module):
     """Mix node embeddings into a trunk map, channel with channel over the 196 positions. (TCGN, feature fusion)"""
 
-    def __init__(self, num_heads: int = 4, drop: float = 0.0, device=None, dtype=None):
+    def __init__(self, num_heads: int = 4, mlp_ratio: float = 4.0, drop: float = 0.0, device=None, dtype=None):
+        dd = {"device": device, "dtype": dtype}
         super().__init__()
-        self.encoder = EncoderBlock(GRID_SIZE**2, num_heads, self_bias=True, drop=drop, device=device, dtype=dtype)
+        self.encoder = EncoderBlock(GRID_SIZE**2, num_heads, self_bias=True, mlp_ratio=mlp_ratio, drop=drop, **dd)
 
     def forward(self, x: torch.Tensor, nodes: torch.Tensor) -> torch.Tensor:
         """Tokens (B, 196, C) and nodes (B, 196, D) -> tokens (B, 196, C)"""
@@ -332,6 +349,7 @@ class GraphBlock(nn.Module):
         conv_stages: (channels, residual blocks) of the ConvNeXt stages that halve the map down to 14 x 14.
         out_dim: Channels of the node embeddings.
         num_heads: Heads of the connection analyser and of the CMT blocks.
+        mlp_ratio: Width of the feed-forwards, as a multiple of their input.
         drop: Dropout rate in CensNet and the encoder blocks.
     """
 
@@ -341,6 +359,7 @@ class GraphBlock(nn.Module):
         conv_stages: Tuple[Tuple[int, int], ...],
         out_dim: int = 48,
         num_heads: int = 2,
+        mlp_ratio: float = 4.0,
         drop: float = 0.0,
         device=None,
         dtype=None,
@@ -361,15 +380,16 @@ class GraphBlock(nn.Module):
         self.conv_embed = nn.Sequential(*layers)
 
         def cmt_block(width: int) -> CmtBlock:
-            return CmtBlock(width, num_heads, hidden_dim=4 * width, qkv_bias=False, norm_eps=1e-5, **dd)
+            hidden_dim = int(mlp_ratio * width)
+            return CmtBlock(width, num_heads, hidden_dim=hidden_dim, qkv_bias=False, norm_eps=1e-5, **dd)
 
         self.patch_embed = PatchEmbed(2 ** len(conv_stages), in_dim, dim, **dd)
         self.relative_pos = nn.Parameter(torch.empty(num_heads, num_nodes, num_nodes, **dd))
         self.patch_block = cmt_block(dim)
-        self.co_embed = GraphEmbed(dim, num_heads=num_heads, grid_size=GRID_SIZE, drop=drop, **dd)
-        self.edge_block = EncoderBlock(edge_dim, num_heads=2, drop=drop, **dd)
+        self.co_embed = GraphEmbed(dim, num_heads=num_heads, grid_size=GRID_SIZE, out_dim=out_dim, drop=drop, **dd)
+        self.edge_block = EncoderBlock(edge_dim, num_heads=2, mlp_ratio=mlp_ratio, drop=drop, **dd)
         self.node_block = cmt_block(out_dim)
-        self.mix_block = EncoderBlock(num_nodes, num_heads=4, drop=drop, **dd)
+        self.mix_block = EncoderBlock(num_nodes, num_heads=4, mlp_ratio=mlp_ratio, drop=drop, **dd)
         self.fuse = nn.Linear(out_dim + edge_dim, out_dim, **dd)
 
     def views(self, x: torch.Tensor) -> Tuple[torch.Tensor, torch.Tensor]:
@@ -473,6 +493,17 @@ class TCGN(nn.Module):
         in_chans: Input channels.
         num_classes: Outputs, one per gene.
         global_pool: 'avg', 'max' and the other non-concatenating types of timm, or '' for none.
+        stem_dim: Channels of the stem.
+        embed_dims: Channels of the four stages; the second and third are also those of the graphs' nodes.
+        depths: CMT blocks of each stage.
+        num_heads: Attention heads of each stage.
+        sr_ratios: By how much each stage's map of keys and values is smaller along a side.
+        mlp_ratio: Width of the trunk's feed-forwards, as a multiple of the stage's channels.
+        graph_dim: Channels of the node embeddings.
+        graph_depths: Residual blocks of the convolution stages that lead to each graph.
+        graph_mlp_ratio: Width of the feed-forwards in graph blocks and channel attention.
+        num_features: Channels of the final map.
+        head_hidden_size: Width of the head's hidden layer.
         drop_rate: Dropout rate of the pooled features.
         graph_drop_rate: Dropout rate in CensNet and in the encoder blocks.
         drop_path_rate: Stochastic depth rate of the trunk's last block, rising linearly from 0.
@@ -494,6 +525,8 @@ class TCGN(nn.Module):
         sr_ratios: Tuple[int, ...] = (8, 4, 2, 1),
         mlp_ratio: float = 3.6,
         graph_dim: int = 48,
+        graph_depths: Tuple[Tuple[int, ...], ...] = ((2, 1), (2,)),
+        graph_mlp_ratio: float = 4.0,
         num_features: int = 1280,
         head_hidden_size: int = 5120,
         drop_rate: float = 0.1,
@@ -517,10 +550,12 @@ class TCGN(nn.Module):
         self.stem = Stem(in_chans, stem_dim, **dd)
 
         dpr = calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
-        graphs: Dict[int, nn.Module] = {
-            0: GraphBlock(embed_dims[0], ((46, 2), (92, 1)), graph_dim, drop=graph_drop_rate, **dd),
-            1: GraphBlock(embed_dims[1], ((184, 2),), graph_dim, drop=graph_drop_rate, **dd),
-        }
+        graph_kwargs = {"mlp_ratio": graph_mlp_ratio, "drop": graph_drop_rate, **dd}
+        widths = (embed_dims[:2], embed_dims[2:3])
+        graphs = [
+            GraphBlock(embed_dims[i], tuple(zip(widths[i], graph_depths[i], strict=True)), graph_dim, **graph_kwargs)
+            for i in range(2)
+        ]
         self.stages = nn.ModuleList()
         self.feature_info = []
         prev_dim = stem_dim
@@ -536,9 +571,9 @@ class TCGN(nn.Module):
                     grid_size=IMG_SIZE // reduction,
                     mlp_ratio=mlp_ratio,
                     drop_path=dpr[i],
-                    graph=graphs.get(i),
-                    fuse_in=ChannelAttention(drop=graph_drop_rate, **dd) if i == 2 else None,
-                    fuse_out=ChannelAttention(drop=graph_drop_rate, **dd) if i == 2 else None,
+                    graph=graphs[i] if i < 2 else None,
+                    fuse_in=ChannelAttention(**graph_kwargs) if i == 2 else None,
+                    fuse_out=ChannelAttention(**graph_kwargs) if i == 2 else None,
                     **dd,
                 )
             )
@@ -699,86 +734,6 @@ def _init_weights(module: nn.Module, name: str = "") -> None:
         trunc_normal_(module.relative_pos, std=0.02)
 
 
-_CMT_KEYS = [
-    (r"\.mlp\.conv1\.0\.", r".ffn.conv1."),
-    (r"\.mlp\.conv1\.2\.", r".ffn.norm1."),
-    (r"\.mlp\.proj\.", r".ffn.dw."),
-    (r"\.mlp\.proj_bn\.", r".ffn.norm_dw."),
-    (r"\.mlp\.conv2\.0\.", r".ffn.conv2."),
-    (r"\.mlp\.conv2\.1\.", r".ffn.norm2."),
-    (r"^(blocks_[abcd]\.\d+|.*CMT_encoder1|.*node_transformer)\.proj\.", r"\1.local."),
-]
-_ENCODER_KEYS = [
-    (r"\.layernorm([12])\.", r".norm\1."),
-    (r"\.Attention\.qkv\.", r".qkv."),
-    (r"\.FFN\.0\.", r".fc1."),
-    (r"\.FFN\.3\.", r".fc2."),
-]
-_CONVNEXT_KEYS = [
-    (r"\.convnext1\.0\.(\d)\.", r".conv_embed.\1."),
-    (r"\.convnext1\.1\.", r".conv_embed.2."),
-    (r"\.convnext1\.2\.", r".conv_embed.3."),
-    (r"\.convnext2\.0\.0\.", r".conv_embed.4."),
-    (r"\.convnext2\.0\.1\.", r".conv_embed.5."),
-    (r"\.convnext2\.1\.", r".conv_embed.6."),
-    (r"\.block\.0\.", r".dw."),
-    (r"\.block\.1\.", r".norm."),
-    (r"\.block\.2\.", r".conv1."),
-    (r"\.block\.4\.", r".conv2."),
-    (r"\.layer_scaler\.", r".scale."),
-]
-_TOP_KEYS = [
-    (r"^stem_(conv|norm)(\d)\.", r"stem.\1\2."),
-    (r"^relative_pos_([abcd])$", r"stages.\1.relative_pos"),
-    (r"^patch_embed_([abcd])\.", r"stages.\1.patch_embed."),
-    (r"^blocks_([abcd])\.", r"stages.\1.blocks."),
-    (r"^gnn_block0\.", r"stages.a.graph."),
-    (r"^gnn_block1\.", r"stages.b.graph."),
-    (r"^channel_attention0\.transformer\.", r"stages.c.fuse_in.encoder."),
-    (r"^channel_attention1\.transformer\.", r"stages.c.fuse_out.encoder."),
-    (r"\.patch_embedding\.", r".patch_embed."),
-    (r"\.CMT_encoder1\.", r".patch_block."),
-    (r"\.MHSA\.([qk])\.", r".co_embed.\1."),
-    (r"\.MHSA\.value_transform\.", r".co_embed.value."),
-    (r"\.censnet\.gc1\.", r".co_embed.censnet.node1."),
-    (r"\.censnet\.gc2\.", r".co_embed.censnet.edge."),
-    (r"\.censnet\.gc3\.", r".co_embed.censnet.node2."),
-    (r"\.transformer_fusion_encoder\.edge_transformer\.", r".edge_block."),
-    (r"\.transformer_fusion_encoder\.node_transformer\.", r".node_block."),
-    (r"\.transformer_fusion_encoder\.channel_attention_196\.", r".mix_block."),
-    (r"\.transformer_fusion_encoder\.linear_fusion\.", r".fuse."),
-    (r"^_fc\.", r"final_conv.0."),
-    (r"^_bn\.", r"final_conv.1."),
-    (r"^head\.0\.", r"head.pre_logits.fc."),
-    (r"^head\.2\.", r"head.fc."),
-]
-_PUBLISHED_KEYS = [(re.compile(old), new) for old, new in _CMT_KEYS + _ENCODER_KEYS + _CONVNEXT_KEYS + _TOP_KEYS]
-_STAGE_LETTER = re.compile(r"^stages\.([abcd])\.")
-
-
-def _rename_published(key: str) -> str:
-    """Our name of a parameter of the published checkpoint."""
-    for old, new in _PUBLISHED_KEYS:
-        key = old.sub(new, key)
-    return _STAGE_LETTER.sub(lambda m: f"stages.{'abcd'.index(m[1])}.", key)
-
-
-def rename_published(state_dict: Dict[str, torch.Tensor]) -> Dict[str, torch.Tensor]:
-    """A checkpoint under our names: one of the published layout is renamed, any other is returned as it is."""
-    if "stem_conv1.weight" not in state_dict:
-        return state_dict
-    heads = {"edge_block": 2, "mix_block": 4, "encoder": 4}
-    renamed = {}
-    for key, value in state_dict.items():
-        key = _rename_published(key)
-        *_, block, leaf, _ = ("", "", *key.split("."))
-        if leaf == "qkv":
-            # published rows are laid out (head, channel, qkv), ours (qkv, head, channel)
-            value = value.reshape(heads[block], -1, 3, *value.shape[1:]).movedim(2, 0).reshape(value.shape)
-        renamed[key] = value
-    return renamed
-
-
 def checkpoint_filter_fn(state_dict: Dict[str, torch.Tensor], model: nn.Module) -> Dict[str, torch.Tensor]:
     """Remap a published checkpoint to our names, and account for every key of any checkpoint.
 
@@ -809,14 +764,6 @@ def checkpoint_filter_fn(state_dict: Dict[str, torch.Tensor], model: nn.Module) 
     return state_dict
 
 
-_NOT_TRUNK = re.compile(r"stages\.\d+\.(graph|fuse_in|fuse_out)\.|head\.")
-
-
-def is_trunk_key(key: str) -> bool:
-    """Whether a parameter of our name belongs to the trunk, and not to the graph branches or the head."""
-    return not _NOT_TRUNK.match(key)
-
-
 def trunk_filter_fn(state_dict: Dict[str, torch.Tensor], model: nn.Module) -> Dict[str, torch.Tensor]:
     """`checkpoint_filter_fn` for a checkpoint of the trunk alone: graph branches and head keep what the model has.
 
@@ -825,3 +772,131 @@ def trunk_filter_fn(state_dict: Dict[str, torch.Tensor], model: nn.Module) -> Di
     """
     fresh = {key: value for key, value in model.state_dict().items() if not is_trunk_key(key)}
     return checkpoint_filter_fn({**fresh, **rename_published(state_dict)}, model)
+
+
+def _create_tcgn(variant: str, pretrained: bool = False, **kwargs: Any) -> TCGN:
+    """Weights of the manifest are verified by sha256 before they are read, and fetched from the Hub if need be.
+
+    A source named in ``pretrained_cfg_overlay`` is read as it is.
+
+    Raises:
+        ManifestError: There are no such weights, or a manifest is missing or malformed.
+        WeightsError: The weights cannot be had, or are not what the manifest says.
+        CheckpointError: The parameters do not fit the architecture.
+    """
+    filter_fn = checkpoint_filter_fn
+    entry = _manifest_entry(variant, kwargs) if pretrained else None
+    if entry is not None:
+        path = resolve(entry, cache_dir=kwargs.get("cache_dir")).path
+        kwargs["pretrained_cfg_overlay"] = {**(kwargs.get("pretrained_cfg_overlay") or {}), "file": str(path)}
+        if entry.scope == "trunk":
+            filter_fn = trunk_filter_fn
+            _logger.warning("%s fills the trunk; the graph branches and the head are new and untrained.", entry.tag)
+    model = build_model_with_cfg(
+        TCGN,
+        variant,
+        pretrained,
+        pretrained_filter_fn=filter_fn,
+        feature_cfg={"out_indices": (0, 1, 2, 3), "feature_cls": "getter"},
+        **kwargs,
+    )
+    labels = model.pretrained_cfg.get("label_names")
+    if labels and getattr(model, "num_classes", len(labels)) != len(labels):
+        # names of other outputs would be wrong names
+        del model.pretrained_cfg["label_names"]
+    return model
+
+
+def _manifest_entry(variant: str, kwargs: Dict[str, Any]) -> Optional[Weights]:
+    """The entry whose verified file is to be read, or None where the user named another source."""
+    cfg, overlay = kwargs.get("pretrained_cfg"), kwargs.get("pretrained_cfg_overlay") or {}
+    if any(overlay.get(key) for key in ("source", "state_dict", "file", "hf_hub_id", "url")):
+        # the file of our cfg would win over a weaker source that the user asked for
+        kwargs["pretrained_cfg_overlay"] = {"file": None, **overlay}
+        return None
+    if cfg is not None and not isinstance(cfg, str):
+        return None
+    return find_weights(f"{variant}.{cfg}" if cfg else variant)
+
+
+def _cfg(**kwargs: Any) -> Dict[str, Any]:
+    return {
+        "num_classes": 785,
+        "input_size": (3, 224, 224),
+        "fixed_input_size": True,
+        "pool_size": (7, 7),
+        "crop_pct": 1.0,
+        "crop_mode": "squash",
+        "interpolation": "bilinear",
+        "mean": IMAGENET_DEFAULT_MEAN,
+        "std": IMAGENET_DEFAULT_STD,
+        "first_conv": "stem.conv1",
+        "classifier": "head.fc",
+        **kwargs,
+    }
+
+
+def _cfg_of(weights: Weights) -> Dict[str, Any]:
+    file = weights.model_file
+    return _cfg(
+        **({"num_classes": len(weights.genes), "label_names": weights.genes} if weights.genes else {}),
+        file=str(weights.folder / file.name) if weights.bundled and file else None,
+        hf_hub_id=f"{weights.hub['repo_id']}@{weights.hub['revision']}" if weights.hub["repo_id"] else None,
+        license=weights.license,
+    )
+
+
+def _default_cfgs() -> Dict[str, Any]:
+    """The tags of the manifests; of the package's own alone where another cannot be read, for timm goes on."""
+    try:
+        entries = load_manifest()
+    except ManifestError as err:
+        warnings.warn(f"Weights are left out of timm's registry. {err}", stacklevel=2)
+        try:
+            entries = package_manifest()
+        except ManifestError:
+            entries = {}
+    tags = {weights.tag: _cfg_of(weights) for weights in entries.values()}
+    return generate_default_cfgs({**tags, "tcgn_base.untrained": _cfg(), "test_tcgn.untrained": _cfg(num_classes=8)})
+
+
+default_cfgs = _default_cfgs()
+
+
+@register_model
+def tcgn_base(pretrained: bool = False, **kwargs: Any) -> TCGN:
+    """TCGN as published: a CMT-Tiny trunk and two graph branches, 22.5 million parameters."""
+    return _create_tcgn("tcgn_base", pretrained=pretrained, **kwargs)
+
+
+@register_model
+def test_tcgn(pretrained: bool = False, **kwargs: Any) -> TCGN:  # noqa: PT028 - no test: timm names them so
+    """A tiny TCGN to test with: the same parts, a thousandth of the arithmetic."""
+    model_args = {
+        "stem_dim": 4,
+        "embed_dims": (8, 8, 16, 16),
+        "depths": (1, 1, 2, 1),
+        "num_heads": (1, 2, 2, 2),
+        "sr_ratios": (14, 7, 2, 1),
+        "mlp_ratio": 2.0,
+        "graph_dim": 16,
+        "graph_depths": ((1, 1), (1,)),
+        "graph_mlp_ratio": 0.5,
+        "num_features": 32,
+        "head_hidden_size": 32,
+    }
+    return _create_tcgn("test_tcgn", pretrained=pretrained, **{**model_args, **kwargs})
+
+
+def register_tags() -> None:
+    """Tell timm of the tags that came or went since this module was imported."""
+    global default_cfgs
+    default_cfgs = _default_cfgs()
+    for entrypoint in (tcgn_base, test_tcgn):
+        # without this timm warns of a name that is registered again
+        timm_registry._clear_model_entries(entrypoint.__name__)
+        timm_registry._model_entrypoints.pop(entrypoint.__name__)
+        register_model(entrypoint)
+
+
+registries.append(register_tags)

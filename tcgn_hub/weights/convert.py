@@ -24,6 +24,7 @@ from tcgn_hub.weights.manifest import (
     parse_manifest,
     reload_manifest,
 )
+from tcgn_hub.weights.published_keys import is_trunk_key, rename_published
 
 if TYPE_CHECKING:
     import torch
@@ -94,7 +95,7 @@ def import_checkpoint(
     """
     import torch
 
-    from tcgn_hub.models.tcgn import TCGN, is_trunk_key, rename_published
+    from tcgn_hub.models.tcgn import TCGN
 
     file = Path(file)
     if genes is not None:

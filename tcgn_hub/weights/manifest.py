@@ -31,7 +31,7 @@ from __future__ import annotations
 import json
 import os
 import re
-import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -47,11 +47,13 @@ __all__ = [
     "exports_folder",
     "find_weights",
     "load_manifest",
+    "package_manifest",
     "parse_manifest",
+    "registries",
     "reload_manifest",
 ]
 
-ARCHITECTURES = ("tcgn_base",)
+ARCHITECTURES = ("tcgn_base", "test_tcgn")
 NAME = "weights_manifest.json"
 _PACKAGE = Path(__file__).resolve().parent.parent
 
@@ -60,6 +62,9 @@ _FILE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 REPO_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _REVISION = re.compile(r"[0-9a-f]{40}")
+
+registries: list[Callable[[], None]] = []
+"""What is to be told when the entries change."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +138,7 @@ def load_manifest() -> dict[str, Weights]:
         ManifestError: A manifest is missing or malformed, the message gives the JSON path at fault; or one of
             ``TCGN_MANIFEST`` repeats a tag.
     """
-    entries = read_manifest(manifest_path(), folder=_PACKAGE / "weights" / "bundled")
+    entries = package_manifest()
     for value in os.environ.get("TCGN_MANIFEST", "").split(os.pathsep):
         if value:
             path = Path(value).expanduser()
@@ -147,12 +152,20 @@ def load_manifest() -> dict[str, Weights]:
     return entries
 
 
+def package_manifest() -> dict[str, Weights]:
+    """The entries of this package alone, by tag.
+
+    Raises:
+        ManifestError: The manifest is missing or malformed.
+    """
+    return read_manifest(manifest_path(), folder=_PACKAGE / "weights" / "bundled")
+
+
 def reload_manifest() -> None:
     """Read the manifests again after one of them has changed, and tell timm which tags there are now."""
     load_manifest.cache_clear()
-    registry = sys.modules.get("tcgn_hub.models.loading")
-    if registry is not None:
-        registry.register_tags()
+    for registry in registries:
+        registry()
 
 
 def read_manifest(path: Path, *, folder: Path | None = None) -> dict[str, Weights]:
