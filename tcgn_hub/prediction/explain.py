@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from tcgn_hub.models.tcgn import TCGN
     from tcgn_hub.prediction.predictor import Predictor
+    from tcgn_hub.weights.info import WeightsInfo
 
 __all__ = [
     "LAYERS",
@@ -75,7 +76,7 @@ def explain_patch(
     """
     given = check_explain(genes=genes, mpp=mpp, magnification=magnification, patch_um=patch_um, layers=layers)
     model, info = predictor.model, predictor.info
-    columns = predictor.columns(best_genes(predictor) if genes is None else genes)
+    columns = predictor.columns(best_genes(info) if genes is None else genes)
     name = str(image) if isinstance(image, (str, Path)) else "image"
     crop, scale = crop_image(image, name, given, patch_um, info)
     if stained_share(crop) < _LEAST_STAINED:
@@ -113,17 +114,16 @@ def check_explain(*, layers: Sequence[str] = tuple(LAYERS), **options: Any) -> S
     return check_options(**options)
 
 
-def best_genes(predictor: Predictor, count: int = 4) -> list[str]:
-    """The genes of highest held-out PCC.
+def best_genes(info: WeightsInfo) -> list[str]:
+    """The four genes of highest held-out PCC.
 
     Raises:
         PanelError: No PCC was measured.
     """
-    info = predictor.info
     if info.pcc is None:
         raise PanelError(f"Name the genes to explain: which ones {info.name} predicts well was not measured.")
     known = {gene: pcc for gene, pcc in info.pcc.items() if pcc is not None}
-    return sorted(known, key=lambda gene: -known[gene])[:count]
+    return sorted(known, key=lambda gene: -known[gene])[:4]
 
 
 def activation_maps(

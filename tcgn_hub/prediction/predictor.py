@@ -16,12 +16,13 @@ from tcgn_hub.errors import DeviceError, ImageError, PanelError, WeightsError
 from tcgn_hub.images.transforms import to_rgb
 from tcgn_hub.panels import load_panel
 from tcgn_hub.prediction.backends import BACKENDS, PRECISIONS, Backend
-from tcgn_hub.prediction.explain import best_genes, check_explain, explain_patch, make_galleries
-from tcgn_hub.prediction.export import Exported, check_export, export_predictor
+from tcgn_hub.prediction.explain import check_explain, explain_patch, make_galleries
+from tcgn_hub.prediction.export import Exported, check_export, export_weights
 from tcgn_hub.prediction.ood import TissueModel
 from tcgn_hub.prediction.patches import check_options, predict_patches
-from tcgn_hub.prediction.slides import check_slide, predict_tiles
+from tcgn_hub.prediction.slides import check_folder, check_slide, predict_tiles
 from tcgn_hub.result import Explanation, Result
+from tcgn_hub.weights.hub import locate
 from tcgn_hub.weights.info import WeightsInfo
 
 if TYPE_CHECKING:
@@ -63,8 +64,7 @@ class Predictor:
     slide = predict_tiles
     explain = explain_patch
     galleries = make_galleries
-    export = export_predictor
-    best_genes = best_genes
+    export = export_weights
 
     def embed(self, images: Sequence[str | Path | Image.Image | np.ndarray], **options: Any) -> np.ndarray:
         """Features of patches before the head, float32, shape (n, 1280).
@@ -238,10 +238,17 @@ def load(
         raise ValueError(f"backend is {backend!r}, but has to be one of {', '.join(BACKENDS)}")
     if precision not in PRECISIONS:
         raise ValueError(f"precision is {precision!r}, but has to be one of {', '.join(PRECISIONS)}")
-    is_onnx_file = path is not None and Path(path).suffix == ".onnx"
-    if backend == "onnx" or (backend is None and is_onnx_file):
-        return _load_onnx(tag, path, device, precision, cache_dir, is_onnx_file)
-    return _load_torch(tag, path, device, "float32" if precision == "auto" else precision, cache_dir)
+    if _uses_onnx(path, backend):
+        return _load_onnx(tag, path, device, precision, cache_dir)
+    return _load_torch(tag, path, device, _torch_precision(precision), cache_dir)
+
+
+def _uses_onnx(path: str | Path | None, backend: str | None) -> bool:
+    return backend == "onnx" or (backend is None and path is not None and Path(path).suffix == ".onnx")
+
+
+def _torch_precision(precision: str) -> str:
+    return "float32" if precision == "auto" else precision
 
 
 def _load_torch(
@@ -257,18 +264,27 @@ def _load_torch(
         from tcgn_hub.prediction.backends.torch import TorchBackend
 
         model, info = load_model(tag if path is None else Path(path), device=device, cache_dir=cache_dir)
-        return TorchBackend(model.fuse() if hasattr(model, "fuse") else model, precision), info
+        return TorchBackend(getattr(model, "fuse", lambda: model)(), precision), info
 
-    return Predictor(*_once((*found, device, precision, "torch"), read))
+    return Predictor(*_once((str(found.path), found.sha256, device, precision, "torch"), read))
+
+
+def _find(tag: str | None = None, path: str | Path | None = None, cache_dir: str | Path | None = None) -> Any:
+    """The file of parameters, whose sha256 is checked."""
+    from tcgn_hub.weights.manifest import find_weights, load_manifest
+    from tcgn_hub.weights.resolve import resolve
+
+    if path is not None:
+        return resolve(Path(path), cache_dir=cache_dir)
+    if tag is not None and tag.startswith("hf-hub:"):
+        from tcgn_hub.models.loading import _hub_folder
+
+        return resolve(_hub_folder(tag, cache_dir))
+    return resolve(find_weights(tag or next(iter(load_manifest()))), cache_dir=cache_dir)
 
 
 def _load_onnx(
-    tag: str | None,
-    path: str | Path | None,
-    device: str,
-    precision: str,
-    cache_dir: str | Path | None,
-    is_onnx_file: bool,
+    tag: str | None, path: str | Path | None, device: str, precision: str, cache_dir: str | Path | None
 ) -> Predictor:
     from tcgn_hub.prediction.backends.onnx import OnnxBackend, exported_path
     from tcgn_hub.weights.cache import sha256_of
@@ -279,13 +295,13 @@ def _load_onnx(
         )
     if device not in ("auto", "cpu"):
         raise DeviceError(f"The ONNX backend computes on the CPU, not on {device!r}; leave the device out.")
-    if is_onnx_file:
-        file = Path(str(path))
+    if path is not None and Path(path).suffix == ".onnx":
+        file = Path(path)
         if not file.is_file():
             raise WeightsError(f"{file} does not exist.")
     else:
-        name, sha256 = _find(tag, path, cache_dir)
-        file = exported_path(sha256)
+        found = _find(tag, path, cache_dir)
+        name, file = tag or path or found.weights.tag, exported_path(found.sha256)
         if not file.is_file():
             raise WeightsError(f"{name} was not exported for ONNX Runtime; run `tcgn export --weights {name}` once.")
 
@@ -309,8 +325,6 @@ def _once(key: tuple[str, ...], read: Callable[[], tuple[Backend, WeightsInfo]])
 
 def load_weights(weights: str | Path | None = None, **options: Any) -> Predictor:
     """`load` of what users name: a tag where one has this name, and otherwise a path."""
-    from tcgn_hub.weights.hub import locate
-
     return load(**locate(weights), **options)
 
 
@@ -366,7 +380,39 @@ def predict_slide(
     """
     _known(Predictor.slide, options)
     check_slide(path, **options)
+    if options.get("resume") is not None:
+        check_resume(path, weights=weights, precision=precision, backend=backend, **options)
     return load_weights(weights, device=device, precision=precision, backend=backend).slide(path, **options)
+
+
+def check_resume(
+    path: str | Path,
+    *,
+    resume: str | Path,
+    weights: str | Path | None = None,
+    precision: str = "auto",
+    backend: str | None = None,
+    **options: Any,
+) -> None:
+    """Refuse a folder that `predict_slide` could not resume from, before any weights are loaded.
+
+    Args:
+        path: As of `predict_slide`.
+        resume: The folder.
+        weights: As of `predict_slide`.
+        precision: Likewise.
+        backend: Likewise.
+        **options: Likewise.
+
+    Raises:
+        OutputError: It holds what no run has written there, or another run.
+        WeightsError: The weights cannot be found.
+    """
+    where = locate(weights)
+    loaded = {"backend": "onnx"}
+    if not _uses_onnx(where.get("path"), backend):
+        loaded = {"backend": "torch", "precision": _torch_precision(precision), "weights": _find(**where).sha256}
+    check_folder(resume, path, options, **loaded)
 
 
 def explain(
@@ -392,19 +438,19 @@ def explain(
     return load_weights(weights, device=device).explain(image, **options)
 
 
-def export(weights: str | Path | None = None, **options: Any) -> Exported:
+def export(weights: str | Path | None = None, path: str | Path | None = None, **options: Any) -> Exported:
     """Export weights as ONNX or as a program of torch.export: `load`, then `Predictor.export`.
 
     Args:
         weights: As of `predict`.
+        path: File to write, .onnx or .pt2; None keeps an ONNX file where ``backend='onnx'`` finds it.
         **options: Those of `Predictor.export`.
 
     Raises:
         TcgnError: As of `load` and `Predictor.export`.
     """
-    _known(Predictor.export, options)
-    check_export(**options)
-    return load_weights(weights, device="cpu").export(**options)
+    check_export(path, **options)
+    return load_weights(weights, device="cpu").export(path, **options)
 
 
 def _known(method: Callable[..., Any], options: dict[str, Any]) -> None:

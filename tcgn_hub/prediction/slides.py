@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from tcgn_hub.prediction.predictor import Predictor
 
-__all__ = ["check_slide", "predict_tiles"]
+__all__ = ["check_folder", "check_slide", "predict_tiles"]
 
 _CHUNK = 256  # tiles; what an interruption may cost
 _FORMAT = "tcgn_hub slide 1"
@@ -36,7 +36,7 @@ _FOLLOWED = (
     *("genes", "significant_only", "mpp", "magnification", "patch_um", "stride_um", "spots", "min_tissue"),
     *("features", "tta"),
 )
-_OWN_FILES = re.compile(r"(run\.json|\d+\.npz)(\w*\.part)?")
+_OWN_FILES = re.compile(r"(run\.json|\d+\.npz)(\.\w+\.part)?")
 
 
 def predict_tiles(
@@ -95,7 +95,7 @@ def predict_tiles(
         ExtraError: The format needs a package that is not installed.
     """
     path, info = Path(path), predictor.info
-    options = {
+    options: dict[str, Any] = {
         "genes": genes,
         "mpp": mpp,
         "magnification": magnification,
@@ -110,7 +110,9 @@ def predict_tiles(
     given = check_slide(path, batch_size=batch_size, workers=workers, **options)
     store = None
     if resume is not None:
-        store = _Store(Path(resume), _run(path, options, info.sha256, predictor.backend.name, predictor.backend.precision))
+        backend = predictor.backend
+        run = _run(path, options, weights=info.sha256, backend=backend.name, precision=backend.precision)
+        store = _Store(Path(resume), run)
     columns = predictor.columns(genes, significant_only=significant_only)
     with open_slide(path, max_pixels=max_pixels) as opened:
         scale = given or opened.scale
@@ -190,15 +192,19 @@ def check_slide(
     return given
 
 
-def check_resume(
-    folder: str | Path, path: str | Path, *, weights: str, backend: str, precision: str, **options: Any
-) -> None:
-    """Refuse a folder that `predict_tiles` could not resume from, before any weights are loaded.
+def check_folder(folder: str | Path, path: str | Path, options: dict[str, Any], **loaded: str) -> None:
+    """Refuse a folder that `predict_tiles` could not resume from.
+
+    Args:
+        folder: The folder.
+        path: The slide.
+        options: Those of `predict_tiles`.
+        **loaded: What is known of the weights: ``weights``, their sha256, ``backend``, ``precision``.
 
     Raises:
         OutputError: It holds something else, or another run.
     """
-    _Store(Path(folder), _run(Path(path), options, weights, backend, precision))
+    _Store(Path(folder), _run(Path(path), options, **loaded))
 
 
 def _choose(
@@ -398,8 +404,8 @@ class _Store:
             raise OutputError(f"{reason}; what was done before is kept, run again to continue.") from err
 
 
-def _run(path: Path, options: dict[str, Any], weights: str, backend: str, precision: str) -> dict[str, Any]:
-    """What the results of a slide follow from, by the words of `predict_tiles`, as far as it is known without weights."""
+def _run(path: Path, options: dict[str, Any], **loaded: str) -> dict[str, Any]:
+    """What the results of a slide follow from, by the words of `predict_tiles`."""
     stat = path.stat()
     defaults = inspect.signature(predict_tiles).parameters
     followed = {name: options.get(name, defaults[name].default) for name in _FOLLOWED}
@@ -407,10 +413,4 @@ def _run(path: Path, options: dict[str, Any], weights: str, backend: str, precis
         followed["genes"] = load_panel(followed["genes"])
     if followed["spots"] is not None:
         followed["spots"] = hashlib.sha256(Path(followed["spots"]).read_bytes()).hexdigest()
-    return {
-        "slide": [str(path.resolve()), stat.st_size, stat.st_mtime_ns],
-        "weights": weights,
-        "backend": backend,
-        "precision": precision,
-        **followed,
-    }
+    return {"slide": [str(path.resolve()), stat.st_size, stat.st_mtime_ns], **loaded, **followed}

@@ -24,7 +24,7 @@ class Backend(Protocol):
     precision: str
 
     def prepare(self, pixels: Any) -> Any:
-        """RGB patches of 0 to 255 as model input (B, 3, 224, 224): an array or tensor (B, H, W, 3), or a list of any size."""
+        """RGB patches of 0 to 255, array or tensor (B, H, W, 3) or a list of any size, as input (B, 3, 224, 224)."""
 
     def forward(self, x: Any, index: int = 0) -> tuple[np.ndarray, np.ndarray]:
         """Values (B, genes) and features (B, 1280), float32, of one of the eight rotations and reflections."""

@@ -14,10 +14,10 @@ from tcgn_hub.images.transforms import dihedral, to_input_array
 from tcgn_hub.weights.info import WeightsInfo
 from tcgn_hub.weights.manifest import exports_folder
 
-__all__ = ["METADATA", "OnnxBackend", "exported_path"]
+__all__ = ["METADATA", "PRECISION", "OnnxBackend", "exported_path"]
 
-METADATA = "tcgn"
-"""Key of the metadata of an .onnx file: JSON of `WeightsInfo`."""
+METADATA, PRECISION = "tcgn", "tcgn_precision"
+"""Keys of the metadata of an .onnx file: JSON of `WeightsInfo`, and the precision of the export."""
 
 
 def exported_path(sha256: str) -> Path:
@@ -39,14 +39,15 @@ class OnnxBackend:
         ExtraError: ONNX Runtime is not installed.
     """
 
-    name, precision = "onnx", "float32"
+    name = "onnx"
 
     def __init__(self, path: Path) -> None:
         ort = require("onnxruntime", extra="onnx", to="predict with ONNX Runtime")
         try:
             self._session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-            stated = self._session.get_modelmeta().custom_metadata_map[METADATA]
-            self.info = WeightsInfo.from_json(json.loads(stated))
+            stated = self._session.get_modelmeta().custom_metadata_map
+            self.info = WeightsInfo.from_json(json.loads(stated[METADATA]))
+            self.precision = stated[PRECISION]
         except WeightsError:
             raise
         except Exception as err:

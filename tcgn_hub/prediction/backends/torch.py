@@ -40,7 +40,7 @@ class TorchBackend:
             return torch.cat([self.prepare(patch[None]) for patch in pixels])
         if isinstance(pixels, np.ndarray):
             # PyTorch warns of arrays that it could not write to
-            pixels = torch.from_numpy(np.require(pixels, requirements="CW"))
+            pixels = torch.from_numpy(np.require(pixels, requirements=["C", "W"]))
         return to_input(pixels.to(self.device).permute(0, 3, 1, 2))
 
     def forward(self, x: torch.Tensor, index: int = 0) -> tuple[np.ndarray, np.ndarray]:
