@@ -34,7 +34,14 @@ _LEAST_SPOTS = 4
 _TOP = 50
 
 
-def summarise(measured: Sequence[Measured], genes: Sequence[str], *, repeats: int = 1000, seed: int = 0) -> Evaluation:
+def summarise(
+    measured: Sequence[Measured],
+    genes: Sequence[str],
+    *,
+    allowed_seen: Sequence[str] = (),
+    repeats: int = 1000,
+    seed: int = 0,
+) -> Evaluation:
     """Compare predictions with measurements on sections held out, of one split or of all folds of a cross-validation.
 
     The summary has, over all sections and for each of them under ``sections``:
@@ -50,10 +57,11 @@ def summarise(measured: Sequence[Measured], genes: Sequence[str], *, repeats: in
       et al. 2024);
     - ``top50_best``: mean PCC of the 50 genes predicted best. They are chosen on the test itself, which flatters: use
       it to compare with papers that report it, and for nothing else;
-    - ``significant_genes``, ``share_significant``: genes whose PCC is above 0 at a false discovery rate of 5 %, and their
-      share of the genes measured; ``significant`` names them, over all sections only;
+    - ``significant_genes``, ``share_significant``: genes whose PCC is above 0 at a false discovery rate of 5 %, and
+      their share of the genes measured; ``significant`` names them, over all sections only;
     - ``interval_level`` and ``interval_coverage``, over all sections only: what prediction intervals are to hold, and
       what they hold of each section if they come from the others, see `tcgn_hub.evaluation.conformal`;
+    - ``allowed_seen``, over all sections only: sections that the weights, or those they were started from, have seen;
     - ``note``: of a section of fewer than four spots, that it has no correlations.
 
     Over several sections the value of a gene is its mean over those that measured it, and so are its bootstrap samples:
@@ -63,6 +71,7 @@ def summarise(measured: Sequence[Measured], genes: Sequence[str], *, repeats: in
     Args:
         measured: The sections.
         genes: Gene symbols of the columns.
+        allowed_seen: Names of sections that the weights have seen, measured on all the same because a user said so.
         repeats: Repeats of the bootstrap.
         seed: Seed of the bootstrap and the ceiling.
 
@@ -98,6 +107,7 @@ def summarise(measured: Sequence[Measured], genes: Sequence[str], *, repeats: in
         "significant": [gene for gene, is_significant in zip(genes, passed, strict=True) if is_significant],
         "interval_level": INTERVAL_LEVEL,
         "interval_coverage": coverage_across(errors),
+        "allowed_seen": list(allowed_seen),
     }
     columns = {
         "pcc": values["pcc"],

@@ -41,6 +41,10 @@ def section_table(evaluation: Evaluation, *, markdown: bool = False) -> str:
         patients = len({values["patient"] for values in summary["sections"].values()})
         rows.append(_row("all", f"{patients} patient{'s' * (patients > 1)}", summary))
     notes = [f"{name}: {values['note']}." for name, values in summary["sections"].items() if "note" in values]
+    if seen := summary.get("allowed_seen"):
+        notes.append(
+            f"The weights, or those they were started from, have seen {', '.join(seen)}: no measure of new tissue."
+        )
     after = "\n".join([_LEGEND, *notes]) + "\n"
     if markdown:
         rule = ["---" if i < _LEFT else "---:" for i in range(len(_COLUMNS))]

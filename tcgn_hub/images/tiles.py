@@ -6,6 +6,7 @@ import csv
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -48,12 +49,13 @@ class Tiles:
 
 
 class TileReader:
-    """Tiles by index, for the processes of a DataLoader: each opens the slide for itself.
+    """Tiles by index, for the processes of a DataLoader, however they are started: each opens the slide for itself.
 
-    A plain picture is not opened again: its pixels are shared with processes that are forked.
+    What is pickled is the path and how to read it. Only the pixels of a plain picture are shared, with processes that
+    are forked; others decode it again.
 
     Args:
-        slide: An open slide.
+        slide: An open slide, which this process reads from.
         xy: Centres as (x, y) in pixels at full resolution, shape (n, 2).
         tile_px: Side of a tile in pixels at full resolution.
         max_pixels: The most pixels of a plain picture.
@@ -68,22 +70,24 @@ class TileReader:
         self.level = slide.level_for(tile_px / INPUT_PX)
         self.downsample = slide.downsamples[self.level]
         self.side = round(tile_px / self.downsample)
-        self.shared = slide
-        self.opened: tuple[int, Slide] | None = None
+        self._slide: Slide | None = slide
+        self._process = os.getpid()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_slide": None}
 
     def __len__(self) -> int:
         return len(self.xy)
 
     def __getitem__(self, index: int) -> tuple[int, np.ndarray | None, str]:
         """The index, pixels (side, side, 3), and why there are none if they cannot be read."""
-        if self.opened is None or self.opened[0] != os.getpid():
-            again = self.shared.reopens
-            self.opened = (os.getpid(), open_slide(self.path, max_pixels=self.max_pixels) if again else self.shared)
+        if self._slide is None or (self._slide.reopens and self._process != os.getpid()):
+            self._slide, self._process = open_slide(self.path, max_pixels=self.max_pixels), os.getpid()
         # on a pixel of the level, between which OpenSlide would interpolate
         corner = self.xy[index] - self.side * self.downsample / 2
         x, y = np.round(np.round(corner / self.downsample) * self.downsample).astype(int)
         try:
-            return index, self.opened[1].read(int(x), int(y), self.side, self.side, level=self.level), ""
+            return index, self._slide.read(int(x), int(y), self.side, self.side, level=self.level), ""
         except ImageError as err:
             return index, None, str(err)
 
