@@ -20,7 +20,6 @@ import numpy as np
 import pytest
 from PIL import Image
 from sections import PANEL
-from test_slides import SVS
 
 import tcgn_hub
 from tcgn_hub.cli.main import COMMANDS
@@ -162,7 +161,7 @@ GIVEN = {
 def canned(tiny_weights):
     """A predictor of real weights, and what it says of a patch and of a slide."""
     predictor = tcgn_hub.load(path=tiny_weights)
-    slide = predictor.slide(SVS, stride_um=400, workers=0)
+    slide = predictor.slide(golden.SVS, stride_um=400, workers=0)
     return predictor, predictor.patches([PATCH]), slide
 
 
@@ -193,7 +192,9 @@ def recorded(canned, monkeypatch):
 
 
 @pytest.mark.parametrize("option", GIVEN)
-@pytest.mark.parametrize(("image", "output"), [(PATCH, "x.csv"), (str(SVS), "x.h5ad")], ids=["patches", "slides"])
+@pytest.mark.parametrize(
+    ("image", "output"), [(PATCH, "x.csv"), (str(golden.SVS), "x.h5ad")], ids=["patches", "slides"]
+)
 def test_each_option_of_predict_is_used_or_refused(recorded, capsys, tmp_path, monkeypatch, image, output, option):
     assert set(GIVEN) == set(_options(build_parser()))
     monkeypatch.chdir(tmp_path)
@@ -254,19 +255,19 @@ def test_a_value_out_of_its_range_is_refused_as_it_is_read(command, arguments, c
 @pytest.mark.parametrize(
     ("arguments", "why"),
     [
-        ([str(SVS), "-o", "x.h5ad", "--top", "5"], "--top is for patches"),
-        ([str(SVS), "-o", "x.h5ad", "--format", "csv"], "--format csv does not go with x.h5ad"),
+        ([str(golden.SVS), "-o", "x.h5ad", "--top", "5"], "--top is for patches"),
+        ([str(golden.SVS), "-o", "x.h5ad", "--format", "csv"], "--format csv does not go with x.h5ad"),
         ([PATCH, "-o", "x.csv", "--format", "json"], "--format json does not go with x.csv"),
         ([PATCH, "-o", "x.docx"], "x.docx is of no format that is known"),
-        ([str(SVS), "-o", "x.docx"], "x.docx is of no format that is known"),
-        ([str(SVS), str(SVS), "-o", "x.csv"], "x.csv is one file, but there are 2 slides"),
+        ([str(golden.SVS), "-o", "x.docx"], "x.docx is of no format that is known"),
+        ([str(golden.SVS), str(golden.SVS), "-o", "x.csv"], "x.csv is one file, but there are 2 slides"),
         ([PATCH, "-o", "EMPTY"], "EMPTY cannot be written: it is a folder"),
-        ([str(SVS), "-o", "x.csv", "--features"], "--features are kept in an .h5ad only"),
-        ([str(SVS)], "Say where to write the tiles"),
-        ([str(SVS), "--bulk", "b.csv", "--report"], "--report"),
-        ([str(SVS), "--bulk", "no/b.csv"], "no/b.csv cannot be written"),
-        ([str(SVS), "-o", "x.h5ad", "--spots", "s.csv", "--stride-um", "300"], "--stride-um"),
-        ([str(SVS), "-o", "x.h5ad", "--spots", "s.csv"], "s.csv"),
+        ([str(golden.SVS), "-o", "x.csv", "--features"], "--features are kept in an .h5ad only"),
+        ([str(golden.SVS)], "Say where to write the tiles"),
+        ([str(golden.SVS), "--bulk", "b.csv", "--report"], "--report"),
+        ([str(golden.SVS), "--bulk", "no/b.csv"], "no/b.csv cannot be written"),
+        ([str(golden.SVS), "-o", "x.h5ad", "--spots", "s.csv", "--stride-um", "300"], "--stride-um"),
+        ([str(golden.SVS), "-o", "x.h5ad", "--spots", "s.csv"], "s.csv"),
         ([PATCH, "--genes", " , "], "no genes"),
         (["absent.png"], "absent.png does not exist"),
         ([PATCH, "-o", "no/such/folder/out.csv"], "cannot be written"),
@@ -289,7 +290,7 @@ def test_what_needs_no_weights_is_refused_before_they_are_loaded(
     ("arguments", "why"),
     [
         (["explain", PATCH, "--tiles", "2"], "--tiles is for slides"),
-        (["explain", str(SVS), "--npz"], "--npz is for patches"),
+        (["explain", str(golden.SVS), "--npz"], "--npz is for patches"),
         (["explain", PATCH, "-o", "x.jpg"], "let it end in .png"),
         (["export", "-o", "model.bin"], "let it end in .onnx or .pt2"),
         (["export", "-o", "model.pt2", "--int8"], "--fp16 and --int8 are for ONNX"),
@@ -304,7 +305,7 @@ def test_so_do_the_other_commands(nothing_loaded, capsys, tmp_path, monkeypatch,
 def test_a_folder_of_another_run_is_refused_before_weights_are_loaded(nothing_loaded, capsys, tmp_path):
     (tmp_path / "x.h5ad.partial").mkdir()
     (tmp_path / "x.h5ad.partial" / "0.npz").write_bytes(b"of someone else")
-    assert main([str(SVS), "-o", str(tmp_path / "x.h5ad")]) == 2
+    assert main([str(golden.SVS), "-o", str(tmp_path / "x.h5ad")]) == 2
     _one_sentence(capsys, "x.h5ad.partial")
     assert (tmp_path / "x.h5ad.partial" / "0.npz").read_bytes() == b"of someone else"
 
@@ -318,9 +319,9 @@ def test_export_takes_any_number_of_patches_unless_it_is_told_how_many(recorded)
 
 
 def test_one_predictor_serves_slides_plots_reports_and_galleries(recorded, capsys, tmp_path):
-    shutil.copy(SVS, tmp_path / "second.svs")
+    shutil.copy(golden.SVS, tmp_path / "second.svs")
     more = ["-o", str(tmp_path / "out"), "--plot", "G1", "--report", "--bulk", str(tmp_path / "bulk.csv")]
-    assert main([str(SVS), str(tmp_path / "second.svs"), *more]) == 0
+    assert main([str(golden.SVS), str(tmp_path / "second.svs"), *more]) == 0
     assert [name for name, _, _ in recorded] == ["load", "slide", "galleries", "slide", "galleries"]
     assert len(list((tmp_path / "out").glob("*.html"))) == 2
     assert len((tmp_path / "bulk.csv").read_text().splitlines()) == 3

@@ -8,7 +8,6 @@ import golden
 import pytest
 from PIL import Image
 from playwright.sync_api import expect, sync_playwright
-from test_slides import SVS
 
 from tcgn_hub.cli.main import main
 from tcgn_hub.demo import build_demo, launch_demo
@@ -94,7 +93,7 @@ def test_nothing_given(page):
 
 
 def test_a_slide(page):
-    upload(page, str(SVS))
+    upload(page, str(golden.SVS))
     page.get_by_role("button", name="Predict").click()
     expect(page.locator("#message")).to_contain_text(re.compile(r"\d+ tiles of 154 µm"), timeout=WAIT)
     page.locator("#pictures img").nth(3).wait_for(timeout=WAIT)

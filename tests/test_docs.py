@@ -12,7 +12,6 @@ from pathlib import Path
 import golden
 import pytest
 from sections import PANEL, write_section
-from test_slides import SVS
 
 import tcgn_hub
 from tcgn_hub.cli.main import main as tcgn
@@ -37,7 +36,7 @@ def trained(tmp_path_factory) -> Path:
 def place(tmp_path, monkeypatch) -> Path:
     """A folder with what a reader is assumed to have."""
     shutil.copy(golden.PATCHES[0], tmp_path / "patch.png")
-    shutil.copy(SVS, tmp_path / "slide.svs")
+    shutil.copy(golden.SVS, tmp_path / "slide.svs")
     (tmp_path / "panel.txt").write_text("\n".join(PANEL))
     _samples(tmp_path)
     monkeypatch.chdir(tmp_path)
