@@ -24,14 +24,6 @@ BLOCK = re.compile(r"^```(python|bash)\n(.*?)^```", re.M | re.S)
 COMMANDS = {"tcgn": tcgn, "tcgn-predict": tcgn_predict}
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory) -> Path:
-    """What the page on publishing starts from: a model directory."""
-    folder = tmp_path_factory.mktemp("trained") / "my_model"
-    shutil.copytree(ROOT / "tcgn_hub/weights/bundled/tcgn_base.her2st", folder)
-    return folder
-
-
 @pytest.fixture
 def place(tmp_path, monkeypatch) -> Path:
     """A folder with what a reader is assumed to have."""
@@ -64,9 +56,9 @@ def _samples(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(DOCS)))
-def test_every_block_runs(page, place, trained):
-    if page.stem == "publish":
-        shutil.copytree(trained, place / "my_model")
+def test_every_block_runs(page, place, tiny_weights):
+    if page.stem in ("publish", "export"):
+        shutil.copytree(tiny_weights, place / "my_model")  # which these pages start from
     blocks = BLOCK.findall(page.read_text())
     assert len(blocks) == len(re.findall(r"^```(?:python|bash)$", page.read_text(), re.M))
     names: dict = {}
