@@ -14,11 +14,12 @@ from zipfile import BadZipFile
 
 import numpy as np
 
+from tcgn_hub.data.spots import read_spots
 from tcgn_hub.errors import ImageError, OutputError, SectionError
 from tcgn_hub.files import write_text, writing
 from tcgn_hub.images.scale import Scale
 from tcgn_hub.images.slides import MAX_PIXELS, Slide, open_slide
-from tcgn_hub.images.tiles import OVERVIEW_PX, TileReader, Tiles, grid_tiles, on_tissue, read_spots
+from tcgn_hub.images.tiles import OVERVIEW_PX, TileReader, Tiles, grid_tiles, on_tissue
 from tcgn_hub.panels import load_panel
 from tcgn_hub.prediction.patches import check_options, no_scale
 from tcgn_hub.result import Result, SlideContext, gene_table
