@@ -74,7 +74,7 @@ def predict_tiles(
         patch_um: Side of a tile in micrometres; by default what the weights were trained on, or what that nominally was
             where the scale is that of a magnification.
         stride_um: Distance of neighbouring tiles in micrometres; the side of a tile if None.
-        spots: File of spots to predict instead of a grid over the tissue, see `tcgn_hub.images.tiles.read_spots`.
+        spots: File of spots to predict instead of a grid over the tissue, see `tcgn_hub.data.spots.read_spots`.
         min_tissue: Least share of tissue in a tile of the grid; 0 predicts every tile and looks for no tissue.
         features: Keep the 1280 features of each tile.
         significant_only: Leave out genes that could not be predicted better than chance on held-out tissue.
