@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tcgn_hub.result import Evaluation
+from tcgn_hub.text import aligned
 
 __all__ = ["section_table"]
 
@@ -50,15 +51,7 @@ def section_table(evaluation: Evaluation, *, markdown: bool = False) -> str:
         rule = ["---" if i < _LEFT else "---:" for i in range(len(_COLUMNS))]
         lines = ["| " + " | ".join(cells) + " |" for cells in (_COLUMNS, rule, *rows)]
         return "\n".join(lines) + "\n\n" + after
-    widths = [max(map(len, column)) for column in zip(_COLUMNS, *rows, strict=True)]
-    lines = [
-        "  ".join(
-            cell.ljust(width) if i < _LEFT else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
-        )
-        for cells in (_COLUMNS, *rows)
-    ]
-    return "\n".join(lines) + "\n\n" + after
+    return aligned([_COLUMNS, *rows], left=range(_LEFT)) + "\n" + after
 
 
 def _row(name: str, patient: str, values: dict[str, Any]) -> list[str]:

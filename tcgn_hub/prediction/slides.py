@@ -14,11 +14,12 @@ from zipfile import BadZipFile
 
 import numpy as np
 
+from tcgn_hub.data.spots import read_spots
 from tcgn_hub.errors import ImageError, OutputError, SectionError
 from tcgn_hub.files import write_text, writing
 from tcgn_hub.images.scale import Scale
 from tcgn_hub.images.slides import MAX_PIXELS, Slide, open_slide
-from tcgn_hub.images.tiles import OVERVIEW_PX, TileReader, Tiles, grid_tiles, on_tissue, read_spots
+from tcgn_hub.images.tiles import OVERVIEW_PX, TileReader, Tiles, grid_tiles, on_tissue
 from tcgn_hub.panels import load_panel
 from tcgn_hub.prediction.patches import check_options, no_scale
 from tcgn_hub.result import Result, SlideContext, gene_table
@@ -73,7 +74,7 @@ def predict_tiles(
         patch_um: Side of a tile in micrometres; by default what the weights were trained on, or what that nominally was
             where the scale is that of a magnification.
         stride_um: Distance of neighbouring tiles in micrometres; the side of a tile if None.
-        spots: File of spots to predict instead of a grid over the tissue, see `tcgn_hub.images.tiles.read_spots`.
+        spots: File of spots to predict instead of a grid over the tissue, see `tcgn_hub.data.spots.read_spots`.
         min_tissue: Least share of tissue in a tile of the grid; 0 predicts every tile and looks for no tissue.
         features: Keep the 1280 features of each tile.
         significant_only: Leave out genes that could not be predicted better than chance on held-out tissue.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -58,10 +57,7 @@ def read_h5ad(
     path = Path(path)
     name = name or path.stem
     try:
-        with warnings.catch_warnings():
-            # of names that are not unique, which are dealt with here
-            warnings.simplefilter("ignore")
-            data = require("anndata", extra="h5ad", to="read .h5ad files").read_h5ad(path)
+        data = require("anndata", extra="h5ad", to="read .h5ad files").read_h5ad(path)
         if "spatial" not in data.obsm:
             raise SectionError(f"{path} has no obsm['spatial'], the positions of the spots in pixels of the image.")
         xy = np.asarray(data.obsm["spatial"], np.float64)
