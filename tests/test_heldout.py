@@ -1,15 +1,19 @@
 """evaluate() and measure(): weights and baselines on sections that were held out, with a model of one line."""
 
 import json
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from sections import PANEL, write_section
 
+from tcgn_hub.data.crops import SpotCrops
 from tcgn_hub.data.readers.her2st import read_her2st
+from tcgn_hub.data.sections import expression_targets
 from tcgn_hub.errors import SectionError
-from tcgn_hub.evaluation.heldout import evaluate
+from tcgn_hub.evaluation.baselines import color_texture_features, ridge_predict
+from tcgn_hub.evaluation.heldout import evaluate, measure
 from tcgn_hub.evaluation.tables import section_table
 from tcgn_hub.prediction.predictor import Predictor
 from tcgn_hub.weights.info import WeightsInfo
@@ -20,12 +24,15 @@ class Brightness:
 
     device = "cpu"
 
+    def __init__(self, scale=1):
+        self.scale = scale
+
     def prepare(self, pixels):
         return pixels.astype(np.float32)
 
     def forward(self, x, index=0):
-        mean = x.mean(axis=(1, 2, 3), keepdims=False)[:, None] / 255
-        return np.repeat(mean, len(PANEL), axis=1), np.repeat(mean, 4, axis=1)
+        mean = x.mean(axis=(1, 2, 3))[:, None] / 255
+        return np.repeat(self.scale * mean, len(PANEL), axis=1), np.repeat(mean, 4, axis=1)
 
 
 @pytest.fixture(scope="module")
@@ -100,3 +107,38 @@ def test_baselines_are_fitted_on_sections_that_were_seen_and_no_others(sections,
 def test_two_sections_of_one_name_are_refused(sections, predictor):
     with pytest.raises(SectionError, match="Two sections are named C2"):
         measured([*sections, replace(sections[1], name="C2")], predictor)
+
+
+def test_bulk_is_the_mean_in_linear_space(predictor, sections):
+    """The mean of logarithms of 1 and of 3 is 2, that of the values near 2.7."""
+    slide = replace(sections[3], bulk=True, counts=sections[3].counts[:1])
+    shades = np.repeat(np.array([85, 255], np.uint8), 6)
+    crops = SpotCrops(np.broadcast_to(shades[:, None, None, None], (12, 3, 8, 8)), 8)
+    tripled = Predictor(Brightness(scale=3), predictor.info)
+    (measured,) = measure(tripled, train=[], test=[slide], panel=PANEL, crops={slide.name: crops})
+    assert measured.predicted.shape == (1, len(PANEL))
+    assert measured.predicted[0, 0] == pytest.approx(np.log10(1 + (9 + 999) / 2), abs=1e-6)
+
+
+def test_the_memory_of_baselines_does_not_grow_with_the_spots(predictor, sections):
+    spots = 300
+    pixels = np.random.default_rng(0).integers(0, 255, (spots, 3, 80, 80), dtype=np.uint8)
+    crops = SpotCrops(pixels, 64)
+    section = replace(
+        sections[3],
+        spots=[f"s{i}" for i in range(spots)],
+        xy=np.zeros((spots, 2)),
+        counts=np.resize(sections[3].counts, (spots, sections[3].counts.shape[1])),
+    )
+    other = replace(section, name="A1")
+    tracemalloc.start()
+    (measured,) = measure(
+        predictor, train=[other], test=[section], panel=PANEL, crops={"A1": crops, section.name: crops}
+    )
+    used = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    # in float32 the crops alone have 15 MB, and what was made of them at once 60 MB
+    assert used < 12e6
+    features = color_texture_features(pixels[:, :, 8:-8, 8:-8])
+    targets = expression_targets(section, PANEL)
+    assert measured.baselines["ridge"] == pytest.approx(ridge_predict(features, targets, features), abs=1e-5)

@@ -16,9 +16,9 @@ from tcgn_hub.errors import SectionError
 from tcgn_hub.evaluation.baselines import color_texture_features, mean_predict, ridge_predict
 from tcgn_hub.evaluation.evaluate import summarise
 from tcgn_hub.evaluation.splits import check_seen
-from tcgn_hub.images.transforms import center_crop
-from tcgn_hub.prediction.predictor import Predictor, load
+from tcgn_hub.prediction.predictor import Predictor, load_weights
 from tcgn_hub.result import Evaluation, Measured
+from tcgn_hub.units import mean_in_linear
 from tcgn_hub.writing.evaluations import write_evaluation
 
 __all__ = ["evaluate", "measure", "pooled_features", "predict_crops"]
@@ -67,12 +67,11 @@ def evaluate(
         WeightsError: The weights cannot be had.
         OutputError: The results cannot be written.
     """
-    if isinstance(weights, Predictor):
-        predictor = weights
-    else:
-        from tcgn_hub.weights.hub import locate
-
-        predictor = load(**locate(weights), device=device, precision=precision, backend=backend)
+    predictor = (
+        weights
+        if isinstance(weights, Predictor)
+        else load_weights(weights, device=device, precision=precision, backend=backend)
+    )
     info = predictor.info
     sections = as_sections(data)
     was_seen = {s.name: any(map(s.seen().is_same, info.seen)) for s in sections}
@@ -116,18 +115,16 @@ def predict_crops(predictor: Predictor, crops: SpotCrops, *, tta: int = 1, batch
         tta: Over how many rotations and reflections to average, 1 to 8.
         batch_size: Patches at once.
     """
-    return np.concatenate([predictor.run(x, tta=tta)["values"] for x in _patches(crops, batch_size)])
+    return np.concatenate([predictor.run(x, tta=tta)["values"] for x in _batches(crops, batch_size)])
 
 
 def pooled_features(predictor: Predictor, crops: SpotCrops, *, batch_size: int = 32) -> np.ndarray:
     """Features of the centres of crops, shape (n, 1280)."""
-    return np.concatenate([predictor.run(x, features=True)["features"] for x in _patches(crops, batch_size)])
+    return np.concatenate([predictor.run(x, features=True)["features"] for x in _batches(crops, batch_size)])
 
 
-def _patches(crops: SpotCrops, batch_size: int) -> Iterator[np.ndarray]:
-    for start in range(0, len(crops.pixels), batch_size):
-        pixels = np.array(crops.pixels[start : start + batch_size]).transpose(0, 2, 3, 1)
-        yield center_crop(pixels, crops.patch_px)
+def _batches(crops: SpotCrops, batch_size: int) -> Iterator[np.ndarray]:
+    return (patches.transpose(0, 2, 3, 1) for patches in crops.patches(batch_size))
 
 
 def measure(
@@ -145,7 +142,7 @@ def measure(
         predictor: The model, which predicts the panel.
         train: Sections that baselines are fitted on; no baselines if empty.
         test: Sections to predict. Those with one bulk measurement are taken together, as one section whose spots are
-            the slides.
+            the slides, predicted as the mean of their tiles in linear space.
         panel: Genes.
         crops: Of all sections, by name.
         tta: Over how many rotations and reflections to average.
@@ -166,7 +163,7 @@ def measure(
             patient=section.patient,
             xy=section.xy,
             targets=targets[section.name],
-            predicted=predicted.mean(axis=0, keepdims=True) if section.bulk else predicted,
+            predicted=mean_in_linear(predicted)[None] if section.bulk else predicted,
             baselines=baselines,
             counts=None if section.bulk else panel_counts(section, panel),
         )
@@ -177,9 +174,7 @@ def measure(
 
 
 def _features(section: Section, crops: SpotCrops) -> np.ndarray:
-    features = color_texture_features(
-        np.asarray(center_crop(np.asarray(crops.pixels).transpose(0, 2, 3, 1), crops.patch_px)).transpose(0, 3, 1, 2)
-    )
+    features = np.concatenate([color_texture_features(patches) for patches in crops.patches()])
     return features.mean(axis=0, keepdims=True) if section.bulk else features
 
 

@@ -42,6 +42,8 @@ def section_table(evaluation: Evaluation, *, markdown: bool = False) -> str:
         patients = len({values["patient"] for values in summary["sections"].values()})
         rows.append(_row("all", f"{patients} patient{'s' * (patients > 1)}", summary))
     notes = [f"{name}: {values['note']}." for name, values in summary["sections"].items() if "note" in values]
+    if reason := summary.get("not_marked_because"):
+        notes.append(f"No gene is marked significant: {reason}.")
     if seen := summary.get("allowed_seen"):
         notes.append(
             f"The weights, or those they were started from, have seen {', '.join(seen)}: no measure of new tissue."
