@@ -59,6 +59,7 @@ def her2st(tmp_path):
 def test_her2st_layout(her2st):
     a, b = read_her2st(her2st)
     assert (a.name, a.patient, b.name, b.patient) == ("A1", "A", "B1", "B")
+    assert (a.study, b.study) == ("her2st", "her2st")
     assert len(a.spots) == len(a.xy) == len(a.counts) == 12
     assert a.left_out == {"spots without counts or position": 1}
     assert b.left_out == {}
@@ -339,7 +340,9 @@ def hest(tmp_path):
     facts = {"id": "INT1", "patient": "Patient 4", "pixel_size_um_estimated": 0.46, "pixel_size_um_embedded": 9}
     (tmp_path / "metadata/INT1.json").write_text(json.dumps(facts))
     (tmp_path / "metadata/INT2.json").write_text('{"patient": NaN, "pixel_size_um_estimated": null}')
-    (tmp_path / "HEST_v1_1_0.csv").write_text("id,patient,pixel_size_um_estimated\nNCBI3,P3,0.5\nINT1,no,9\n")
+    (tmp_path / "HEST_v1_1_0.csv").write_text(
+        "dataset_title,id,patient,pixel_size_um_estimated\nSome study,NCBI3,P3,0.5\nOther,INT1,no,9\n"
+    )
     return tmp_path
 
 
@@ -351,6 +354,7 @@ def test_hest(hest):
         ("NCBI3", "P3", 0.5),
     ]
     assert [s.image.name for s in sections] == ["INT1.tif", "INT2.tif", "NCBI3.tif"]
+    assert [s.study for s in sections] == ["hest", "hest", "Some study"]
     assert [s.name for s in read_hest(hest, ["NCBI3"])] == ["NCBI3"]
 
 
@@ -533,6 +537,11 @@ def test_sheet(sheet):
         ("A1", "P2", "HE.jpg", None),
     ]
     assert [s.mpp for s in read_sections(sheet, mpp=0.6)] == [0.6] * 3
+    assert [s.study for s in sections] == ["own", "own", "her2st"]
+    assert [s.study for s in read_sections(sheet, study="mine")] == ["mine"] * 3
+    rows = [line.split(",") for line in sheet.read_text().split()]
+    sheet.write_text("\n".join(",".join([*row, "study" if i == 0 else "s" * (i > 1)]) for i, row in enumerate(rows)))
+    assert [s.study for s in read_sections(sheet)] == ["own", "s", "s"]
 
 
 def test_sheets_that_cannot_be_right_are_refused(sheet):
