@@ -53,6 +53,7 @@ def tiny_weights(tmp_path_factory) -> Path:
         "crop": {"patch_um": 154, "nominal_patch_um": 112},
         "training_data": {"name": "drawn", "sections": ["Z1"], "patients": ["Z"]},
         "held_out": {
+            "interval_level": 0.9,
             "pcc": [None, *(0.05 * i for i in range(1, len(PANEL)))],
             "significant": PANEL[4:],
             "interval_radius": [None, *(0.1 * i for i in range(1, len(PANEL)))],

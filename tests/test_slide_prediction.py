@@ -290,7 +290,7 @@ def test_results_are_held_once(predictor, monkeypatch):
     tracemalloc.start()
     try:
         result = predictor.slide(SVS, **options)
-        held, peak = tracemalloc.get_traced_memory()
+        _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
     assert (len(result), len(result.failed)) == (count - len(failing), len(failing))

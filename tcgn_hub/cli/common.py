@@ -126,7 +126,7 @@ def metadata_of(args: argparse.Namespace) -> dict[str, Any]:
         TrainingError: The file is missing, or no JSON object of what can be stated.
     """
     from tcgn_hub.errors import TrainingError
-    from tcgn_hub.weights.model_dir import METADATA
+    from tcgn_hub.weights.model_dir import FACTS
 
     if args.metadata is None:
         return {}
@@ -134,10 +134,10 @@ def metadata_of(args: argparse.Namespace) -> dict[str, Any]:
         metadata = json.loads(Path(args.metadata).read_text(encoding="utf-8"))
     except (OSError, ValueError) as err:
         raise TrainingError(f"The metadata {args.metadata} cannot be read as JSON ({err}).") from err
-    unknown = sorted(set(metadata) - set(METADATA)) if isinstance(metadata, dict) else ["which is no object"]
+    unknown = sorted(set(metadata) - set(FACTS)) if isinstance(metadata, dict) else ["which is no object"]
     if unknown:
         raise TrainingError(
-            f"{args.metadata} states {', '.join(unknown)}; what can be stated is {', '.join(METADATA)}."
+            f"{args.metadata} states {', '.join(unknown)}; what can be stated is {', '.join(FACTS)}."
         )
     return metadata
 

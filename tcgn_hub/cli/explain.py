@@ -114,13 +114,13 @@ def _slide(predictor: Predictor, slide: Path, picture: Path, args: argparse.Name
     from tcgn_hub.files import write_bytes
     from tcgn_hub.prediction.explain import best_genes
     from tcgn_hub.writing.explanations import draw_gallery
-    from tcgn_hub.writing.figures import gene_map
+    from tcgn_hub.writing.figures import draw_gene
 
     genes = best_genes(predictor.info) if args.genes is None else args.genes
     result = predictor.slide(slide, genes=genes, progress=True, **given(args, (*_SCALE, "stride_um")))
     count = {} if args.tiles is None else {"count": args.tiles}
     for gallery in predictor.galleries(result, genes, **count):
         drawn = [picture.with_suffix(f".{gallery.gene}.{what}.png") for what in ("map", "tiles")]
-        gene_map(result, gallery.gene, drawn[0])
+        write_bytes(drawn[0], draw_gene(result, gallery.gene))
         write_bytes(drawn[1], draw_gallery(result, gallery))
         print(f"{slide}: {gallery.gene} drawn in {drawn[0]} and {drawn[1]}")

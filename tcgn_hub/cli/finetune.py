@@ -44,8 +44,10 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "tcgn finetune") -> i
 
 
 def _finetune(args: argparse.Namespace) -> int:
+    from tcgn_hub.training.checkpoints import check_folder
     from tcgn_hub.training.finetune import finetune
 
+    check_folder(Path(args.output), resume=bool(args.resume))
     split = {} if args.split is None else {"split": _split(args.split, args.test)}
     recipe, metadata, panel = recipe_of(args), metadata_of(args), panel_of(args.genes)
     finetune(

@@ -48,9 +48,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "data": {
         "flags": ("data",),
         "nargs": "+",
-        "help": "her2st or HEST folder, Space Ranger output folders, .h5ad files, a sample sheet (CSV: section, patient,"
-        " data, image, mpp), a CSV of patches (with --expression), or a CSV of bulk measurements (slide, patient,"
-        " genes)",
+        "help": "her2st or HEST folder, Space Ranger output folders, .h5ad files, a sample sheet (CSV: section,"
+        " patient, data, image, mpp), a CSV of patches (with --expression), or a CSV of bulk measurements (slide,"
+        " patient, genes)",
     },
     "sections": {"nargs": "+", "metavar": "NAME", "help": "only these sections (default: all)"},
     "expression": {"metavar": "FILE", "help": "expression table of a CSV of patches, a row a spot"},
