@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 FOLDER = Path(__file__).parent / "fixtures" / "golden"
+SVS = Path(__file__).resolve().parents[1] / "examples" / "cmu_small_region.svs"
 PATCHES = [str(FOLDER.parent / "patches" / f"patch_{i}.png") for i in range(4)]
 
 

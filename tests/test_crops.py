@@ -11,11 +11,12 @@ from PIL import Image
 from sections import picture, write_section
 from test_slides import SVS, pyramid
 
-from tcgn_hub.data import crops, slides
+from tcgn_hub.data import crops
 from tcgn_hub.data.crops import spot_crops
 from tcgn_hub.data.readers.her2st import read_her2st
 from tcgn_hub.data.sections import Section
 from tcgn_hub.errors import ImageError, OutputError, SectionError
+from tcgn_hub.images import slides
 from tcgn_hub.images.slides import open_slide
 from tcgn_hub.images.tiles import TileReader
 from tcgn_hub.images.transforms import IMAGENET_MEAN, IMAGENET_STD, CropMicrons, to_input

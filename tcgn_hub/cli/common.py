@@ -1,20 +1,51 @@
-"""What all commands share: errors in one sentence, and exit codes."""
+"""What all commands share: their parsers, errors in one sentence, the log, and exit codes."""
 
 from __future__ import annotations
 
+import argparse
+import contextlib
+import glob
+import json
+import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from tcgn_hub.cli.options import given
 from tcgn_hub.errors import TcgnError
 
-__all__ = ["run", "version"]
+if TYPE_CHECKING:
+    from tcgn_hub.data.sections import Section
+    from tcgn_hub.prediction.predictor import Predictor
+
+__all__ = [
+    "image_files",
+    "load_predictor",
+    "log_to_stderr",
+    "make_parser",
+    "metadata_of",
+    "panel_of",
+    "run",
+    "sections_of",
+]
+
+
+def make_parser(prog: str, description: str, *, epilog: str | None = None) -> argparse.ArgumentParser:
+    """A parser that knows ``--version``."""
+    from tcgn_hub import __version__
+
+    parser = argparse.ArgumentParser(prog=prog, description=description, epilog=epilog)
+    parser.add_argument("--version", action="version", version=f"{prog} {__version__}")
+    return parser
 
 
 def run(command: Callable[[], int], name: str) -> int:
     """Run a command; 2 and one sentence on stderr for an error of the user's, 130 after Ctrl-C."""
     try:
-        code = command()
+        with log_to_stderr():
+            code = command()
         sys.stdout.flush()
         return code
     except TcgnError as err:
@@ -29,8 +60,96 @@ def run(command: Callable[[], int], name: str) -> int:
         return 0
 
 
-def version(name: str) -> str:
-    """What ``--version`` prints."""
-    from tcgn_hub.version import __version__
+@contextlib.contextmanager
+def log_to_stderr() -> Iterator[None]:
+    """While this lasts, the package's log is shown as it is."""
+    logger = logging.getLogger("tcgn_hub")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    level = logger.level
+    logger.setLevel(logging.INFO)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
 
-    return f"{name} {__version__}"
+
+def image_files(args: argparse.Namespace) -> list[Path]:
+    """The files that are meant, those of folders and of patterns that the shell left among them.
+
+    Raises:
+        ImageError: A folder holds no image, or a file is not there.
+    """
+    from tcgn_hub.errors import ImageError
+    from tcgn_hub.images.pictures import find_images
+
+    # a file may have the characters of a pattern in its name
+    found = find_images(
+        match
+        for name in args.images
+        for match in ([name] if os.path.exists(name) else sorted(glob.glob(name)) or [name])
+    )
+    if not any(path.exists() for path in found):
+        raise ImageError(f"{found[0]} does not exist.")
+    return found
+
+
+def panel_of(genes: str | None) -> list[str] | None:
+    """Symbols that are asked for by a list with commas, a file or the name of a panel.
+
+    Raises:
+        PanelError: There are none, or one twice.
+    """
+    from tcgn_hub.panels import load_panel, parse_genes
+
+    return None if genes is None else load_panel(parse_genes(genes))
+
+
+def sections_of(args: argparse.Namespace) -> list[Section]:
+    """The sections that are asked for.
+
+    Raises:
+        SectionError: They cannot be read.
+    """
+    from tcgn_hub.data.readers import read_sections
+
+    options: dict[str, Any] = {"names": args.sections, "expression": args.expression, "mpp": args.mpp}
+    return read_sections(args.data if len(args.data) > 1 else args.data[0], **options)
+
+
+def metadata_of(args: argparse.Namespace) -> dict[str, Any]:
+    """What the user wants stated of the weights.
+
+    Raises:
+        TrainingError: The file is missing, or no JSON object of what can be stated.
+    """
+    from tcgn_hub.errors import TrainingError
+    from tcgn_hub.weights.model_dir import FACTS
+
+    if args.metadata is None:
+        return {}
+    try:
+        metadata = json.loads(Path(args.metadata).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as err:
+        raise TrainingError(f"The metadata {args.metadata} cannot be read as JSON ({err}).") from err
+    unknown = sorted(set(metadata) - set(FACTS)) if isinstance(metadata, dict) else ["which is no object"]
+    if unknown:
+        raise TrainingError(
+            f"{args.metadata} states {', '.join(unknown)}; what can be stated is {', '.join(FACTS)}."
+        )
+    return metadata
+
+
+def load_predictor(args: argparse.Namespace) -> Predictor:
+    """The weights that are asked for, read once.
+
+    Raises:
+        WeightsError: They cannot be had.
+        DeviceError: The device is not there.
+    """
+    from tcgn_hub.prediction.predictor import load
+    from tcgn_hub.weights.hub import locate
+
+    return load(**locate(args.weights), **given(args, ("device", "precision", "backend")))

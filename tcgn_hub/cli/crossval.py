@@ -4,64 +4,51 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 
-from tcgn_hub.cli.common import run, version
-from tcgn_hub.cli.training import add_data, add_facts, add_recipe, facts_of, log_to_stderr, recipe_of, sections_of
+from tcgn_hub.cli.common import make_parser, metadata_of, panel_of, run, sections_of
+from tcgn_hub.cli.options import add, add_recipe, given, recipe_of
+
+_DATA = ("data", "sections", "expression", "mpp")
+_OPTIONS = ("by", "final", "resume", "allow_seen", "device", "workers", "checkpoint_minutes")
 
 
-def build_parser(prog: str) -> argparse.ArgumentParser:
+def build_parser(prog: str = "tcgn crossval") -> argparse.ArgumentParser:
     """The arguments of tcgn crossval."""
-    parser = argparse.ArgumentParser(
-        prog=prog,
-        description="Train once for every patient or section, without it, and measure all of them beside baselines.",
+    parser = make_parser(
+        prog,
+        "Train once for every patient or section, without it, and measure all of them beside baselines. -o is the"
+        " folder of the folds.",
     )
-    add_data(parser)
-    parser.add_argument(
-        "--genes", required=True, metavar="A,B|FILE|PANEL", help="genes to predict: a list, a file of lines, a panel"
-    )
-    parser.add_argument("-o", "--output", required=True, metavar="DIR", help="folder to write")
-    parser.add_argument("--split", choices=("patient", "section"), default="patient", help="default: patient")
-    parser.add_argument("--folds", nargs="+", metavar="NAME", help="only the folds of these patients or sections")
-    parser.add_argument(
-        "--final", action="store_true", help="then train on all sections, for weights that state these metrics"
-    )
-    parser.add_argument("--resume", action="store_true", help="keep the folds that have ended and continue")
-    parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes that prepare crops")
-    parser.add_argument(
-        "--checkpoint-minutes", type=float, default=10, metavar="N", help="how often to save the state (default: 10)"
-    )
-    add_facts(parser)
+    add(parser, *_DATA)
+    add(parser, "genes", "output", required=True)
+    add(parser, *_OPTIONS, "folds", "metadata")
     add_recipe(parser)
-    parser.add_argument("--version", action="version", version=version(prog))
     return parser
 
 
 def main(argv: Sequence[str] | None = None, *, prog: str = "tcgn crossval") -> int:
     """Run tcgn crossval; returns its exit code."""
     args = build_parser(prog).parse_args(argv)
-    with log_to_stderr():
-        return run(lambda: _crossval(args), prog)
+    return run(lambda: _crossval(args), prog)
 
 
 def _crossval(args: argparse.Namespace) -> int:
     from tcgn_hub.evaluation.tables import section_table
-    from tcgn_hub.panels import parse_genes
+    from tcgn_hub.training.checkpoints import check_folder
     from tcgn_hub.training.crossval import crossval
 
-    recipe = recipe_of(args)
+    if not args.resume:
+        check_folder(Path(args.output), resume=False)
+    recipe, metadata, panel = recipe_of(args), metadata_of(args), panel_of(args.genes)
     evaluation = crossval(
         sections_of(args),
-        genes=parse_genes(args.genes),
+        genes=panel,
         out=args.output,
-        by=args.split,
         only=args.folds,
         recipe=recipe,
-        final=args.final,
-        resume=args.resume,
-        device=args.device,
-        workers=args.workers,
-        checkpoint_minutes=args.checkpoint_minutes,
-        facts=facts_of(args),
+        metadata=metadata,
+        **given(args, _OPTIONS),
     )
     print(section_table(evaluation))
     return 0

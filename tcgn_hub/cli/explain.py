@@ -6,45 +6,29 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from tcgn_hub.cli.common import run, version
-from tcgn_hub.cli.images import above_zero, add_images, add_scale, add_weights, images_of, pick_device, positive
+from tcgn_hub.cli.common import image_files, load_predictor, make_parser, panel_of, run
+from tcgn_hub.cli.options import add, given
+
+if TYPE_CHECKING:
+    from tcgn_hub.prediction.predictor import Predictor
+
+_SCALE = ("mpp", "magnification", "patch_um")
 
 
-def build_parser(prog: str) -> argparse.ArgumentParser:
+def build_parser(prog: str = "tcgn explain") -> argparse.ArgumentParser:
     """The arguments of tcgn explain."""
-    parser = argparse.ArgumentParser(
-        prog=prog,
-        description="Draw what predictions rest on: for a patch maps of genes (Grad-CAM and finer ones) and the learned"
-        " graph, one PNG an image; for a slide the map of each gene, and its highest and lowest tiles with their"
-        " Grad-CAM.",
+    parser = make_parser(
+        prog,
+        "Draw what predictions rest on: for a patch maps of genes (Grad-CAM and finer ones) and the learned graph, one"
+        " PNG an image; for a slide the map of each gene, and its highest and lowest tiles with their Grad-CAM. Without"
+        " --genes it is the four of highest held-out PCC. -o is the picture of one patch, or a folder; without it"
+        " IMAGE.explained.png is written to the current one.",
         epilog="Exit code: 0 all explained, 1 some images could not be, 2 none was, for the reason printed.",
     )
-    add_images(parser)
-    parser.add_argument(
-        "--gene",
-        "--genes",
-        dest="genes",
-        metavar="A,B|FILE",
-        help="genes to explain: a list with commas, or a file of lines (default: the four of highest held-out PCC)",
-    )
-    parser.add_argument(
-        "-o",
-        "--output",
-        metavar="FILE|DIR",
-        help="the picture of one patch, or a folder (default: IMAGE.explained.png in the current folder)",
-    )
-    parser.add_argument("--npz", action="store_true", help="patches: the arrays too, beside the picture")
-    parser.add_argument("--occlusion", action="store_true", help="patches: check the maps by covering parts (slower)")
-    parser.add_argument(
-        "--tiles", type=positive, default=4, metavar="N", help="slides: so many highest and lowest tiles"
-    )
-    parser.add_argument(
-        "--stride", type=above_zero, metavar="UM", help="slides: distance of tiles (default: their side)"
-    )
-    add_weights(parser)
-    parser.add_argument("--version", action="version", version=version(prog))
-    add_scale(parser)
+    add(parser, "images", "genes", "output", "npz", "occlusion", "tiles", "stride_um", "weights", "device")
+    add(parser.add_argument_group("scale", "read from the files where they state it; never guessed"), *_SCALE)
     return parser
 
 
@@ -55,34 +39,22 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "tcgn explain") -> in
 
 
 def _explain(args: argparse.Namespace, prog: str) -> int:
-    from tcgn_hub.errors import ImageError, OutputError
+    from tcgn_hub.errors import ImageError
     from tcgn_hub.extras import require
+    from tcgn_hub.images.scale import given_scale
     from tcgn_hub.images.slides import is_slide_file
-    from tcgn_hub.panels import parse_genes
 
-    images = images_of(args)
-    args.genes = None if args.genes is None else parse_genes(args.genes)
+    images = image_files(args)
+    args.genes = panel_of(args.genes)
+    given_scale(args.mpp, args.magnification)
     require("matplotlib", extra="plot", to="draw figures")
-    output = Path(args.output) if args.output else Path()
-    to_file = bool(output.suffix) and not output.is_dir()
-    if to_file and (len(images) > 1 or is_slide_file(images[0])):
-        raise OutputError(f"{output} is one file, but several pictures are to be drawn; give a folder.")
-    if to_file and output.suffix.lower() != ".png":
-        raise OutputError(f"{output} is no name of a picture; let it end in .png.")
-    if not to_file:
-        names = [image.name for image in images]
-        if len(set(names)) < len(names):
-            raise OutputError("Two images have the same name; explain them into folders of their own.")
-        try:
-            output.mkdir(parents=True, exist_ok=True)
-        except OSError as err:
-            raise OutputError(f"The folder {output} cannot be made ({err.strerror or err}).") from err
-    args.device = pick_device(args.device)
+    pictures = _pictures(images, args)
+    predictor = load_predictor(args)
     failed = []
-    for image in images:
+    for image, picture in zip(images, pictures, strict=True):
         explain_one = _slide if is_slide_file(image) else _patch
         try:
-            explain_one(image, output if to_file else output / f"{image.name}.explained.png", args)
+            explain_one(predictor, image, picture, args)
         except ImageError as err:
             if len(images) == 1:
                 raise
@@ -94,48 +66,61 @@ def _explain(args: argparse.Namespace, prog: str) -> int:
     return 1 if failed else 0
 
 
-def _patch(image: Path, picture: Path, args: argparse.Namespace) -> None:
+def _pictures(images: list[Path], args: argparse.Namespace) -> list[Path]:
+    """What to draw each image into.
+
+    Raises:
+        OutputError: There is no such place, or an option says nothing of these images.
+    """
+    from tcgn_hub.errors import OutputError
+    from tcgn_hub.images.slides import is_slide_file
+
+    slides = [is_slide_file(image) for image in images]
+    for kind, there, names in (("patches", not all(slides), ("npz", "occlusion")), ("slides", any(slides), _TILED)):
+        for name in given(args, () if there else names):
+            raise OutputError(f"--{name.replace('_', '-')} is for {kind}, and none is given; leave it out.")
+    output = Path(args.output) if args.output else Path()
+    if output.suffix and not output.is_dir():
+        if len(images) > 1 or slides[0]:
+            raise OutputError(f"{output} is one file, but several pictures are to be drawn; give a folder.")
+        if output.suffix.lower() != ".png":
+            raise OutputError(f"{output} is no name of a picture; let it end in .png.")
+        return [output]
+    names = [image.name for image in images]
+    if len(set(names)) < len(names):
+        raise OutputError("Two images have the same name; explain them into folders of their own.")
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as err:
+        raise OutputError(f"The folder {output} cannot be made ({err.strerror or err}).") from err
+    return [output / f"{name}.explained.png" for name in names]
+
+
+_TILED = ("tiles", "stride_um")
+
+
+def _patch(predictor: Predictor, image: Path, picture: Path, args: argparse.Namespace) -> None:
     from tcgn_hub.files import write_bytes
-    from tcgn_hub.prediction.explain import explain
     from tcgn_hub.writing.explanations import draw_explanation, explanation_text, write_arrays
 
-    explanation = explain(
-        image,
-        genes=args.genes,
-        weights=args.weights,
-        mpp=args.mpp,
-        magnification=args.magnification,
-        patch_um=args.patch_um,
-        occlusion=args.occlusion,
-        device=args.device,
-    )
+    explanation = predictor.explain(image, genes=args.genes, **given(args, (*_SCALE, "occlusion")))
     write_bytes(picture, draw_explanation(explanation))
     if args.npz:
         write_arrays(picture.with_suffix(".npz"), explanation)
     print(f"{explanation_text(explanation)}drawn in {picture}\n")
 
 
-def _slide(slide: Path, picture: Path, args: argparse.Namespace) -> None:
+def _slide(predictor: Predictor, slide: Path, picture: Path, args: argparse.Namespace) -> None:
     from tcgn_hub.files import write_bytes
-    from tcgn_hub.models.loading import load_model
-    from tcgn_hub.prediction.explain import best_genes, galleries
-    from tcgn_hub.prediction.slides import predict_slide
+    from tcgn_hub.prediction.explain import best_genes
     from tcgn_hub.writing.explanations import draw_gallery
-    from tcgn_hub.writing.figures import gene_map
+    from tcgn_hub.writing.figures import draw_gene
 
-    prediction = predict_slide(
-        slide,
-        genes=best_genes(load_model(args.weights)[1]) if args.genes is None else args.genes,
-        weights=args.weights,
-        mpp=args.mpp,
-        magnification=args.magnification,
-        patch_um=args.patch_um,
-        stride_um=args.stride,
-        device=args.device,
-        progress=True,
-    )
-    for gallery in galleries(prediction, prediction.genes, count=args.tiles, device=args.device):
+    genes = best_genes(predictor.info) if args.genes is None else args.genes
+    result = predictor.slide(slide, genes=genes, progress=True, **given(args, (*_SCALE, "stride_um")))
+    count = {} if args.tiles is None else {"count": args.tiles}
+    for gallery in predictor.galleries(result, genes, **count):
         drawn = [picture.with_suffix(f".{gallery.gene}.{what}.png") for what in ("map", "tiles")]
-        gene_map(prediction, gallery.gene, drawn[0])
-        write_bytes(drawn[1], draw_gallery(prediction, gallery))
+        write_bytes(drawn[0], draw_gene(result, gallery.gene))
+        write_bytes(drawn[1], draw_gallery(result, gallery))
         print(f"{slide}: {gallery.gene} drawn in {drawn[0]} and {drawn[1]}")

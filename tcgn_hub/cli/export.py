@@ -5,33 +5,20 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from tcgn_hub.cli.common import run, version
-from tcgn_hub.cli.images import positive
+from tcgn_hub.cli.common import make_parser, run
+from tcgn_hub.cli.options import add, given
 
 
-def build_parser(prog: str) -> argparse.ArgumentParser:
+def build_parser(prog: str = "tcgn export") -> argparse.ArgumentParser:
     """The arguments of tcgn export."""
-    parser = argparse.ArgumentParser(
-        prog=prog,
-        description="Write weights as ONNX or as a program of torch.export, and check that they give the same values."
-        " Genes, units and scale travel with them.",
+    parser = make_parser(
+        prog,
+        "Write weights as ONNX (-o FILE.onnx; without -o it is kept where `tcgn predict --backend onnx` finds it) or as"
+        " a program of torch.export (-o FILE.pt2), and check that they give the same values. Genes, units and scale"
+        " travel with them. The file takes any number of patches at once, unless --batch-size fixes it.",
     )
-    parser.add_argument(
-        "--weights", metavar="TAG|DIR|FILE", help="tag, hf-hub:ORG/NAME, model directory, or parameters"
-    )
-    parser.add_argument("--format", choices=("onnx", "torch-export"), default="onnx", help="default: onnx")
-    parser.add_argument(
-        "-o",
-        "--output",
-        metavar="FILE",
-        help=".onnx or .pt2 (default: kept where `tcgn predict --backend onnx` finds it)",
-    )
-    parser.add_argument("--dynamic-batch", action="store_true", help="take any number of patches at once, 1 to 1024")
-    parser.add_argument("--batch-size", type=positive, default=1, metavar="N", help="otherwise exactly N (default: 1)")
-    precision = parser.add_mutually_exclusive_group()
-    precision.add_argument("--fp16", action="store_true", help="ONNX: store weights in float16, compute in float32")
-    precision.add_argument("--int8", action="store_true", help="ONNX: multiply matrices in 8 bits")
-    parser.add_argument("--version", action="version", version=version(prog))
+    add(parser, "weights", "output", "batch_size")
+    add(parser.add_mutually_exclusive_group(), "fp16", "int8")
     return parser
 
 
@@ -42,15 +29,10 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "tcgn export") -> int
 
 
 def _export(args: argparse.Namespace) -> int:
-    from tcgn_hub.prediction.export import export_model
+    from tcgn_hub.prediction.predictor import export
 
-    exported = export_model(
-        args.weights,
-        out=args.output,
-        format=args.format,
-        precision="float16" if args.fp16 else "int8" if args.int8 else "float32",
-        batch_size=None if args.dynamic_batch else args.batch_size,
-    )
+    precision = "float16" if args.fp16 else "int8" if args.int8 else "float32"
+    exported = export(args.weights, args.output, precision=precision, **given(args, ["batch_size"]))
     size = exported.path.stat().st_size
     print(f"{exported.path}: {size:,} bytes, values within {exported.difference:.2g} of those of the model")
     return 0

@@ -7,87 +7,77 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tcgn_hub.cli.common import run, version
-from tcgn_hub.cli.training import add_data, add_facts, add_recipe, facts_of, log_to_stderr, recipe_of, sections_of
+from tcgn_hub.cli.common import make_parser, metadata_of, panel_of, run, sections_of
+from tcgn_hub.cli.options import add, add_recipe, given, recipe_of
 
 if TYPE_CHECKING:
     from tcgn_hub.evaluation.splits import Split
 
+_DATA = ("data", "sections", "expression", "mpp")
+_OPTIONS = ("test", "resume", "allow_seen", "device", "workers", "cache", "checkpoint_minutes")
 _EPILOG = """\
 The output is a model directory: tcgn-predict --weights OUT, timm's 'local-dir:OUT' and `tcgn weights publish OUT` take
 it. Several processes or GPUs: torchrun --standalone --nproc-per-node 2 -m tcgn_hub.cli.main finetune ...
 Ctrl-C and SIGTERM save the state; --resume continues as if nothing had happened."""
 
 
-def build_parser(prog: str) -> argparse.ArgumentParser:
+def build_parser(prog: str = "tcgn finetune") -> argparse.ArgumentParser:
     """The arguments of tcgn finetune."""
-    parser = argparse.ArgumentParser(
-        prog=prog,
-        description="Train TCGN on spatial transcriptomics sections, and measure it on sections held out.",
+    parser = make_parser(
+        prog,
+        "Train TCGN on spatial transcriptomics sections, and measure it on sections held out. -o is the model directory"
+        " to write.",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add_data(parser)
-    genes = parser.add_mutually_exclusive_group(required=True)
-    genes.add_argument("--genes", metavar="A,B|FILE|PANEL", help="genes to predict: a list, a file of lines, a panel")
-    genes.add_argument("--hvg", type=int, metavar="N", help="the N genes that vary most on the training sections")
-    parser.add_argument("-o", "--output", required=True, metavar="DIR", help="model directory to write")
-    parser.add_argument(
-        "--split",
-        default="patient",
-        metavar="patient|section|none|FILE",
-        help="what is held out together (default: patient), or a splits.json",
-    )
-    parser.add_argument("--test", nargs="+", metavar="NAME", help="patients or sections to hold out")
-    parser.add_argument("--resume", action="store_true", help="continue the run in the output directory")
-    parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes that prepare crops")
-    parser.add_argument("--cache", metavar="DIR", help="keep the crops here for other runs on the same data")
-    parser.add_argument(
-        "--checkpoint-minutes", type=float, default=10, metavar="N", help="how often to save the state (default: 10)"
-    )
-    add_facts(parser)
+    add(parser, *_DATA)
+    add(parser, "output", required=True)
+    add(parser.add_mutually_exclusive_group(required=True), "genes", "hvg")
+    add(parser, "split", *_OPTIONS, "metadata")
     add_recipe(parser)
-    parser.add_argument("--version", action="version", version=version(prog))
     return parser
 
 
 def main(argv: Sequence[str] | None = None, *, prog: str = "tcgn finetune") -> int:
     """Run tcgn finetune; returns its exit code."""
     args = build_parser(prog).parse_args(argv)
-    with log_to_stderr():
-        return run(lambda: _finetune(args), prog)
+    return run(lambda: _finetune(args), prog)
 
 
 def _finetune(args: argparse.Namespace) -> int:
-    from tcgn_hub.evaluation.splits import SPLITS
-    from tcgn_hub.panels import parse_genes
+    from tcgn_hub.training.checkpoints import check_folder
     from tcgn_hub.training.finetune import finetune
 
-    recipe = recipe_of(args)
+    check_folder(Path(args.output), resume=bool(args.resume))
+    split = {} if args.split is None else {"split": _split(args.split, args.test)}
+    recipe, metadata, panel = recipe_of(args), metadata_of(args), panel_of(args.genes)
     finetune(
         sections_of(args),
-        genes=args.hvg if args.genes is None else parse_genes(args.genes),
+        genes=args.hvg if panel is None else panel,
         out=args.output,
         recipe=recipe,
-        split=args.split if args.split in SPLITS else _read_split(args.split),
-        test=args.test,
-        resume=args.resume,
-        device=args.device,
-        workers=args.workers,
-        cache=args.cache,
-        checkpoint_minutes=args.checkpoint_minutes,
-        facts=facts_of(args),
+        metadata=metadata,
+        **split,
+        **given(args, _OPTIONS),
     )
     return 0
 
 
-def _read_split(path: str) -> Split:
+def _split(text: str, test: list[str] | None) -> str | Split:
+    """One of the known ways to split, or a file.
+
+    Raises:
+        SectionError: It is neither, or leaves nothing for ``test`` to say.
+    """
     from tcgn_hub.errors import SectionError
     from tcgn_hub.evaluation.splits import SPLITS, Split
 
+    if test and text not in ("patient", "section"):
+        raise SectionError(f"--split {text} says what is held out; leave --test out.")
+    if text in SPLITS:
+        return text
     try:
-        return Split.from_json(Path(path).read_text(encoding="utf-8"))
+        return Split.from_json(Path(text).read_text(encoding="utf-8"))
     except OSError as err:
         raise SectionError(
-            f"The split {path} is neither one of {', '.join(SPLITS)} nor a file that can be read ({err.strerror})."
+            f"The split {text} is neither one of {', '.join(SPLITS)} nor a file that can be read ({err.strerror})."
         ) from err

@@ -7,9 +7,9 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from tcgn_hub.cli.common import version
+from tcgn_hub.cli.common import make_parser
 
-_COMMANDS = {
+COMMANDS = {
     "predict": "genes and values of patches and slides (also installed as tcgn-predict)",
     "explain": "draw what predictions rest on: maps of genes, the learned graph, tiles of slides",
     "finetune": "train on sections of your own",
@@ -23,15 +23,11 @@ _COMMANDS = {
 
 def build_parser() -> argparse.ArgumentParser:
     """The arguments of tcgn, up to the name of the command."""
-    parser = argparse.ArgumentParser(
-        prog="tcgn",
-        description="Gene expression from H&E images.",
-        epilog="commands:\n" + "\n".join(f"  {name:10} {text}" for name, text in _COMMANDS.items()),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("command", choices=_COMMANDS, metavar="command", help="one of those below")
+    listed = "\n".join(f"  {name:10} {text}" for name, text in COMMANDS.items())
+    parser = make_parser("tcgn", "Gene expression from H&E images.", epilog=f"commands:\n{listed}")
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("command", choices=COMMANDS, metavar="command", help="one of those below")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="see `tcgn COMMAND --help`")
-    parser.add_argument("--version", action="version", version=version("tcgn"))
     return parser
 
 

@@ -5,85 +5,41 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tcgn_hub.cli.common import run, version
-from tcgn_hub.cli.images import above_zero, add_images, add_scale, add_weights, images_of, pick_device, positive
+from tcgn_hub.cli.common import image_files, load_predictor, make_parser, panel_of, run
+from tcgn_hub.cli.options import add, given
 
 if TYPE_CHECKING:
-    from tcgn_hub.prediction.slides import SlidePrediction
+    from tcgn_hub.prediction.predictor import Predictor
+    from tcgn_hub.result import Result
 
-_PATCH_FORMATS = ("table", "csv", "json")
+_SUFFIXES = {"table": ".txt", **{kind: f".{kind}" for kind in ("csv", "json", "h5ad", "parquet", "geojson")}}
+_OF_SLIDES = (".h5ad", ".parquet", ".geojson")  # a picture that is written so is taken as a slide
 _EXPLAINED = 3  # genes of a report whose highest and lowest tiles are shown
-_SLIDE_FORMATS = ("h5ad", "csv", "parquet", "geojson")
+
+_LOADED = ("weights", "device", "precision", "backend")
+_SHARED = ("significant_only", "tta", "batch_size")
+_SCALE = ("mpp", "magnification", "patch_um")
+_TILED = ("stride_um", "spots", "min_tissue", "features", "workers", "max_pixels")
+_DRAWN = ("plot", "report", "bulk")
 
 
 def build_parser(prog: str = "tcgn-predict") -> argparse.ArgumentParser:
     """The arguments of tcgn predict."""
-    parser = argparse.ArgumentParser(
-        prog=prog,
-        description="Predict gene expression in the centre of H&E patches, or over the tissue of slides.",
+    parser = make_parser(
+        prog,
+        "Predict gene expression in the centre of H&E patches, or over the tissue of slides. -o is a file, or a folder"
+        " for several slides; without it patches are shown as a table.",
         epilog="A file of a slide format (.svs, .ndpi, .mrxs, .ome.tif, ...) is taken as a slide, and so is any picture"
         " where an option for slides is given. Exit code: 0 all predicted, 1 some images could not be, 2 nothing was,"
         " for the reason printed.",
     )
-    add_images(parser)
-    parser.add_argument("--top", type=positive, metavar="K", help="patches: only the K genes of the highest values")
-    parser.add_argument("--genes", metavar="A,B|FILE", help="only these genes: a list with commas, or a file of lines")
-    parser.add_argument(
-        "--significant-only",
-        action="store_true",
-        help="leave out genes not predicted better than chance on held-out tissue",
-    )
-    parser.add_argument(
-        "--format",
-        choices=tuple(dict.fromkeys(_PATCH_FORMATS + _SLIDE_FORMATS)),
-        help="default: by the suffix of -o; otherwise table for patches, h5ad for slides",
-    )
-    parser.add_argument(
-        "-o",
-        "--output",
-        metavar="FILE|DIR",
-        help="where to write; a folder for several slides (default: standard output)",
-    )
-    add_weights(parser)
-    parser.add_argument(
-        "--views",
-        type=int,
-        choices=range(1, 9),
-        default=1,
-        metavar="N",
-        help="average over so many rotations and reflections, 1 to 8, and say how much they differ (default: 1)",
-    )
-    parser.add_argument("--batch-size", type=positive, default=32, metavar="N", help="images at once (default: 32)")
-    parser.add_argument(
-        "--backend",
-        choices=("torch", "onnx"),
-        help="onnx needs no PyTorch, but weights that `tcgn export` wrote (default: onnx for FILE.onnx, else torch)",
-    )
-    parser.add_argument("--version", action="version", version=version(prog))
-
-    add_scale(parser)
-
-    slides = parser.add_argument_group("slides")
-    slides.add_argument("--stride", type=above_zero, metavar="UM", help="distance of tiles (default: their side)")
-    slides.add_argument("--spots", metavar="FILE", help="predict these spots: tissue_positions, her2st selection, h5ad")
-    slides.add_argument(
-        "--min-tissue",
-        type=float,
-        metavar="SHARE",
-        help="least share of tissue in a tile (default: 0.5; 0: every tile)",
-    )
-    slides.add_argument("--features", action="store_true", help="keep the 1280 features of each tile, in an h5ad")
-    slides.add_argument(
-        "--plot", metavar="GENE,...", help="maps of genes and of the tissue, PNG files beside the output"
-    )
-    slides.add_argument("--report", action="store_true", help="a self-contained HTML page beside the output")
-    slides.add_argument("--bulk", metavar="FILE", help="one pseudo-bulk row per slide, CSV")
-    slides.add_argument("--workers", type=int, metavar="N", help="processes that read tiles (default: 1)")
-    slides.add_argument("--max-pixels", type=positive, metavar="N", help="largest picture to decode as a whole")
+    add(parser, "images", "genes", "top", "format", "output", *_LOADED, *_SHARED)
+    add(parser.add_argument_group("scale", "read from the files where they state it; never guessed"), *_SCALE)
+    add(parser.add_argument_group("slides"), *_TILED, *_DRAWN)
     return parser
 
 
@@ -95,204 +51,210 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "tcgn-predict") -> in
 
 def _predict(args: argparse.Namespace, prog: str) -> int:
     from tcgn_hub.images.slides import is_slide_file
-    from tcgn_hub.panels import parse_genes
-    from tcgn_hub.prediction.backends import uses_onnx
+    from tcgn_hub.prediction.patches import check_options
 
-    images = images_of(args)
-    if args.genes is not None:
-        args.genes = parse_genes(args.genes)
-    suffix = Path(args.output).suffix.lstrip(".").lower() if args.output else ""
-    wants_slide = args.format in ("h5ad", "parquet", "geojson") or suffix in ("h5ad", "parquet", "geojson")
-    options = (args.stride, args.spots, args.min_tissue, args.plot, args.bulk, args.workers, args.max_pixels)
-    as_slides = wants_slide or args.features or args.report or any(option is not None for option in options)
-
-    if not uses_onnx(args.weights, args.backend):
-        args.device = pick_device(args.device)
+    images = image_files(args)
+    options = {"genes": panel_of(args.genes), **given(args, (*_SHARED, *_SCALE))}
+    check_options(**options)
+    suffix = Path(args.output or "").suffix.lower()
+    as_slides = suffix in _OF_SLIDES or _SUFFIXES.get(args.format) in _OF_SLIDES or given(args, (*_TILED, *_DRAWN))
     if as_slides or any(map(is_slide_file, images)):
-        return _predict_slides(images, args, prog)
-    return _predict_patches(images, args, prog)
+        return _predict_slides(images, options, args, prog)
+    return _predict_patches(images, options, args, prog)
 
 
-def _shared_options(args: argparse.Namespace) -> dict[str, Any]:
-    """What patches and slides are predicted with alike."""
-    return {
-        "weights": args.weights,
-        "genes": args.genes,
-        "mpp": args.mpp,
-        "magnification": args.magnification,
-        "patch_um": args.patch_um,
-        "significant_only": args.significant_only,
-        "views": args.views,
-        "batch_size": args.batch_size,
-        "device": args.device,
-        "backend": args.backend,
-        "progress": True,
-    }
-
-
-def _predict_patches(images: list[Path], args: argparse.Namespace, prog: str) -> int:
+def _predict_patches(images: list[Path], options: dict[str, Any], args: argparse.Namespace, prog: str) -> int:
     from tcgn_hub.files import write_text
-    from tcgn_hub.prediction.patches import predict
-    from tcgn_hub.writing.tables import FORMATS
+    from tcgn_hub.writing.tables import FORMATS, to_table
 
-    prediction = predict(
-        images,
-        on_error="skip",
-        **_shared_options(args),
-    )
-    kind = args.format or (Path(args.output).suffix.lstrip(".") if args.output else "table")
-    text = FORMATS.get(kind, FORMATS["table"])(prediction, top=args.top)
-    if args.output:
-        write_text(args.output, text)
+    output = Path(args.output) if args.output else None
+    suffix = _suffix_of(output, args.format) if output else _SUFFIXES[args.format or "table"]
+    result = load_predictor(args).patches(images, on_error="skip", progress=True, **options)
+    if suffix == ".txt":
+        text = [to_table(result, top=args.top)]
     else:
-        sys.stdout.write(text)
-    for message in prediction.failed.values():
-        print(f"{prog}: {message}", file=sys.stderr)
-    return 1 if prediction.failed else 0
+        text = FORMATS[suffix[1:]](result.top(args.top) if args.top else result)
+    if output is None:
+        sys.stdout.writelines(text)
+    elif suffix == ".txt":
+        write_text(output, text)
+    else:
+        (result.top(args.top) if args.top else result).write(output, format=suffix)
+    return _say(prog, result.failed.values())
 
 
-def _predict_slides(slides: list[Path], args: argparse.Namespace, prog: str) -> int:
-    from tcgn_hub.errors import ImageError, OutputError, PanelError, SectionError
-    from tcgn_hub.prediction.slides import predict_slide
+def _predict_slides(slides: list[Path], options: dict[str, Any], args: argparse.Namespace, prog: str) -> int:
+    from tcgn_hub.errors import ImageError
+    from tcgn_hub.prediction.predictor import check_resume
+    from tcgn_hub.writing.bulk import BulkTable
 
-    if args.spots and len(slides) > 1:
-        raise SectionError("--spots belongs to one slide; give one.")
-    outputs = _outputs(slides, args)
-    if outputs is None and not args.bulk:
-        raise OutputError("Say where to write the tiles: -o FILE for one slide, -o DIR for several, or --bulk FILE.")
-    _check_extras(outputs, args)
-    if outputs is None and (args.plot or args.report or args.features):
-        raise OutputError("--plot, --report and --features belong to the output of the tiles; say where with -o.")
-    options: dict[str, Any] = {
-        name: value
-        for name, value in (("min_tissue", args.min_tissue), ("workers", args.workers), ("max_pixels", args.max_pixels))
-        if value is not None
-    }
-    if args.plot:
-        from tcgn_hub.models.loading import load_model
-        from tcgn_hub.prediction.patches import gene_columns
-
-        # a gene that is not there should not be found out after the slides are predicted
-        info = load_model(args.weights)[1]
-        columns = gene_columns(info, args.genes, significant_only=args.significant_only)
-        absent = [i for i in gene_columns(info, args.plot.split(",")) if i not in columns]
-        if absent:
-            raise PanelError(f"{info.genes[absent[0]]} is to be drawn, but not among the genes that are predicted.")
+    outputs, suffix = _outputs(slides, args)
+    _check_slides(outputs, suffix, args)
+    options |= given(args, _TILED)
+    for slide, output in zip(slides, outputs, strict=True):
+        if output and slide.exists() and _state(output).exists():
+            check_resume(slide, resume=_state(output), **given(args, ("weights", "precision", "backend")), **options)
+    predictor = load_predictor(args)
+    plots = _plots(predictor, options["genes"], args)
+    bulk = BulkTable(args.bulk) if args.bulk else None
     failed: list[str] = []
-    done: list[SlidePrediction] = []
-    states: list[Path] = []
-    for i, slide in enumerate(slides):
-        state = None if outputs is None else outputs[i].with_name(f"{outputs[i].name}.partial")
+    done = 0
+    for slide, output in zip(slides, outputs, strict=True):
         try:
-            prediction = predict_slide(
-                slide,
-                stride_um=args.stride,
-                spots=args.spots,
-                features=args.features,
-                resume=state,
-                **_shared_options(args),
-                **options,
-            )
+            result = predictor.slide(slide, resume=output and _state(output), progress=True, **options)
         except ImageError as err:
             if len(slides) == 1:
                 raise
             failed.append(str(err))
             continue
-        done.append(prediction)
-        if outputs is not None and state is not None:
-            _write(prediction, outputs[i], args)
-            states.append(state)
-        for message in prediction.failed.values():
-            print(f"{prog}: {message}", file=sys.stderr)
+        if output:
+            result.write(output, format=suffix)
+            _draw(result, output, plots, predictor if args.report else None, prog)
+        if bulk:
+            bulk.add(result)
+        failed += result.failed.values()
+        done += 1
     if not done:
         raise ImageError(f"None of {len(slides)} slides could be predicted: {failed[0]}")
-    if args.bulk:
-        from tcgn_hub.files import write_text
-        from tcgn_hub.writing.bulk import bulk_csv
-        from tcgn_hub.writing.frames import bulk_facts_json
+    if bulk:
+        bulk.write()
+    for output in filter(None, outputs):
+        shutil.rmtree(_state(output), ignore_errors=True)
+    return _say(prog, failed)
 
-        write_text(args.bulk, bulk_csv(done))
-        write_text(f"{args.bulk}.json", bulk_facts_json(done))
-    for state in states:
-        shutil.rmtree(state, ignore_errors=True)
+
+def _say(prog: str, failed: Collection[str]) -> int:
+    """What could not be predicted, on stderr; the exit code."""
     for message in failed:
         print(f"{prog}: {message}", file=sys.stderr)
-    return 1 if failed or any(prediction.failed for prediction in done) else 0
+    return 1 if failed else 0
 
 
-def _check_extras(outputs: list[Path] | None, args: argparse.Namespace) -> None:
-    """Ask for what writing needs before anything is predicted."""
-    from tcgn_hub.extras import require
-
-    if outputs is None:
-        return
-    kind = args.format or outputs[0].suffix.lstrip(".").lower()
-    if kind == "h5ad":
-        require("anndata", extra="h5ad", to="write .h5ad files")
-    if kind == "parquet":
-        require("pyarrow", extra="parquet", to="write .parquet files")
-    if args.plot or args.report:
-        require("matplotlib", extra="plot", to="draw figures")
+def _state(output: Path) -> Path:
+    """Where what is done of a slide is kept, for a run that continues."""
+    return output.with_name(f"{output.name}.partial")
 
 
-def _outputs(slides: list[Path], args: argparse.Namespace) -> list[Path] | None:
-    """Where each slide's tiles go; None if nowhere."""
+def _suffix_of(output: Path, asked: str | None) -> str:
+    """The suffix of the format of a file that can be written.
+
+    Raises:
+        OutputError: Its suffix is unknown, or that of another format than the one asked for; or there is no folder.
+        ExtraError: A package that the format needs is not installed.
+    """
+    import tcgn_hub.writing  # noqa: F401  (the formats)
+    from tcgn_hub.errors import OutputError
+    from tcgn_hub.result import format_of
+
+    own, wanted = output.suffix.lower(), _SUFFIXES.get(asked or "")
+    as_text = own == ".txt" and wanted in (".csv", ".json")
+    if wanted and own in _SUFFIXES.values() and own != wanted and not as_text:
+        raise OutputError(f"--format {asked} does not go with {output}; leave it out, or let the name end in {wanted}.")
+    _check_place(output)
+    return format_of(output, wanted)
+
+
+def _check_place(file: Path) -> None:
+    from tcgn_hub.errors import OutputError
+
+    if not file.parent.is_dir():
+        raise OutputError(f"{file} cannot be written: there is no folder {file.parent}.")
+    if file.is_dir():
+        raise OutputError(f"{file} cannot be written: it is a folder.")
+
+
+def _outputs(slides: list[Path], args: argparse.Namespace) -> tuple[list[Path] | list[None], str]:
+    """Where each slide's tiles go, None if nowhere, and the suffix of their format.
+
+    Raises:
+        OutputError: There is no such place, or no such format.
+    """
     from tcgn_hub.errors import OutputError
 
     if args.output is None:
-        return None
+        return [None] * len(slides), ""
     output = Path(args.output)
-    to_file = len(slides) == 1 and bool(output.suffix) and not output.is_dir()
-    kind = args.format or (output.suffix.lstrip(".").lower() if to_file else "h5ad")
-    if kind not in _SLIDE_FORMATS:
-        raise OutputError(f"{kind!r} is no format for slides; give one of {', '.join(_SLIDE_FORMATS)}.")
-    if args.features and kind != "h5ad":
-        raise OutputError("--features are kept in an .h5ad only; give -o a name that ends so.")
-    if to_file:
-        if not output.parent.is_dir():
-            raise OutputError(f"{output} cannot be written: there is no folder {output.parent}.")
-        return [output]
+    to_file = bool(output.suffix) and not output.is_dir()
+    if to_file and len(slides) == 1:
+        return [output], _suffix_of(output, args.format)
+    if to_file and output.suffix.lower() in _SUFFIXES.values():
+        raise OutputError(f"{output} is one file, but there are {len(slides)} slides; give a folder.")
+    names = [slide.name for slide in slides]
+    if len(set(names)) < len(names):
+        raise OutputError("Two slides have the same name; predict them into folders of their own.")
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as err:
         raise OutputError(f"The folder {output} cannot be made ({err.strerror or err}).") from err
-    names = [slide.name for slide in slides]
-    if len(set(names)) < len(names):
-        raise OutputError("Two slides have the same name; predict them into folders of their own.")
-    return [output / f"{slide.name}.{kind}" for slide in slides]
+    outputs = [output / f"{name}{_SUFFIXES[args.format or 'h5ad']}" for name in names]
+    return outputs, _suffix_of(outputs[0], args.format)
 
 
-def _write(prediction: SlidePrediction, output: Path, args: argparse.Namespace) -> None:
-    kind = args.format or output.suffix.lstrip(".").lower()
-    if kind == "h5ad":
-        from tcgn_hub.writing.anndata import write_h5ad
+def _check_slides(outputs: Sequence[Path | None], suffix: str, args: argparse.Namespace) -> None:
+    """Refuse, before anything is loaded, what cannot be done or would do nothing.
 
-        write_h5ad(output, prediction)
-    elif kind == "parquet":
-        from tcgn_hub.writing.frames import write_parquet
+    Raises:
+        OutputError: Nothing is to be written, or an option belongs to another output.
+        SectionError: The file of spots does not exist, is for several slides, or beside options of a grid.
+        ExtraError: A package that drawing needs is not installed.
+    """
+    from tcgn_hub.errors import OutputError, SectionError
+    from tcgn_hub.extras import require
 
-        write_parquet(output, prediction)
-    else:
-        from tcgn_hub.files import write_text
-        from tcgn_hub.writing.frames import facts_json, to_csv
-        from tcgn_hub.writing.geojson import to_geojson
+    if args.top:
+        raise OutputError("--top is for patches: all genes of a slide's tiles are written; choose some by --genes.")
+    if args.spots and len(outputs) > 1:
+        raise SectionError("--spots belongs to one slide; give one.")
+    if args.spots and given(args, ("stride_um", "min_tissue")):
+        raise SectionError("--stride-um and --min-tissue are of a grid of tiles; leave them out, or --spots.")
+    if args.spots and not Path(args.spots).is_file():
+        raise SectionError(f"The spots file {args.spots} does not exist.")
+    if outputs[0] is None:
+        if not args.bulk:
+            message = "Say where to write the tiles: -o FILE for one slide, -o DIR for several, or --bulk FILE."
+            raise OutputError(message)
+        if given(args, ("plot", "report", "features", "format")):
+            raise OutputError("--plot, --report, --features and --format are of the output of the tiles; give -o.")
+    if args.bulk:
+        _check_place(Path(args.bulk))
+    if args.features and suffix != ".h5ad":
+        raise OutputError("--features are kept in an .h5ad only; give -o a name that ends so.")
+    if args.plot or args.report:
+        require("matplotlib", extra="plot", to="draw figures")
 
-        write_text(output, to_csv(prediction) if kind == "csv" else to_geojson(prediction))
-        if kind == "csv":
-            write_text(f"{output}.json", facts_json(prediction))
-    if args.plot:
-        from tcgn_hub.writing.figures import gene_map, mask_figure
 
-        for gene in args.plot.split(","):
-            gene_map(prediction, gene.strip(), output.with_suffix(f".{gene.strip()}.png"))
-        if prediction.mask is not None:
-            mask_figure(prediction, output.with_suffix(".tissue.png"))
-    if args.report:
-        from tcgn_hub.prediction.explain import galleries
-        from tcgn_hub.writing.report import mapped_genes, write_report
+def _plots(predictor: Predictor, genes: list[str] | None, args: argparse.Namespace) -> list[str]:
+    """Genes to draw.
 
-        explained = galleries(prediction, mapped_genes(prediction)[:_EXPLAINED], device=args.device)
-        write_report(output.with_suffix(".html"), prediction, galleries=explained)
+    Raises:
+        PanelError: One is not among those that are predicted.
+    """
+    from tcgn_hub.errors import PanelError
+
+    predicted = predictor.columns(genes, significant_only=bool(args.significant_only))
+    drawn = [] if args.plot is None else predictor.columns(args.plot.split(","))
+    absent = [predictor.info.genes[i] for i in drawn if i not in predicted]
+    if absent:
+        raise PanelError(f"{absent[0]} is to be drawn, but not among the genes that are predicted.")
+    return [predictor.info.genes[i] for i in drawn]
+
+
+def _draw(result: Result, output: Path, plots: list[str], reporter: Predictor | None, prog: str) -> None:
+    """Maps of genes, and a report if there is who explains it."""
+    from tcgn_hub.files import write_bytes
+    from tcgn_hub.writing.figures import draw_gene, draw_mask
+    from tcgn_hub.writing.report import mapped_genes, write_report
+
+    for gene in plots:
+        write_bytes(output.with_suffix(f".{gene}.png"), draw_gene(result, gene))
+    if plots and result.slide is not None and result.slide.mask is not None:
+        write_bytes(output.with_suffix(".tissue.png"), draw_mask(result))
+    if reporter and reporter.backend.name == "onnx":
+        print(f"{prog}: the report has no tiles with Grad-CAM, which needs weights of PyTorch", file=sys.stderr)
+        write_report(output.with_suffix(".html"), result)
+    elif reporter:
+        galleries = reporter.galleries(result, mapped_genes(result)[:_EXPLAINED])
+        write_report(output.with_suffix(".html"), result, galleries=galleries)
 
 
 if __name__ == "__main__":

@@ -35,6 +35,13 @@ class SpotCrops:
     pixels: np.ndarray
     patch_px: int
 
+    def patches(self, at_once: int = 32) -> Iterator[np.ndarray]:
+        """What the model is to see, uint8, in parts of shape (at most ``at_once``, 3, patch_px, patch_px)."""
+        edge = (self.pixels.shape[-1] - self.patch_px) // 2
+        inner = slice(edge, edge + self.patch_px)
+        for start in range(0, len(self.pixels), at_once):
+            yield np.array(self.pixels[start : start + at_once, :, inner, inner])
+
 
 @dataclass(frozen=True)
 class _Plan:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -11,8 +11,9 @@ import numpy as np
 
 from tcgn_hub.data.sections import Section
 from tcgn_hub.errors import SectionError, TrainingError
+from tcgn_hub.weights.lineage import SeenSection
 
-__all__ = ["SPLITS", "Split", "check_leak", "folds", "make_split", "spatial_block"]
+__all__ = ["SPLITS", "Split", "check_seen", "folds", "make_split", "spatial_block"]
 
 SPLITS = ("patient", "section", "none")
 """What may be kept together by a split: whole patients, whole sections, or everything, which then all trains."""
@@ -135,30 +136,47 @@ def folds(sections: Sequence[Section], by: str, *, val: bool = False, seed: int 
     ]
 
 
-def check_leak(
-    train_names: Collection[str], train_patients: Collection[str], test_sections: Sequence[Section], by: str
-) -> None:
-    """Refuse to test on what was trained on.
+def check_seen(
+    seen: Iterable[SeenSection], sections: Sequence[Section], *, by: str = "patient", allow: Collection[str] = ()
+) -> list[str]:
+    """Refuse to measure on what weights or their parents have seen, whatever it is called now.
 
     Args:
-        train_names: Sections that were trained on.
-        train_patients: Their patients; empty if unknown.
-        test_sections: Sections to test on.
-        by: 'patient' refuses patients that were trained on too; 'section' and 'none' only sections.
+        seen: What was seen, such as `tcgn_hub.weights.info.WeightsInfo.seen`.
+        sections: Sections to measure on, as they were read.
+        by: 'patient' also refuses sections of a patient of the same study that was seen; 'section' and 'none' only
+            sections.
+        allow: Names of sections to measure on all the same.
+
+    Returns:
+        The names of those that were seen and are allowed, which every table of the results has to state.
 
     Raises:
-        SectionError: A section, or by patient a patient, is in both sets.
+        SectionError: A section was seen, by its study and name or by its image or counts; or by patient, its patient.
         TrainingError: ``by`` is none of the three.
     """
     _check_by(by)
-    patients = _patients(test_sections)
-    both = [name for name in patients if name in set(train_names)]
-    if both:
+    _patients(sections)
+    seen = list(seen)
+    found = {}
+    for section in sections if seen else ():
+        own = section.seen()
+        same = next((other for other in seen if own.is_same(other)), None)
+        kin = next((other for other in seen if by == "patient" and own.is_patient_of(other)), None)
+        if same is not None:
+            found[section.name] = f"it is {same.section} of study {same.study}"
+        elif kin is not None:
+            found[section.name] = f"patient {kin.patient} of study {kin.study}, as {kin.section} is"
+    refused = [name for name in found if name not in allow]
+    if refused:
+        which = ", ".join(f"{name} ({found[name]})" for name in refused[:5])
+        more = f" and {len(refused) - 5} more" if len(refused) > 5 else ""
         raise SectionError(
-            f"Sections {', '.join(both)} are both to train and to test on; a test needs sections that were not seen."
+            f"Already seen by the weights, or by those they were started from: section {which}{more}; leave out what"
+            " was seen, hold out by section if only its patient was, or say --allow-seen"
+            f" {' '.join(refused)}, which every table will then state."
         )
-    if by == "patient":
-        _check_patients(train_patients, patients, set(patients))
+    return list(found)
 
 
 def spatial_block(xy: np.ndarray, share: float = 0.2) -> np.ndarray:

@@ -13,6 +13,7 @@ before the transforms of timm::
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -183,11 +184,11 @@ def to_input(pixels: torch.Tensor | np.ndarray | Image.Image) -> torch.Tensor:
     return (x / 255 - mean) / std
 
 
-def to_input_array(pixels: np.ndarray) -> np.ndarray:
+def to_input_array(pixels: np.ndarray | Sequence[np.ndarray]) -> np.ndarray:
     """`to_input` by Pillow and NumPy, the same to 1e-4.
 
     Args:
-        pixels: RGB crops, uint8, shape (B, H, W, 3).
+        pixels: RGB crops, uint8, shape (B, H, W, 3), or several of any size (H, W, 3).
 
     Returns:
         Model input, float32, shape (B, 3, 224, 224).
