@@ -96,15 +96,15 @@ def image_files(args: argparse.Namespace) -> list[Path]:
     return found
 
 
-def panel_of(genes: str | None) -> list[str] | None:
-    """Symbols that are asked for by a list with commas, a file or the name of a panel.
+def panel_of(args: argparse.Namespace) -> Any:
+    """Symbols that are asked for by a list with commas, a file or the name of a panel; None if none are.
 
     Raises:
         PanelError: There are none, or one twice.
     """
     from tcgn_hub.panels import load_panel, parse_genes
 
-    return None if genes is None else load_panel(parse_genes(genes))
+    return None if args.genes is None else load_panel(parse_genes(args.genes))
 
 
 def sections_of(args: argparse.Namespace) -> list[Section]:
@@ -136,9 +136,7 @@ def metadata_of(args: argparse.Namespace) -> dict[str, Any]:
         raise TrainingError(f"The metadata {args.metadata} cannot be read as JSON ({err}).") from err
     unknown = sorted(set(metadata) - set(FACTS)) if isinstance(metadata, dict) else ["which is no object"]
     if unknown:
-        raise TrainingError(
-            f"{args.metadata} states {', '.join(unknown)}; what can be stated is {', '.join(FACTS)}."
-        )
+        raise TrainingError(f"{args.metadata} states {', '.join(unknown)}; what can be stated is {', '.join(FACTS)}.")
     return metadata
 
 

@@ -179,7 +179,9 @@ def add(parser: argparse._ActionsContainer, *names: str, required: bool = False)
     for name in names:
         stated = dict(OPTIONS[name])
         flags = stated.pop("flags", (f"--{name.replace('_', '-')}",))
-        parser.add_argument(*flags, **stated, **({"required": True} if required else {}))
+        if required:
+            stated["required"] = True
+        parser.add_argument(*flags, **stated)
 
 
 def given(args: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:
