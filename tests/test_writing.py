@@ -1,4 +1,4 @@
-"""Results of a slide as files: what other programs read back is what was predicted."""
+"""Results as files: what other programs read back is what was predicted."""
 
 import base64
 import csv
@@ -14,93 +14,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageDraw
+from PIL import Image
 
+from results import DOWNSAMPLE, GENES, HELD_OUT, MPP, PATCH_UM, make, make_patches, some
 from tcgn_hub.errors import ExtraError, OutputError, PanelError
-from tcgn_hub.files import write_text, writing
-from tcgn_hub.prediction.slides import SlidePrediction
-from tcgn_hub.weights.info import ModelInfo
-from tcgn_hub.writing.anndata import to_anndata, write_h5ad
-from tcgn_hub.writing.bulk import bulk_csv, pseudo_bulk
-from tcgn_hub.writing.figures import draw_gene, draw_mask, gene_map, mask_figure
-from tcgn_hub.writing.frames import facts_json, summarise, to_csv, write_parquet
-from tcgn_hub.writing.geojson import to_geojson
-from tcgn_hub.writing.report import write_report
+from tcgn_hub.files import write_bytes
+from tcgn_hub.units import UNITS
+from tcgn_hub.writing.bulk import BulkTable
+from tcgn_hub.writing.figures import draw_gene, draw_mask
+from tcgn_hub.writing.report import mapped_genes, write_report
+from tcgn_hub.writing.tables import to_csv, to_json, to_table
 
-GENES = ["GNAS", "FASN", "HLA-DRA", "ACTB"]
-UNITS = "log10(1 + 10^4 count / sum of the panel's counts)"
-DOWNSAMPLE, MPP, FIELD_UM = 16.0, 0.5, 128.0
-
-
-def make(
-    *, height: int = 300, width: int = 400, name: str = "slide 1.svs", stride_um: float = 128.0, **changes
-) -> SlidePrediction:
-    """A slide with one ellipse of tissue; GNAS rises from left to right, FASN is the same everywhere."""
-    rng = np.random.default_rng(0)
-    image = Image.new("RGB", (width, height), (244, 243, 245))
-    shape = Image.new("1", (width, height))
-    ellipse = (width * 0.1, height * 0.12, width * 0.85, height * 0.9)
-    ImageDraw.Draw(image).ellipse(ellipse, fill=(214, 140, 190))
-    ImageDraw.Draw(shape).ellipse(ellipse, fill=1)
-    for _ in range(width * height // 60):
-        x, y = rng.integers(0, width), rng.integers(0, height)
-        if shape.getpixel((int(x), int(y))):
-            ImageDraw.Draw(image).ellipse((x - 1, y - 1, x + 1, y + 1), fill=(92, 52, 130))
-    mask = np.array(shape)
-    step = stride_um / MPP
-    tiles, xy, rows, cols = [], [], [], []
-    for row in range(int(height * DOWNSAMPLE / step)):
-        for col in range(int(width * DOWNSAMPLE / step)):
-            x, y = (col + 0.5) * step, (row + 0.5) * step
-            if mask[int(y / DOWNSAMPLE), int(x / DOWNSAMPLE)]:
-                tiles.append(f"{row}x{col}")
-                xy.append((x, y))
-                rows.append(row)
-                cols.append(col)
-    n = len(tiles)
-    xy = np.array(xy, np.float64)
-    values = rng.uniform(0, 2, (n, len(GENES))).astype(np.float32)
-    values[:, 0] = xy[:, 0] / xy[:, 0].max()
-    values[:, 1] = 0.5
-    model = ModelInfo(
-        name="tcgn_base.test",
-        genes=tuple(GENES),
-        units=UNITS,
-        sha256="0" * 64,
-        pcc={"GNAS": 0.42, "FASN": 0.31, "HLA-DRA": 0.55, "ACTB": 0.01},
-        significant=frozenset(["GNAS", "FASN", "HLA-DRA"]),
-    )
-    prediction = SlidePrediction(
-        slide=Path("slides") / name,
-        tiles=tiles,
-        xy=xy,
-        array_row=np.array(rows),
-        array_col=np.array(cols),
-        genes=GENES,
-        values=values,
-        units=UNITS,
-        model=model,
-        mpp=MPP,
-        scale_source="openslide.mpp-x",
-        patch_um=FIELD_UM,
-        stride_um=stride_um,
-        size=(int(width * DOWNSAMPLE), int(height * DOWNSAMPLE)),
-        thumbnail=np.array(image),
-        thumbnail_downsample=DOWNSAMPLE,
-        mask=mask,
-        features=rng.normal(size=(n, 1280)).astype(np.float32),
-        failed={"9/9": "the tile is damaged"},
-    )
-    return replace(prediction, **changes)
-
-
-def some(prediction: SlidePrediction, index) -> SlidePrediction:
-    """The tiles of an index, in its order."""
-    return replace(
-        prediction,
-        tiles=[prediction.tiles[i] for i in index],
-        **{key: getattr(prediction, key)[index] for key in ("xy", "array_row", "array_col", "values", "features")},
-    )
+SURE = {**HELD_OUT, "interval_radius": [0.5, 0.25, None, 1.0], "interval_level": 0.8}
+RADIUS = {"GNAS": 0.5, "FASN": 0.25, "HLA-DRA": None, "ACTB": 1.0}
 
 
 def pixels(png: bytes) -> np.ndarray:
