@@ -16,9 +16,7 @@ DOWNSAMPLE, MPP, PATCH_UM = 16.0, 0.5, 128.0
 
 
 def _uns(held_out, units, failed):
-    info = WeightsInfo(
-        name="tcgn_base.test", genes=tuple(GENES), units=units, sha256="0" * 64, held_out=held_out or {}
-    )
+    info = WeightsInfo(name="tcgn_base.test", genes=tuple(GENES), units=units, sha256="0" * 64, held_out=held_out or {})
     return {"weights": info, "failed": failed, "tta": 1, "backend": "torch", "precision": "float32"}
 
 

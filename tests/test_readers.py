@@ -3,6 +3,7 @@
 import gzip
 import json
 import shutil
+import tracemalloc
 import warnings
 
 import h5py
@@ -30,7 +31,7 @@ from tcgn_hub.data.readers.h5ad import read_h5ad, read_hest
 from tcgn_hub.data.readers.her2st import read_her2st
 from tcgn_hub.data.readers.patches import read_patches
 from tcgn_hub.data.readers.visium import read_visium
-from tcgn_hub.data.sections import expression_targets
+from tcgn_hub.data.sections import Section, expression_targets, panel_counts
 from tcgn_hub.errors import ImageError, SectionError
 from tcgn_hub.images.scale import Scale
 from tcgn_hub.images.slides import open_slide
@@ -44,6 +45,10 @@ def refuses(source, match, **options):
         read_sections(source, **options)
     assert "\n" not in str(caught.value)
     return str(caught.value)
+
+
+def dense(section):
+    return panel_counts(section, section.genes)
 
 
 # her2st
@@ -136,8 +141,9 @@ def test_visium(tmp_path, positions, counts):
         (section,) = read_sections(path)
         assert (section.name, section.patient, section.image.name) == ("run7", "run7", "image.tif")
         assert section.genes == PANEL
-        assert np.array_equal(section.counts, matrix)
+        assert np.array_equal(dense(section), matrix)
         assert section.counts.dtype == np.float32
+        assert sparse.issparse(section.counts)
         assert section.spots == names[:-3]
         assert section.xy == pytest.approx(xy[:-3], abs=0.01)
         assert section.left_out == {"spots without counts or position": 2}
@@ -159,8 +165,8 @@ def test_scanpy_reads_the_same_visium(tmp_path, form):
     assert list(other.obs_names) == section.spots
     assert list(other.var_names[:-1]) == section.genes
     theirs = other.X.toarray()
-    assert np.array_equal(theirs[:, 1:-1], section.counts[:, 1:])
-    assert np.array_equal(theirs[:, 0] + theirs[:, -1], section.counts[:, 0])
+    assert np.array_equal(theirs[:, 1:-1], dense(section)[:, 1:])
+    assert np.array_equal(theirs[:, 0] + theirs[:, -1], dense(section)[:, 0])
     assert section.left_out == {"features that are no genes": 2, SUMMED: 1}
 
 
@@ -171,7 +177,7 @@ def test_squidpy_reads_the_same_visium(tmp_path):
         warnings.simplefilter("ignore")
         other = sq.read.visium(tmp_path / "outs", library_id="x")
     section = read_visium(tmp_path / "outs")
-    assert np.array_equal(other.X.toarray(), section.counts)
+    assert np.array_equal(other.X.toarray(), dense(section))
     assert other.obsm["spatial"] == pytest.approx(section.xy)
 
 
@@ -258,7 +264,8 @@ def test_h5ad(tmp_path):
     (section,) = read_sections(tmp_path / "s.h5ad")
     assert (section.name, section.patient, section.image.name, section.mpp) == ("s", "P7", "s.png", None)
     assert (section.spots, section.genes) == (list(data.obs_names), PANEL)
-    assert np.array_equal(section.counts, data.X.toarray())
+    assert np.array_equal(dense(section), data.X.toarray())
+    assert type(section.counts) is sparse.csr_matrix  # and no view that keeps the file's content
     assert np.array_equal(section.xy, data.obsm["spatial"])
     assert section.left_out == {}
 
@@ -266,7 +273,7 @@ def test_h5ad(tmp_path):
 def test_h5ad_of_normalised_x_with_counts_in_a_layer(tmp_path):
     raw = np.random.default_rng(5).poisson(2, (20, len(PANEL))).astype(np.float64)
     data = write_h5ad(tmp_path / "s.h5ad", counts=np.log1p(raw), layers={"counts": sparse.csc_matrix(raw)})
-    assert np.array_equal(read_h5ad(tmp_path / "s.h5ad").counts, raw)
+    assert np.array_equal(dense(read_h5ad(tmp_path / "s.h5ad")), raw)
     del data.layers["counts"]
     data.write_h5ad(tmp_path / "s.h5ad")
     assert "s.h5ad" in refuses(tmp_path / "s.h5ad", "normalised or logged")
@@ -511,6 +518,49 @@ def test_gene_names(tmp_path):
     assert (genes, left_out) == (["ENSG00000000001", "ENSMUSG00000000002", "TP53.1"], {SUMMED: 1})
     assert are_ensembl(ids)
     assert not are_ensembl([])
+
+
+@pytest.mark.parametrize("form", [sparse.csr_matrix, sparse.csc_array, sparse.coo_matrix])
+def test_sparse_counts_stay_sparse_and_are_checked_as_others_are(tmp_path, form):
+    counts = np.random.default_rng(0).poisson(0.5, (20, len(PANEL))).astype(np.float64)
+    names = [*PANEL[:-2], "G0", "G3"]
+    rows = [f"s{i}" for i in range(20)]
+    genes, want, left_out = tidy(counts, names, rows=rows, source=tmp_path)
+    genes_too, got, left_out_too = tidy(form(counts), names, rows=rows, source=tmp_path)
+    assert (genes_too, left_out_too) == (genes, left_out)
+    assert got.format == "csr"
+    assert got.dtype == np.float32
+    assert np.array_equal(got.toarray(), want)
+    for bad in (np.nan, np.inf, -1):
+        counts[3, 5] = bad
+        messages = set()
+        for matrix in (counts, form(counts)):
+            with pytest.raises(SectionError, match="count of G5 in s3 is") as caught:
+                tidy(matrix, PANEL, rows=rows, source=tmp_path)
+            messages.add(str(caught.value))
+        assert len(messages) == 1
+
+
+def test_the_memory_of_sparse_counts_does_not_grow_with_spots_times_genes(tmp_path):
+    matrix = sparse.random_array((3000, 20_000), density=0.005, format="csr", rng=0, dtype=np.float32)
+    matrix.data = np.ceil(matrix.data * 5)
+    genes = [f"G{i}" for i in range(20_000)]
+    genes[7] = "G3"
+    spots = [f"s{i}" for i in range(3000)]
+    tracemalloc.start()
+    names, counts, _ = tidy(matrix, genes, rows=spots, source=tmp_path)
+    section = Section("A1", "A", None, spots, np.zeros((3000, 2)), names, counts)
+    part = section.at(np.arange(2000))
+    targets = expression_targets(part, ["G3", "G5", "NONE"])
+    part.seen()
+    used = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    # as an array it had 240 MB
+    assert used < 30e6
+    want = matrix[:2000, [3, 5]].toarray()
+    want[:, 0] += matrix[:2000, [7]].toarray()[:, 0]
+    assert np.array_equal(panel_counts(part, ["G3", "G5"]), want)
+    assert targets.shape == (2000, 3)
 
 
 # sheets and sources

@@ -7,6 +7,7 @@ from scipy import sparse
 from tcgn_hub.data.sections import Section, expression_targets, panel_counts
 from tcgn_hub.errors import PanelError, SectionError
 from tcgn_hub.panels import PANELS, load_panel
+from tcgn_hub.training.targets import variable_genes
 
 GENES = [f"G{i}" for i in range(12)]
 
@@ -43,6 +44,10 @@ def test_some_of_the_spots(section, tmp_path):
     some = section.at(keep)
     assert (some.spots, some.xy.tolist()) == (["s5", "s2"], [[10, 11], [4, 5]])
     assert np.array_equal(some.counts, section.counts[keep])
+    of_sparse = replace(section, counts=sparse.csr_matrix(section.counts)).at(keep)
+    assert np.array_equal(panel_counts(of_sparse, GENES[::-1]), panel_counts(some, GENES[::-1]))
+    chosen = [variable_genes([s.counts], [s.genes], 5) for s in (some, of_sparse)]
+    assert chosen[0] == chosen[1]
     assert section.at(np.arange(12) > 9).spots == ["s10", "s11"]
     files = [tmp_path / name for name in section.spots]
     patches = Section("P", "A", None, section.spots, section.xy, ["G"], np.ones((1, 1)), patches=files, bulk=True)
@@ -72,7 +77,6 @@ def test_what_tells_a_section_from_others(section):
         counts=np.pad(section.counts[mixed][:, genes].astype(np.float64), ((0, 3), (0, 1))),
     )
     assert again.seen() == replace(seen, section="X")
-    assert sparse.csr_matrix(section.counts).shape == section.counts.shape
     assert replace(section, counts=sparse.csr_matrix(section.counts)).seen() == seen
     assert section.at(np.arange(1, 12)).seen().counts != seen.counts
     assert replace(section, counts=section.counts * 0).seen().counts == ""

@@ -9,20 +9,23 @@ import os
 import re
 import subprocess
 import sys
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-
 from results import DOWNSAMPLE, GENES, HELD_OUT, MPP, PATCH_UM, make, make_patches, some
+
 from tcgn_hub.errors import ExtraError, OutputError, PanelError
 from tcgn_hub.files import write_bytes
+from tcgn_hub.result import Result, gene_table
 from tcgn_hub.units import UNITS
 from tcgn_hub.writing.bulk import BulkTable
 from tcgn_hub.writing.figures import draw_gene, draw_mask
-from tcgn_hub.writing.report import mapped_genes, write_report
+from tcgn_hub.writing.geojson import to_geojson
+from tcgn_hub.writing.report import write_report
 from tcgn_hub.writing.tables import to_csv, to_json, to_table
 
 SURE = {**HELD_OUT, "interval_radius": [0.5, 0.25, None, 1.0], "interval_level": 0.8}
@@ -34,64 +37,91 @@ def pixels(png: bytes) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def prediction() -> SlidePrediction:
+def prediction() -> Result:
     return make()
+
+
+def changed(result: Result, **of_info) -> Result:
+    """The same of weights of which something else is stated."""
+    info = replace(result.info, **of_info)
+    return replace(result, var=gene_table(info, range(len(GENES))), uns={**result.uns, "weights": info})
+
+
+def on(result: Result, **of_slide) -> Result:
+    """The same of a slide of which something else is known."""
+    return replace(result, uns={**result.uns, "slide": replace(result.slide, **of_slide)})
+
+
+def lines(table) -> list[list[str]]:
+    return list(csv.reader(io.StringIO("".join(table))))
 
 
 # ---------------------------------------------------------------------------------------------------------- AnnData
 
 
-def test_h5ad_comes_back_as_it_was(prediction, tmp_path):
+def test_h5ad_comes_back_as_it_was(tmp_path):
     anndata = pytest.importorskip("anndata")
-    write_h5ad(tmp_path / "slide.h5ad", prediction)
+    prediction = make(held_out=SURE, sure=True)
+    prediction.write(tmp_path / "slide.h5ad")
     back = anndata.read_h5ad(tmp_path / "slide.h5ad")
     assert back.X.dtype == np.float32
-    np.testing.assert_array_equal(back.X, prediction.values)
+    np.testing.assert_array_equal(back.X, prediction.X)
     assert list(back.var_names) == GENES
-    assert list(back.obs_names) == prediction.tiles
-    assert back.var["significant"].tolist() == ["yes", "yes", "yes", "no"]
+    assert list(back.obs_names) == prediction.names
+    assert back.var["significant"].dtype == bool
+    assert list(back[:, back.var["significant"]].var_names) == ["GNAS", "FASN", "HLA-DRA"]
     assert back.var["held_out_pcc"].tolist() == [0.42, 0.31, 0.55, 0.01]
-    np.testing.assert_array_equal(back.obsm["spatial"], prediction.xy)
-    np.testing.assert_array_equal(back.obsm["X_tcgn"], prediction.features)
+    np.testing.assert_array_equal(back.obsm["spatial"], prediction.obsm["spatial"])
+    np.testing.assert_array_equal(back.obsm["X_tcgn"], prediction.obsm["features"])
+    np.testing.assert_array_equal(back.layers["tta_std"], prediction.layers["tta_std"])
+    for key, end in zip(("interval_low", "interval_high"), prediction.interval(), strict=True):
+        np.testing.assert_array_equal(back.layers[key], end)
+    np.testing.assert_array_equal(back.obs["ood"], prediction.obs["ood"])
     assert set(back.obs["in_tissue"]) == {1}
-    assert back.obs["array_col"].tolist() == prediction.array_col.tolist()
+    assert back.obs["array_col"].tolist() == prediction.obs["array_col"].tolist()
     library = back.uns["spatial"]["slide 1"]
-    assert library["scalefactors"]["spot_diameter_fullres"] == FIELD_UM / MPP
-    np.testing.assert_array_equal(library["images"]["hires"], prediction.thumbnail)
+    assert library["scalefactors"]["spot_diameter_fullres"] == PATCH_UM / MPP
+    np.testing.assert_array_equal(library["images"]["hires"], prediction.slide.thumbnail)
     assert library["scalefactors"]["tissue_hires_scalef"] == 1 / DOWNSAMPLE
-    facts = back.uns["tcgn"]
-    assert (facts["mpp"], facts["units"], facts["sha256"]) == (MPP, UNITS, "0" * 64)
-    assert json.loads(facts["failed"]) == prediction.failed
-    np.testing.assert_array_equal(facts["mask"].astype(bool), prediction.mask)
-    assert facts["mask_downsample"] == DOWNSAMPLE
+    metadata = back.uns["tcgn"]
+    assert (metadata["mpp"], metadata["units"], metadata["sha256"]) == (MPP, UNITS, "0" * 64)
+    assert metadata["out_of_distribution"] == (prediction.obs["ood"] > 1).sum() > 0
+    assert json.loads(metadata["failed"]) == prediction.failed
+    np.testing.assert_array_equal(metadata["mask"].astype(bool), prediction.slide.mask)
+    assert metadata["mask_downsample"] == DOWNSAMPLE
     assert [p.name for p in tmp_path.iterdir()] == ["slide.h5ad"]
 
 
-def test_h5ad_of_what_is_not_known(prediction, tmp_path):
+def test_h5ad_of_what_is_not_known(tmp_path):
     anndata = pytest.importorskip("anndata")
-    bare = replace(
-        some(prediction, [0, 0]),
-        model=replace(prediction.model, pcc=None, significant=None),
-        mask=None,
-        features=None,
-        stride_um=None,
-        failed={},
-    )
-    write_h5ad(tmp_path / "slide.h5ad", bare)
+    bare = on(some(make(held_out=None, failed={}), [0, 0]), mask=None, stride_um=None)
+    replace(bare, obsm={"spatial": bare.obsm["spatial"]}).write(tmp_path / "slide.h5ad")
     back = anndata.read_h5ad(tmp_path / "slide.h5ad")
-    assert set(back.var["significant"]) == {"unknown"}
-    assert back.var["held_out_pcc"].isna().all()
-    assert list(back.obs_names) == [bare.tiles[0], f"{bare.tiles[0]}-1"]
+    assert not list(back.var.columns)
+    assert not set(back.layers)
+    assert "ood" not in back.obs
+    assert list(back.obs_names) == [bare.names[0], f"{bare.names[0]}-1"]
     assert np.isnan(back.uns["tcgn"]["stride_um"])
     assert "mask" not in back.uns["tcgn"]
     assert "X_tcgn" not in back.obsm
 
 
+def test_patches_as_h5ad(tmp_path):
+    anndata = pytest.importorskip("anndata")
+    patches = make_patches(sure=True)
+    patches.write(tmp_path / "patches.h5ad")
+    back = anndata.read_h5ad(tmp_path / "patches.h5ad")
+    np.testing.assert_array_equal(back.X, patches.X)
+    assert back.obs["mpp"].tolist() == [0.6875] * 3
+    assert "spatial" not in back.uns
+    assert json.loads(back.uns["tcgn"]["failed"]) == patches.failed
+
+
 def test_large_overviews_are_shrunk_and_the_factors_with_them(prediction):
     pytest.importorskip("anndata")
     thumbnail = np.full((1000, 2500, 3), 200, np.uint8)
-    large = replace(prediction, thumbnail=thumbnail, mask=None, thumbnail_downsample=2.56)
-    library = to_anndata(large).uns["spatial"]["slide 1"]
+    large = on(prediction, thumbnail=thumbnail, mask=None, thumbnail_downsample=2.56)
+    library = large.to_anndata().uns["spatial"]["slide 1"]
     assert library["images"]["hires"].shape == (800, 2000, 3)
     assert library["images"]["lowres"].shape == (240, 600, 3)
     assert library["scalefactors"]["tissue_hires_scalef"] == pytest.approx(2000 / 6400)
@@ -100,27 +130,27 @@ def test_large_overviews_are_shrunk_and_the_factors_with_them(prediction):
 
 def test_work_on_the_anndata_leaves_the_prediction(prediction):
     pytest.importorskip("anndata")
-    before = prediction.values.copy()
-    adata = to_anndata(prediction)
+    before = prediction.X.copy()
+    adata = prediction.to_anndata()
     adata.X[:] = 0
     adata.obsm["spatial"][:] = 0
-    np.testing.assert_array_equal(prediction.values, before)
-    assert prediction.xy.all()
+    np.testing.assert_array_equal(prediction.X, before)
+    assert prediction.obsm["spatial"].all()
 
 
 def test_scanpy_draws_it(prediction):
     pytest.importorskip("matplotlib").use("Agg")
     sc = pytest.importorskip("scanpy")
-    axes = sc.pl.spatial(to_anndata(prediction), color="GNAS", show=False)
+    axes = sc.pl.spatial(prediction.to_anndata(), color="GNAS", show=False)
     spots = axes[0].collections[0]
-    assert len(spots.get_array()) == len(prediction.tiles)
+    assert len(spots.get_array()) == len(prediction)
     assert axes[0].images
 
 
 def test_squidpy_draws_it(prediction):
     pytest.importorskip("matplotlib").use("Agg")
     sq = pytest.importorskip("squidpy")
-    axes = sq.pl.spatial_scatter(to_anndata(prediction), color="GNAS", return_ax=True)
+    axes = sq.pl.spatial_scatter(prediction.to_anndata(), color="GNAS", return_ax=True)
     assert axes.images
     assert axes.get_title() == "GNAS"
 
@@ -129,10 +159,10 @@ def test_squidpy_draws_it(prediction):
 
 
 def test_geojson(prediction):
-    document = json.loads(to_geojson(prediction))
+    document = json.loads("".join(to_geojson(prediction)))
     assert document["type"] == "FeatureCollection"
     assert document["tcgn"]["units"] == UNITS
-    assert len(document["features"]) == len(prediction.tiles)
+    assert len(document["features"]) == len(prediction)
     for i, feature in enumerate(document["features"]):
         assert feature["type"] == "Feature"
         assert feature["geometry"]["type"] == "Polygon"
@@ -140,65 +170,137 @@ def test_geojson(prediction):
         assert ring[0] == ring[-1]
         corners = np.array(ring[:4])
         assert len({tuple(corner) for corner in ring}) == 4
-        np.testing.assert_allclose(corners.mean(axis=0), prediction.xy[i])
-        np.testing.assert_allclose(np.ptp(corners, axis=0), FIELD_UM / MPP)
+        np.testing.assert_allclose(corners.mean(axis=0), prediction.obsm["spatial"][i])
+        np.testing.assert_allclose(np.ptp(corners, axis=0), PATCH_UM / MPP)
         properties = feature["properties"]
-        assert (properties["objectType"], properties["name"]) == ("tile", prediction.tiles[i])
+        assert (properties["objectType"], properties["name"]) == ("tile", prediction.names[i])
         assert list(properties["measurements"]) == GENES
-        np.testing.assert_allclose(list(properties["measurements"].values()), prediction.values[i], atol=5e-5)
+        np.testing.assert_allclose(list(properties["measurements"].values()), prediction.X[i], atol=5e-5)
+    with pytest.raises(OutputError, match="places tiles on a slide"):
+        list(to_geojson(make_patches()))
 
 
-def test_csv_and_parquet_hold_the_same(prediction, tmp_path):
+@pytest.mark.parametrize("sure", [False, True])
+@pytest.mark.parametrize("kind", [make, make_patches])
+def test_csv_and_parquet_hold_the_same(kind, sure, tmp_path):
     parquet = pytest.importorskip("pyarrow.parquet")
-    rows = list(csv.reader(io.StringIO(to_csv(prediction))))
-    assert rows[0] == ["tile", "x", "y", "array_row", "array_col", *GENES]
-    write_parquet(tmp_path / "slide.parquet", prediction)
-    table = parquet.read_table(tmp_path / "slide.parquet")
+    result = kind(held_out=SURE if sure else HELD_OUT, sure=sure)
+    where = ["x", "y", "array_row", "array_col"] if kind is make else ["mpp", "scale_source", "patch_um", "patch_px"]
+    known = ["ood"] if sure else []
+    rows = lines(to_csv(result))
+    assert rows[0] == ["name", *where, *known, *GENES, *(f"{gene}.tta_std" for gene in GENES if sure)]
+    result.write(tmp_path / "table.parquet")
+    result.write(tmp_path / "table.csv")
+    assert lines([(tmp_path / "table.csv").read_text(encoding="utf-8")]) == rows
+    table = parquet.read_table(tmp_path / "table.parquet")
     assert table.column_names == rows[0]
-    assert [row[0] for row in rows[1:]] == table["tile"].to_pylist() == prediction.tiles
-    read = np.array([row[1:] for row in rows[1:]], float)
-    stored = np.stack([table[name].to_numpy() for name in rows[0][1:]], axis=1)
-    np.testing.assert_allclose(read, stored, rtol=1e-5)
-    np.testing.assert_array_equal(stored[:, :2], prediction.xy)
-    np.testing.assert_array_equal(stored[:, 4:].astype(np.float32), prediction.values)
+    assert [row[0] for row in rows[1:]] == table["name"].to_pylist() == result.names
+    for column, name in enumerate(rows[0][1:], 1):
+        stored = table[name].to_pylist()
+        if name == "scale_source":
+            assert [row[column] for row in rows[1:]] == stored
+        else:
+            np.testing.assert_allclose([float(row[column]) for row in rows[1:]], stored, rtol=1e-5)
+    np.testing.assert_array_equal(np.stack([table[gene].to_numpy() for gene in GENES], axis=1), result.X)
     assert {str(table.schema.field(gene).type) for gene in GENES} == {"float"}
-    facts = json.loads(table.schema.metadata[b"tcgn"])
-    assert (facts["weights"], facts["scale_source"]) == ("tcgn_base.test", "openslide.mpp-x")
-    assert facts["failed"] == prediction.failed
+    metadata = json.loads(table.schema.metadata[b"tcgn"])
+    assert metadata["weights"] == "tcgn_base.test"
+    assert metadata["failed"] == result.failed
+    assert metadata["interval_radius"] == (RADIUS if sure else None)
+    beside = json.loads((tmp_path / "table.csv.json").read_text(encoding="utf-8"))
+    assert beside["runs"] == [result.metadata()]
+    assert beside["interval_radius"] == metadata["interval_radius"]
+    assert beside["significant"] == {gene: gene != "ACTB" for gene in GENES}
 
 
-def test_what_is_known_of_sureness_goes_with_every_table(prediction, tmp_path):
-    parquet = pytest.importorskip("pyarrow.parquet")
-    widths = {"GNAS": 0.5, "FASN": 0.25, "HLA-DRA": float("nan"), "ACTB": 1.0}
-    distance = np.linspace(0.1, 1.4, len(prediction.tiles)).astype(np.float32)
-    sure = replace(prediction, model=replace(prediction.model, interval_radius=widths), distance=distance)
-    written = {"GNAS": 0.5, "FASN": 0.25, "HLA-DRA": None, "ACTB": 1.0}
-
-    rows = list(csv.reader(io.StringIO(to_csv(sure))))
-    assert rows[0][5:] == ["tissue_distance", *GENES]
-    np.testing.assert_allclose([float(row[5]) for row in rows[1:]], distance, rtol=1e-5)
-    np.testing.assert_allclose(np.array([row[6:] for row in rows[1:]], float), prediction.values, rtol=1e-5)
-    assert json.loads(facts_json(sure))["interval_radius"] == written
-    assert json.loads(facts_json(prediction))["interval_radius"] is None
-
-    write_parquet(tmp_path / "slide.parquet", sure)
-    table = parquet.read_table(tmp_path / "slide.parquet")
-    assert table.column_names == rows[0]
-    np.testing.assert_array_equal(table["tissue_distance"].to_numpy(), distance)
-    assert json.loads(table.schema.metadata[b"tcgn"])["interval_radius"] == written
-
-    document = json.loads(to_geojson(sure))
-    assert document["tcgn"]["interval_radius"] == written
+def test_what_is_known_of_sureness_is_in_the_geojson():
+    sure = make(held_out=SURE, sure=True)
+    document = json.loads("".join(to_geojson(sure)))
+    assert document["tcgn"]["interval_radius"] == RADIUS
     measured = [feature["properties"]["measurements"] for feature in document["features"]]
-    np.testing.assert_allclose([m["tissue_distance"] for m in measured], distance, atol=5e-5)
-    np.testing.assert_allclose([m["GNAS"] for m in measured], prediction.values[:, 0], atol=5e-5)
+    np.testing.assert_allclose([m["ood"] for m in measured], sure.obs["ood"], atol=5e-5)
+    np.testing.assert_allclose([m["GNAS"] for m in measured], sure.X[:, 0], atol=5e-5)
+
+
+@pytest.mark.parametrize("sure", [False, True])
+@pytest.mark.parametrize("kind", [make, make_patches])
+def test_json_holds_everything(kind, sure):
+    result = kind(held_out=SURE if sure else None, sure=sure)
+    document = json.loads("".join(to_json(result)))
+    assert document.pop("predictions")
+    assert document == result.metadata()
+    rows = json.loads("".join(to_json(result)))["predictions"]
+    ends = result.interval()
+    for i, row in enumerate(rows):
+        assert row["name"] == result.names[i]
+        assert row.get("ood") == (pytest.approx(float(result.obs["ood"][i])) if sure else None)
+        for j, gene in enumerate(row["genes"]):
+            assert gene["gene"] == GENES[j]
+            assert gene["value"] == pytest.approx(float(result.X[i, j]))
+            assert gene["tta_std"] == (pytest.approx(float(result.layers["tta_std"][i, j])) if sure else None)
+            assert gene["significant"] == ((GENES[j] != "ACTB") if sure else None)
+            assert gene["held_out_pcc"] == (SURE["pcc"][j] if sure else None)
+            known = sure and RADIUS[GENES[j]] is not None
+            assert gene["interval_low"] == (pytest.approx(float(ends[0][i, j])) if known else None)
+            assert gene["interval_high"] == (pytest.approx(float(ends[1][i, j])) if known else None)
+
+
+def test_the_table_of_patches_can_be_read():
+    patches = make_patches(held_out=SURE, sure=True)
+    text = to_table(patches, top=2)
+    blocks = text.split("patches/")[1:]
+    assert len(blocks) == 3
+    for i, block in enumerate(blocks):
+        shown = [line.split()[0] for line in block.splitlines()[1:] if line.split() and line.split()[0] in GENES]
+        assert shown == [GENES[j] for j in np.argsort(-patches.X[i])[:2]]
+    assert "0.6875 um/px by --mpp, weights tcgn_base.test" in text
+    assert text.count("out of distribution (distance from the training tissue 1.2") == 1
+    assert "80% interval" in text
+    assert "80% of the measurements" in text
+    assert text.rstrip().splitlines()[-3].startswith("values in log10")
+    bare = to_table(make_patches(held_out=None))
+    assert "unknown" in bare
+    assert "no intervals" in bare
+    assert "tta_std" not in bare
+
+
+def test_the_table_of_a_slide_can_be_read(prediction):
+    text = to_table(prediction, top=2)
+    means = prediction.X.mean(axis=0, dtype=np.float64)
+    shown = [line.split()[0] for line in text.splitlines() if line.split() and line.split()[0] in GENES]
+    assert shown == [GENES[j] for j in np.argsort(-means)[:2]]
+    assert text.startswith(f"{prediction.slide.path}: {len(prediction)} tiles of 128 um, 0.5 um/px by openslide.mpp-x")
+
+
+def test_the_suffix_says_the_format(prediction, tmp_path):
+    prediction.write(tmp_path / "OUT.CSV")
+    assert lines([(tmp_path / "OUT.CSV").read_text(encoding="utf-8")])[0][0] == "name"
+    prediction.write(tmp_path / "out.data", format="json")
+    assert json.loads((tmp_path / "out.data").read_text(encoding="utf-8"))["tiles"] == len(prediction)
+    with pytest.raises(
+        OutputError, match=r"out\.docx is of no format.*\.csv, \.geojson, \.h5ad, \.json, \.parquet, \.txt"
+    ):
+        prediction.write(tmp_path / "out.docx")
+
+
+def test_large_tables_are_written_in_parts(tmp_path):
+    small = make()
+    many = some(small, np.arange(5_000) % len(small))
+    tracemalloc.start()
+    try:
+        for suffix in (".csv", ".json", ".geojson"):
+            many.write(tmp_path / f"many{suffix}")
+            assert tracemalloc.get_traced_memory()[1] < 5e6, suffix
+    finally:
+        tracemalloc.stop()
+    assert len(lines([(tmp_path / "many.csv").read_text()])) == 5_001
 
 
 def test_summary(prediction):
-    gnas, fasn, _, actb = summarise(prediction)
+    gnas, fasn, _, actb = prediction.summary()
     assert (gnas.gene, gnas.significant, gnas.pcc) == ("GNAS", "yes", 0.42)
     assert gnas.max == 1
-    assert gnas.mean == pytest.approx(prediction.values[:, 0].mean(), rel=1e-5)
+    assert gnas.mean == pytest.approx(prediction.X[:, 0].mean(), rel=1e-5)
     assert (fasn.mean, fasn.sd, fasn.min, fasn.max) == (0.5, 0, 0.5, 0.5)
     assert actb.significant == "no"
 
@@ -206,10 +308,9 @@ def test_summary(prediction):
 # ----------------------------------------------------------------------------------------------------------- figures
 
 
-def test_a_map_shows_the_values(prediction, tmp_path):
+def test_a_map_shows_the_values(prediction):
     pytest.importorskip("matplotlib")
-    gene_map(prediction, "GNAS", tmp_path / "map.png")
-    image = pixels((tmp_path / "map.png").read_bytes())
+    image = pixels(draw_gene(prediction, "GNAS"))
     assert max(image.shape[:2]) <= 1200
     # viridis goes from purple to yellow, and GNAS from left to right
     row = image[image.shape[0] // 2]
@@ -221,15 +322,14 @@ def test_a_map_shows_the_values(prediction, tmp_path):
         draw_gene(prediction, "NOGENE")
 
 
-def test_the_mask_is_drawn(prediction, tmp_path):
+def test_the_mask_is_drawn(prediction):
     pytest.importorskip("matplotlib")
-    mask_figure(prediction, tmp_path / "mask.png")
-    drawn = (pixels((tmp_path / "mask.png").read_bytes()) == (0, 0x57, 0xB8)).all(axis=2)
+    drawn = (pixels(draw_mask(prediction)) == (0, 0x57, 0xB8)).all(axis=2)
     assert drawn.any()
-    for mask in (None, np.zeros_like(prediction.mask)):
-        without = pixels(draw_mask(replace(prediction, mask=mask)))
+    for mask in (None, np.zeros_like(prediction.slide.mask)):
+        without = pixels(draw_mask(on(prediction, mask=mask)))
         assert not (without == (0, 0x57, 0xB8)).all(axis=2).any()
-    everywhere = pixels(draw_mask(replace(prediction, mask=np.ones_like(prediction.mask))))
+    everywhere = pixels(draw_mask(on(prediction, mask=np.ones_like(prediction.slide.mask))))
     assert (everywhere == (0, 0x57, 0xB8)).all(axis=2).any()
 
 
@@ -248,7 +348,7 @@ def test_the_mask_is_drawn(prediction, tmp_path):
 def test_slides_of_any_shape(changes, side):
     pytest.importorskip("matplotlib")
     odd = make(**changes)
-    for prediction in (odd, some(odd, [0]), replace(odd, values=np.zeros_like(odd.values))):
+    for prediction in (odd, some(odd, [0]), replace(odd, X=np.zeros_like(odd.X))):
         for png in (draw_gene(prediction, "GNAS", side=side), draw_mask(prediction, side=side)):
             assert pixels(png).std() > 1
 
@@ -280,7 +380,7 @@ def test_report(tmp_path):
         Image.open(io.BytesIO(base64.b64decode(data))).load()
     for gene in GENES:
         assert f"<td>{gene}</td>" in page
-    for fact in (UNITS.replace("'", "&#x27;"), "0" * 64, "0.5 µm/px", "128 µm", "6400 x 4800 px"):
+    for fact in (UNITS.replace("'", "&#39;"), "0" * 64, "0.5 µm/px", "128 µm", "6400 x 4800 px"):
         assert fact in page
 
 
@@ -293,8 +393,8 @@ def test_the_genes_of_a_report(prediction, tmp_path):
 
     assert mapped(prediction, top=1) == ["HLA-DRA"]
     assert mapped(prediction, genes=["ACTB", "GNAS"]) == ["ACTB", "GNAS"]
-    assert mapped(replace(prediction, model=replace(prediction.model, significant=frozenset()))) == []
-    unknown = replace(prediction, model=replace(prediction.model, pcc=None, significant=None))
+    assert mapped(changed(prediction, held_out={**HELD_OUT, "significant": []})) == []
+    unknown = make(held_out=None)
     assert mapped(unknown)[-1] == "FASN"
     assert "was not measured" in (tmp_path / "report.html").read_text(encoding="utf-8")
     with pytest.raises(PanelError, match="NOGENE"):
@@ -304,39 +404,47 @@ def test_the_genes_of_a_report(prediction, tmp_path):
 # -------------------------------------------------------------------------------------------------------------- bulk
 
 
-def test_pseudo_bulk(prediction):
-    bulk = pseudo_bulk(prediction)
+def test_bulk_is_the_mean_of_counts_and_not_of_their_logarithms(prediction):
+    bulk = prediction.bulk()
     assert bulk.dtype == np.float32
     assert bulk[1] == pytest.approx(0.5, rel=1e-6)
-    linear = 10 ** prediction.values.astype(float) - 1
+    linear = 10 ** prediction.X.astype(float) - 1
     np.testing.assert_allclose(bulk, np.log10(1 + linear.mean(axis=0)), rtol=1e-6)
-    order = np.random.default_rng(1).permutation(len(prediction.tiles))
-    np.testing.assert_allclose(pseudo_bulk(some(prediction, order)), bulk, rtol=1e-6)
-    np.testing.assert_allclose(pseudo_bulk(some(prediction, [3])), prediction.values[3], rtol=1e-6)
+    order = np.random.default_rng(1).permutation(len(prediction))
+    np.testing.assert_allclose(some(prediction, order).bulk(), bulk, rtol=1e-6)
+    np.testing.assert_allclose(some(prediction, [3]).bulk(), prediction.X[3], rtol=1e-6)
     with pytest.raises(OutputError, match=r"are in not stated\."):
-        pseudo_bulk(replace(prediction, units="not stated"))
+        make(units="not stated").bulk()
 
 
-def test_bulk_csv(prediction):
-    one = some(prediction, [0])
-    rows = list(csv.reader(io.StringIO(bulk_csv([prediction, one]))))
+def test_a_table_of_slides(prediction, tmp_path):
+    table, one = BulkTable(tmp_path / "bulk.csv"), some(prediction, [0])
+    with pytest.raises(OutputError, match="there are none"):
+        table.write()
+    table.add(prediction)
+    table.add(one)
+    with pytest.raises(OutputError, match="the same genes"):
+        table.add(one.select(GENES[:2]))
+    table.write()
+    rows = lines([(tmp_path / "bulk.csv").read_text(encoding="utf-8")])
     assert rows[0] == ["slide", "tiles", *GENES]
-    assert rows[1][:2] == [str(prediction.slide), str(len(prediction.tiles))]
-    np.testing.assert_allclose(np.array(rows[2][2:], float), one.values[0], rtol=1e-5)
-    for wrong in ([], [prediction, replace(one, genes=GENES[:2], values=one.values[:, :2])]):
-        with pytest.raises(OutputError, match="the same genes"):
-            bulk_csv(wrong)
+    assert rows[1][:2] == [str(prediction.slide.path), str(len(prediction))]
+    np.testing.assert_allclose(np.array(rows[2][2:], float), one.X[0], rtol=1e-5)
+    beside = json.loads((tmp_path / "bulk.csv.json").read_text(encoding="utf-8"))
+    assert [run["tiles"] for run in beside["runs"]] == [len(prediction), 1]
+    assert "interval_radius" not in beside
 
 
 # ------------------------------------------------------------------------------------------ what may stand in the way
 
 
 WRITERS = {
-    "h5ad": write_h5ad,
-    "parquet": write_parquet,
-    "png": lambda path, prediction: gene_map(prediction, "GNAS", path),
+    "h5ad": lambda path, result: result.write(path, format="h5ad"),
+    "parquet": lambda path, result: result.write(path, format="parquet"),
+    "geojson": lambda path, result: result.write(path, format="geojson"),
+    "json": lambda path, result: result.write(path, format="json"),
+    "png": lambda path, result: write_bytes(path, draw_gene(result, "GNAS")),
     "html": write_report,
-    "txt": lambda path, prediction: write_text(path, to_csv(prediction)),
 }
 
 
@@ -371,12 +479,12 @@ def test_a_file_that_was_there_survives_a_full_disk(prediction, tmp_path, monkey
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no limit on the size of files")
-@pytest.mark.parametrize("kind", ["h5ad", "parquet", "txt"])
+@pytest.mark.parametrize("kind", ["h5ad", "parquet", "geojson"])
 def test_a_disk_that_fills_while_writing(tmp_path, kind):
     code = (
         "import resource, signal, sys\n"
         f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
-        "from test_outputs import WRITERS, make\n"
+        "from test_writing import WRITERS, make\n"
         "from tcgn_hub.errors import OutputError\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
@@ -389,15 +497,4 @@ def test_a_disk_that_fills_while_writing(tmp_path, kind):
     assert done.returncode == 0, done.stderr
     assert re.fullmatch(r".*out cannot be written \(.+\)\.\n", done.stdout), done.stdout
     assert done.stderr == ""
-    assert not list(tmp_path.iterdir())
-
-
-def test_an_interruption_leaves_nothing(tmp_path):
-    def interrupted():
-        with writing(tmp_path / "out") as part:
-            part.write_text("half")
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        interrupted()
     assert not list(tmp_path.iterdir())

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -32,7 +33,8 @@ class Section:
         spots: Names of the spots, n of them.
         xy: Spot centres as (x, y) in pixels of the image, float64, shape (n, 2).
         genes: Symbols of the columns of ``counts``, without duplicates.
-        counts: Raw counts, float32, shape (n, genes); of a bulk measurement, shape (1, genes).
+        counts: Raw counts, float32, shape (n, genes); of a bulk measurement, shape (1, genes). An array, or a CSR
+            matrix of SciPy where the file had a sparse one.
         mpp: Micrometres per pixel of the image, None if unknown.
         patches: One picture a spot, whose centre is the spot's; None where there is an image.
         bulk: Whether ``counts`` is the one measurement of the whole section; the spots are then tiles of its tissue.
@@ -47,7 +49,7 @@ class Section:
     spots: list[str]
     xy: np.ndarray
     genes: list[str]
-    counts: np.ndarray
+    counts: Any
     mpp: float | None = None
     patches: list[Path] | None = None
     bulk: bool = False
@@ -90,9 +92,10 @@ class Section:
 def panel_counts(section: Section, panel: Sequence[str]) -> np.ndarray:
     """Counts of the genes of a panel, float64, shape (n, len(panel)); NaN in the columns of genes not measured."""
     column = {gene: i for i, gene in enumerate(section.genes)}
-    counts = np.full((len(section.counts), len(panel)), np.nan)
+    counts = np.full((section.counts.shape[0], len(panel)), np.nan)
     measured = [i for i, gene in enumerate(panel) if gene in column]
-    counts[:, measured] = section.counts[:, [column[panel[i]] for i in measured]]
+    found = section.counts[:, [column[panel[i]] for i in measured]]
+    counts[:, measured] = found.toarray() if hasattr(found, "toarray") else found
     return counts
 
 

@@ -86,7 +86,7 @@ def read_sections(
             f"There is no section {', '.join(unknown)} in {', '.join(map(str, paths))}; there are {_listed(found)}."
         )
     sections = [found[name]() for name in (found if names is None else names)]
-    changes = {"mpp": None if mpp is None else float(mpp), "study": study}
+    changes: dict[str, Any] = {"mpp": None if mpp is None else float(mpp), "study": study}
     return [replace(section, **{key: value for key, value in changes.items() if value}) for section in sections]
 
 
