@@ -111,12 +111,18 @@ def sections_of(args: argparse.Namespace) -> list[Section]:
     """The sections that are asked for.
 
     Raises:
-        SectionError: They cannot be read.
+        SectionError: They cannot be read, or one that is to be allowed is not among them.
     """
     from tcgn_hub.data.readers import read_sections
+    from tcgn_hub.errors import SectionError
 
     options: dict[str, Any] = {"names": args.sections, "expression": args.expression, "mpp": args.mpp}
-    return read_sections(args.data if len(args.data) > 1 else args.data[0], **options)
+    sections = read_sections(args.data if len(args.data) > 1 else args.data[0], **options)
+    names = [section.name for section in sections]
+    unknown = [name for name in args.allow_seen or () if name not in names]
+    if unknown:
+        raise SectionError(f"--allow-seen names {', '.join(unknown)}, but the sections are {', '.join(names)}.")
+    return sections
 
 
 def metadata_of(args: argparse.Namespace) -> dict[str, Any]:
