@@ -131,11 +131,11 @@ def metadata_of(args: argparse.Namespace) -> dict[str, Any]:
     Raises:
         TrainingError: The file is missing, or no JSON object of what can be stated.
     """
+    if args.metadata is None:
+        return {}
     from tcgn_hub.errors import TrainingError
     from tcgn_hub.weights.model_dir import FACTS
 
-    if args.metadata is None:
-        return {}
     try:
         metadata = json.loads(Path(args.metadata).read_text(encoding="utf-8"))
     except (OSError, ValueError) as err:
