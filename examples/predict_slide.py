@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 
 import tcgn_hub
-from tcgn_hub.writing.figures import gene_map, mask_figure
+from tcgn_hub.files import write_bytes
+from tcgn_hub.writing.figures import draw_gene, draw_mask
 from tcgn_hub.writing.report import mapped_genes, write_report
 
 
@@ -27,9 +28,9 @@ def main() -> None:
         print(f"  {gene.gene:10} {gene.mean:6.3f}   {gene.min:.3f} to {gene.max:.3f}   held-out PCC {gene.pcc:.2f}")
 
     result.write(out / "slide.h5ad")
-    mask_figure(result, out / "tissue.png")
+    write_bytes(out / "tissue.png", draw_mask(result))
     for gene in highest[:2]:
-        gene_map(result, gene.gene, out / f"{gene.gene}.png")
+        write_bytes(out / f"{gene.gene}.png", draw_gene(result, gene.gene))
     write_report(out / "report.html", result, galleries=predictor.galleries(result, mapped_genes(result)[:2]))
     for name in ("slide.h5ad", "tissue.png", *(f"{gene.gene}.png" for gene in highest[:2]), "report.html"):
         print(f"wrote {out / name}, {(out / name).stat().st_size / 1e3:.0f} kB")

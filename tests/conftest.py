@@ -36,10 +36,10 @@ def golden_model(golden_file) -> torch.nn.Module:
 def tiny_weights(tmp_path_factory) -> Path:
     """A model directory of the tiny architecture that states all there is to state: 12 genes, patches of 154 um."""
     from sections import PANEL
+    from timm.models import save_for_hf
 
     from tcgn_hub.prediction.ood import describe
     from tcgn_hub.units import UNITS
-    from tcgn_hub.weights.model_dir import save_model_dir
 
     torch.manual_seed(0)
     model = timm.create_model("test_tcgn", num_classes=len(PANEL)).eval()
@@ -60,11 +60,13 @@ def tiny_weights(tmp_path_factory) -> Path:
             "median_pcc": 0.3,
         },
         "ood": describe([features]).to_json(),
+        "seen": [{"study": "drawn", "patient": "Z", "section": "Z1"}],
         "license": "MIT",
         "origin": "drawn at random",
     }
     folder = tmp_path_factory.mktemp("weights") / "tiny"
-    save_model_dir(model, folder, genes=PANEL, facts=stated)
+    config = {"label_names": PANEL, "tcgn": stated}
+    save_for_hf(model.half(), folder, model_config=config, safe_serialization=True)
     return folder
 
 

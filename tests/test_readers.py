@@ -265,6 +265,7 @@ def test_h5ad(tmp_path):
     assert (section.name, section.patient, section.image.name, section.mpp) == ("s", "P7", "s.png", None)
     assert (section.spots, section.genes) == (list(data.obs_names), PANEL)
     assert np.array_equal(dense(section), data.X.toarray())
+    assert type(section.counts) is sparse.csr_matrix  # and no view that keeps the file's content
     assert np.array_equal(section.xy, data.obsm["spatial"])
     assert section.left_out == {}
 

@@ -468,7 +468,7 @@ def test_command_writes_formats(tcgn, tmp_path, suffix):
         assert out.read_text().splitlines()[0].endswith(",".join(GENES))
         metadata = json.loads(Path(f"{out}.json").read_text())
         assert metadata["runs"][0]["mpp"] == 0.499
-        assert metadata["significant"] == {GENES[0]: "yes", GENES[1]: "no"}
+        assert metadata["significant"] == {GENES[0]: True, GENES[1]: False}
 
 
 def test_command_with_everything(tcgn, tmp_path, predictor):
@@ -514,7 +514,7 @@ def test_command_keeps_going_over_bad_slides(tcgn, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([SVS, "-o", "out", "--format", "table"], "'table' is no format for slides"),
+        ([SVS, "-o", "out.csv", "--format", "h5ad"], "--format h5ad does not go with out.csv"),
         ([SVS, "-o", "out.h5ad", "--genes", "G5", "--plot", "G6"], "G6 is to be drawn, but not among"),
         ([SVS, "-o", "out.h5ad", "--plot", "NOGENE"], "NOGENE"),
         ([SVS, OME, "-o", "out", "--spots", "absent.csv"], "--spots belongs to one slide"),

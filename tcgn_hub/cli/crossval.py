@@ -40,7 +40,7 @@ def _crossval(args: argparse.Namespace) -> int:
 
     if not args.resume:
         check_folder(Path(args.output), resume=False)
-    recipe, metadata, panel = recipe_of(args), metadata_of(args), panel_of(args.genes)
+    recipe, metadata, panel = recipe_of(args), metadata_of(args), panel_of(args)
     evaluation = crossval(
         sections_of(args),
         genes=panel,

@@ -45,7 +45,7 @@ def _explain(args: argparse.Namespace, prog: str) -> int:
     from tcgn_hub.images.slides import is_slide_file
 
     images = image_files(args)
-    args.genes = panel_of(args.genes)
+    args.genes = panel_of(args)
     given_scale(args.mpp, args.magnification)
     require("matplotlib", extra="plot", to="draw figures")
     pictures = _pictures(images, args)
@@ -76,8 +76,8 @@ def _pictures(images: list[Path], args: argparse.Namespace) -> list[Path]:
     from tcgn_hub.images.slides import is_slide_file
 
     slides = [is_slide_file(image) for image in images]
-    for kind, there, names in (("patches", not all(slides), ("npz", "occlusion")), ("slides", any(slides), _TILED)):
-        for name in given(args, () if there else names):
+    for kind, there, own in (("patches", not all(slides), ("npz", "occlusion")), ("slides", any(slides), _TILED)):
+        for name in given(args, () if there else own):
             raise OutputError(f"--{name.replace('_', '-')} is for {kind}, and none is given; leave it out.")
     output = Path(args.output) if args.output else Path()
     if output.suffix and not output.is_dir():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,7 +54,7 @@ def _predict(args: argparse.Namespace, prog: str) -> int:
     from tcgn_hub.prediction.patches import check_options
 
     images = image_files(args)
-    options = {"genes": panel_of(args.genes), **given(args, (*_SHARED, *_SCALE))}
+    options = {"genes": panel_of(args), **given(args, (*_SHARED, *_SCALE))}
     check_options(**options)
     suffix = Path(args.output or "").suffix.lower()
     as_slides = suffix in _OF_SLIDES or _SUFFIXES.get(args.format) in _OF_SLIDES or given(args, (*_TILED, *_DRAWN))
@@ -70,6 +70,7 @@ def _predict_patches(images: list[Path], options: dict[str, Any], args: argparse
     output = Path(args.output) if args.output else None
     suffix = _suffix_of(output, args.format) if output else _SUFFIXES[args.format or "table"]
     result = load_predictor(args).patches(images, on_error="skip", progress=True, **options)
+    text: Iterable[str]
     if suffix == ".txt":
         text = [to_table(result, top=args.top)]
     else:

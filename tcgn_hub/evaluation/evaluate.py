@@ -100,10 +100,10 @@ def summarise(
         values = _values(section, repeats, (seed, i))
         mean.add(values)
         pcc[section.name] = {"TCGN": values["pcc"], "ridge": values["pcc_ridge"], "ceiling": values["ceiling"]}
-        facts: dict[str, Any] = {"patient": section.patient, "spots": len(section.targets)}
+        known: dict[str, Any] = {"patient": section.patient, "spots": len(section.targets)}
         if len(section.targets) < _LEAST_SPOTS:
-            facts["note"] = f"fewer than {_LEAST_SPOTS} spots, so no correlations"
-        sections[section.name] = {**facts, **_over_genes(values)}
+            known["note"] = f"fewer than {_LEAST_SPOTS} spots, so no correlations"
+        sections[section.name] = {**known, **_over_genes(values)}
 
     values = mean.values()
     p, passed = _significant(values)
@@ -112,13 +112,13 @@ def summarise(
     reason = _not_marked_because(overall)
     if reason:
         passed = np.zeros_like(passed)
-        for facts in (overall, *sections.values()):
-            facts.update(significant_genes=0, share_significant=facts["share_significant"] * 0)
+        for part in (overall, *sections.values()):
+            part.update(significant_genes=0, share_significant=part["share_significant"] * 0)
     summary = {
         "sections": sections,
         **overall,
         "not_marked_because": reason,
-        "spots": sum(facts["spots"] for facts in sections.values()),
+        "spots": sum(part["spots"] for part in sections.values()),
         "significant": [gene for gene, is_significant in zip(genes, passed, strict=True) if is_significant],
         "interval_level": INTERVAL_LEVEL,
         "interval_coverage": coverage_across(errors),
@@ -243,7 +243,9 @@ def _not_marked_because(overall: dict[str, Any]) -> str | None:
             f" {overall['median_rmse_mean']:.3f}, the weights {overall['median_rmse']:.3f})"
         )
     elif math.isnan(overall["median_rmse_mean"]) and overall["median_nrmse"] > _MOST_NRMSE:
-        reasons.append(f"errors are {overall['median_nrmse']:.1f} times the spread of the measurement (median NRMSE)")
+        reasons.append(
+            f"errors are {overall['median_nrmse']:.1f} times the standard deviation of the measurement (median NRMSE)"
+        )
     return " and ".join(reasons) or None
 
 

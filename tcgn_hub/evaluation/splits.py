@@ -103,7 +103,7 @@ def make_split(
     if len(held_out) == len(patients):
         raise SectionError(f"All {len(patients)} sections are held out, so that none is left to train on; name fewer.")
     if by == "patient":
-        _check_patients({patients[name] for name in patients if name not in held_out}, patients, held_out)
+        _check_patients(patients, held_out)
     return _divide(patients, held_out, val, seed)
 
 
@@ -230,16 +230,15 @@ def _check_groups(patients: dict[str, str], by: str) -> None:
         )
 
 
-def _check_patients(train_patients: Collection[str], patients: dict[str, str], held_out: set[str]) -> None:
+def _check_patients(patients: dict[str, str], held_out: set[str]) -> None:
     """Raise a SectionError if a patient of the sections held out is trained on too."""
-    for patient in dict.fromkeys(patients[name] for name in patients if name in held_out):
-        if patient in train_patients:
-            tested = [name for name in patients if name in held_out and patients[name] == patient]
-            trained = [name for name in patients if name not in held_out and patients[name] == patient]
-            also = f" ({', '.join(trained)})" if trained else ""
+    for patient in dict.fromkeys(patients.values()):
+        own = [name for name in patients if patients[name] == patient]
+        tested, trained = [n for n in own if n in held_out], [n for n in own if n not in held_out]
+        if tested and trained:
             raise SectionError(
-                f"Patient {patient} is both to train{also} and to test on ({', '.join(tested)}); hold out all sections"
-                " of the patient, or say split='section' if this is wanted."
+                f"Patient {patient} is both to train ({', '.join(trained)}) and to test on ({', '.join(tested)}); hold"
+                " out all sections of the patient, or say split='section' if this is wanted."
             )
 
 

@@ -73,7 +73,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def patch_px(mpp: float, patch_um: float) -> int:
-    """Side in pixels of a square field of so many micrometres."""
+    """Side in pixels of a patch of so many micrometres."""
     return max(1, round(patch_um / mpp))
 
 
@@ -146,16 +146,16 @@ class CropMicrons:
         return center_crop(image, patch_px(self.mpp, self.patch_um))
 
 
-def dihedral(pixels: Pixels, view: int) -> Pixels:
+def dihedral(pixels: Pixels, index: int) -> Pixels:
     """One of the eight rotations and reflections of square pictures (..., H, W), array or tensor; 0 changes nothing."""
     import numpy as np
 
     if isinstance(pixels, np.ndarray):
-        rotated: Any = np.rot90(pixels, view % 4, (-2, -1))
-        return rotated[..., ::-1] if view >= 4 else rotated
+        rotated: Any = np.rot90(pixels, index % 4, (-2, -1))
+        return rotated[..., ::-1] if index >= 4 else rotated
     picture: Any = pixels
-    rotated = picture.rot90(view % 4, (-2, -1))
-    return rotated.flip(-1) if view >= 4 else rotated
+    rotated = picture.rot90(index % 4, (-2, -1))
+    return rotated.flip(-1) if index >= 4 else rotated
 
 
 def to_input(pixels: torch.Tensor | np.ndarray | Image.Image) -> torch.Tensor:

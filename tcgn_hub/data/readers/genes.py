@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from tcgn_hub.errors import SectionError
+from tcgn_hub.extras import require
 
 __all__ = ["SUMMED", "are_ensembl", "tidy"]
 
@@ -56,16 +57,17 @@ def tidy(
     if symbols is not None and are_ensembl(genes):
         genes = [symbol or gene for symbol, gene in zip(symbols, genes, strict=True)]
     genes = [match[1] if (match := _ENSEMBL.fullmatch(gene)) else gene for gene in genes]
-    counts = (counts.tocsr() if hasattr(counts, "tocsr") else np.asarray(counts)).astype(np.float32, copy=False)
+    sparse = require("scipy.sparse", extra="h5ad", to="read sparse counts") if hasattr(counts, "tocsr") else None
+    counts = sparse.csr_matrix(counts, dtype=np.float32) if sparse else np.asarray(counts, np.float32)
     _check(counts, genes, rows, source, bulk=bulk)
     named = Counter(genes)
     if len(named) == len(genes):
         return list(genes), counts, {}
     place = {gene: i for i, gene in enumerate(named)}
     columns = [place[gene] for gene in genes]
-    if hasattr(counts, "tocsr"):
+    if sparse:
         ones = np.ones(len(genes), np.float32), (np.arange(len(genes)), columns)
-        summed = counts @ type(counts)(ones, shape=(len(genes), len(named)))
+        summed = counts @ sparse.csr_matrix(ones, shape=(len(genes), len(named)))
     else:
         summed = np.zeros((len(counts), len(named)), np.float32)
         np.add.at(summed.T, columns, counts.T)

@@ -186,19 +186,19 @@ def read_hest(root: str | Path, names: Sequence[str] | None = None) -> list[Sect
     root = Path(root)
     sections = []
     for name in hest_names(root) if names is None else names:
-        facts = _facts(root, name)
+        metadata = _metadata_of(root, name)
         image = root / "wsis" / f"{name}.tif"
         if not image.is_file():
             raise SectionError(f"Section {name} of {root} has no image {image}; download it too.")
-        mpp = facts.get(_HEST_MPP)
+        mpp = metadata.get(_HEST_MPP)
         sections.append(
             read_h5ad(
                 root / "st" / f"{name}.h5ad",
                 name=name,
-                patient=str(facts["patient"]) if _known(facts.get("patient")) else name,
+                patient=str(metadata["patient"]) if _known(metadata.get("patient")) else name,
                 image=image,
                 mpp=float(mpp) if _known(mpp) else None,  # type: ignore[arg-type]
-                study=next((str(facts[key]) for key in _HEST_STUDY if _known(facts.get(key))), "hest"),
+                study=next((str(metadata[key]) for key in _HEST_STUDY if _known(metadata.get(key))), "hest"),
             )
         )
     return sections
@@ -208,16 +208,16 @@ def _known(value: Any) -> bool:
     return value is not None and str(value).strip().lower() not in ("", "nan", "none")
 
 
-def _facts(root: Path, name: str) -> dict[str, Any]:
+def _metadata_of(root: Path, name: str) -> dict[str, Any]:
     """What the metadata say of a section: its own file, or its row of the table of all."""
     file = root / "metadata" / f"{name}.json"
     if file.is_file():
         try:
-            facts = json.loads(file.read_text(encoding="utf-8"))
-            float(facts.get(_HEST_MPP) or 1)
+            metadata = json.loads(file.read_text(encoding="utf-8"))
+            float(metadata.get(_HEST_MPP) or 1)
         except (OSError, ValueError, TypeError, AttributeError) as err:
             raise SectionError(f"{file} cannot be read ({err}).") from err
-        return facts
+        return metadata
     for table in sorted(root.glob("HEST_v*.csv"), reverse=True):
         for row in read_rows(table):
             if row.get("id") == name:
