@@ -57,9 +57,9 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from tcgn_hub import slide_prediction  # noqa: E402
+from tcgn_hub import load  # noqa: E402
 from tcgn_hub.images.slides import Slide, open_slide  # noqa: E402
-from tcgn_hub.models.loading import load_model  # noqa: E402
+from tcgn_hub.prediction import slides  # noqa: E402
 
 SVS = ROOT / "examples" / "cmu_small_region.svs"
 MPP = 0.499
@@ -164,9 +164,6 @@ def run_slide(job: dict[str, Any]) -> dict[str, Any]:
     import torch.utils.data
     from huggingface_hub.utils import tqdm  # noqa: F401
 
-    import tcgn_hub.prediction.backends
-    from tcgn_hub.writing.anndata import write_h5ad
-
     seconds = dict.fromkeys((*STEPS, "tiles"), 0.0)
     batches: list[tuple[float, float, int]] = []
 
@@ -183,49 +180,47 @@ def run_slide(job: dict[str, Any]) -> dict[str, Any]:
 
         setattr(owner, name, wrapper)
 
-    predict_tiles = slide_prediction._predict_tiles
+    fill = slides._Table.fill
 
-    def watched(reader: Any, store: Any, run: Callable[[torch.Tensor], Any], *args: Any) -> Any:
-        def timed_run(pixels: torch.Tensor) -> Any:
+    def watched(table: Any, predictor: Any, *args: Any) -> None:
+        run = predictor.run
+
+        def timed_run(pixels: np.ndarray, **options: Any) -> Any:
             start = time.perf_counter()
-            result = run(pixels)
+            result = run(pixels, **options)
             batches.append((start, time.perf_counter(), len(pixels)))
             return result
 
+        predictor.run = timed_run
         start = time.perf_counter()
-        result = predict_tiles(reader, store, timed_run, *args)
+        fill(table, predictor, *args)
         seconds["first"] = batches[0][0] - start
         seconds["tiles"] = time.perf_counter() - batches[0][0]
-        return result
 
     # the steps have no switch to be timed by, and a copy of the pipeline would measure the copy
-    slide_prediction._predict_tiles = watched  # type: ignore[assignment]
-    timed(slide_prediction, "open_slide", "open")
-    timed(tcgn_hub.prediction.backends, "load_backend", "open")
+    slides._Table.fill = watched  # type: ignore[method-assign]
+    timed(slides, "open_slide", "open")
     timed(Slide, "overview", "overview")
-    timed(slide_prediction, "_choose", "tissue")
+    timed(slides, "_choose", "tissue")
 
     torch.set_num_threads(job["threads"])
     start = time.perf_counter()
-    prediction = slide_prediction.predict_slide(
-        job["slide"],
-        stride_um=job["stride"],
-        batch_size=job["batch_size"],
-        workers=job["workers"],
-        device=job["device"],
-    )
+    predictor = load(device=job["device"])
+    seconds["open"] = time.perf_counter() - start
+    options = {"stride_um": job["stride"], "batch_size": job["batch_size"], "workers": job["workers"]}
+    result = predictor.slide(job["slide"], **options)
     written = time.perf_counter()
-    write_h5ad(job["out"], prediction)
+    result.write(job["out"])
     end = time.perf_counter()
     seconds["write"] = end - written
     seconds["compute"] = sum(stop - begin for begin, stop, _ in batches)
     seconds["wait"] = seconds["tiles"] - seconds["compute"]
     seconds["other"] = end - start - sum(seconds[step] for step in STEPS)
-    tiles = len(prediction.tiles)
+    tiles = len(result)
     return {
         "tiles": tiles,
-        "failed": len(prediction.failed),
-        "scale": f"{prediction.mpp:g} um/px from {prediction.scale_source}",
+        "failed": len(result.failed),
+        "scale": f"{result.slide.mpp:g} um/px from {result.slide.scale_source}",
         "h5ad": Path(job["out"]).stat().st_size,
         "total": end - start,
         "whole": tiles / (end - start),
@@ -292,7 +287,7 @@ def model_rate(model: torch.nn.Module, x: torch.Tensor, at_least: float) -> floa
 
 def measure(cases: list[Case], args: argparse.Namespace, folder: Path) -> None:
     """Run the slides in turns, the model alone before and after each."""
-    model, _ = load_model(device=args.device)
+    model = load(device=args.device).model
     x = torch.randn(args.batch_size, 3, 224, 224, device=args.device)
     for done in range(args.rounds):
         before = model_rate(model, x, args.seconds)

@@ -17,17 +17,19 @@ from tcgn_hub.images.transforms import CropMicrons
 def main() -> None:
     patch = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent / "patch.png"
 
-    result = tcgn_hub.predict([patch])
-    values = dict(zip(result.genes, result.values[0], strict=True))
+    predictor = tcgn_hub.load()
+    result = predictor.patches([patch])
+    values = dict(zip(result.genes, result.X[0], strict=True))
     print(f"{patch.name}, in {result.units}")
-    for gene in sorted(filter(result.significant, result.genes), key=values.get, reverse=True)[:10]:
+    significant = [gene for gene in result.genes if result.significance(gene) == "yes"]
+    for gene in sorted(significant, key=values.get, reverse=True)[:10]:
         print(f"  {gene:10} {values[gene]:6.3f}   held-out PCC {result.pcc(gene):.2f}")
 
     # what happened: 154 um of tissue, which the weights were trained on, resized to 224 and normalised
     model = timm.create_model("tcgn_base", pretrained=True).eval()
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
     image = Image.open(patch).convert("RGB")
-    crop = CropMicrons(mpp=result.scales[0].mpp, patch_um=result.model.patch_um)
+    crop = CropMicrons(mpp=result.obs["mpp"][0], patch_um=predictor.info.patch_um)
     with torch.inference_mode():
         logits = model(transform(crop(image))[None])[0]
     difference = max(abs(logits[i].item() - values[gene]) for i, gene in enumerate(model.pretrained_cfg["label_names"]))

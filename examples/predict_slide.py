@@ -7,10 +7,9 @@ import sys
 from pathlib import Path
 
 import tcgn_hub
-from tcgn_hub.writing.figures import gene_map, mask_figure
-from tcgn_hub.writing.frames import summarise
-from tcgn_hub.writing.anndata import write_h5ad
-from tcgn_hub.writing.report import write_report
+from tcgn_hub.files import write_bytes
+from tcgn_hub.writing.figures import draw_gene, draw_mask
+from tcgn_hub.writing.report import mapped_genes, write_report
 
 
 def main() -> None:
@@ -18,20 +17,21 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     slide = Path(__file__).parent / "cmu_small_region.svs"
 
-    prediction = tcgn_hub.predict_slide(slide, progress=True)
-    print(f"{slide.name}: {len(prediction.tiles)} tiles of {prediction.patch_um:g} um at {prediction.mpp:g} um/px")
+    predictor = tcgn_hub.load()
+    result = predictor.slide(slide, progress=True)
+    print(f"{slide.name}: {len(result)} tiles of {result.slide.patch_um:g} um at {result.slide.mpp:g} um/px")
 
-    significant = [gene for gene in summarise(prediction) if gene.significant == "yes"]
+    significant = [gene for gene in result.summary() if gene.significant == "yes"]
     highest = sorted(significant, key=lambda gene: gene.mean, reverse=True)[:5]
-    print(f"highest means among {len(significant)} significant genes, in {prediction.units}")
+    print(f"highest means among {len(significant)} significant genes, in {result.units}")
     for gene in highest:
         print(f"  {gene.gene:10} {gene.mean:6.3f}   {gene.min:.3f} to {gene.max:.3f}   held-out PCC {gene.pcc:.2f}")
 
-    write_h5ad(out / "slide.h5ad", prediction)
-    mask_figure(prediction, out / "tissue.png")
+    result.write(out / "slide.h5ad")
+    write_bytes(out / "tissue.png", draw_mask(result))
     for gene in highest[:2]:
-        gene_map(prediction, gene.gene, out / f"{gene.gene}.png")
-    write_report(out / "report.html", prediction)
+        write_bytes(out / f"{gene.gene}.png", draw_gene(result, gene.gene))
+    write_report(out / "report.html", result, galleries=predictor.galleries(result, mapped_genes(result)[:2]))
     for name in ("slide.h5ad", "tissue.png", *(f"{gene.gene}.png" for gene in highest[:2]), "report.html"):
         print(f"wrote {out / name}, {(out / name).stat().st_size / 1e3:.0f} kB")
 

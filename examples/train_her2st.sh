@@ -12,5 +12,5 @@ set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 data=$1 out=$2
 shift 2
-tcgn crossval "$data" -o "$out" --split section --genes her2st_785 --weights scratch --final --resume \
-  --facts "$here/her2st_facts.json" "$@"
+tcgn crossval "$data" -o "$out" --by section --genes her2st_785 --weights scratch --final --resume \
+  --metadata "$here/her2st_metadata.json" "$@"

@@ -15,58 +15,55 @@ from tcgn_hub.version import __version__ as __version__
 if TYPE_CHECKING:
     from tcgn_hub.data.readers import read_sections
     from tcgn_hub.evaluation.heldout import evaluate
-    from tcgn_hub.models.loading import create_model, load_model
-    from tcgn_hub.prediction.explain import Explanation, explain
-    from tcgn_hub.prediction.export import export_model
-    from tcgn_hub.prediction.patches import Prediction, TilePredictor, predict
-    from tcgn_hub.prediction.slides import SlidePrediction, predict_slide
+    from tcgn_hub.models.loading import create_model
+    from tcgn_hub.prediction.predictor import Predictor, explain, export, load, predict, predict_slide
+    from tcgn_hub.result import Explanation, Result
     from tcgn_hub.training.crossval import crossval
     from tcgn_hub.training.finetune import finetune
     from tcgn_hub.training.recipe import Recipe
+    from tcgn_hub.training.trainer import Trainer
+    from tcgn_hub.weights.info import WeightsInfo
+
+_HOMES = {
+    "data.readers": ("read_sections",),
+    "evaluation.heldout": ("evaluate",),
+    "models.loading": ("create_model",),
+    "prediction.predictor": ("Predictor", "explain", "export", "load", "predict", "predict_slide"),
+    "result": ("Explanation", "Result"),
+    "training.crossval": ("crossval",),
+    "training.finetune": ("finetune",),
+    "training.recipe": ("Recipe",),
+    "training.trainer": ("Trainer",),
+    "weights.info": ("WeightsInfo",),
+}
+_HOME_OF = {name: f"tcgn_hub.{home}" for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "Explanation",
-    "Prediction",
+    "Predictor",
     "Recipe",
-    "SlidePrediction",
-    "TilePredictor",
+    "Result",
+    "Trainer",
+    "WeightsInfo",
     "create_model",
     "crossval",
     "evaluate",
     "explain",
-    "export_model",
+    "export",
     "finetune",
-    "load_model",
+    "load",
     "predict",
     "predict_slide",
     "read_sections",
 ]
 
-_HOMES = {
-    "Explanation": "tcgn_hub.prediction.explain",
-    "Prediction": "tcgn_hub.prediction.patches",
-    "Recipe": "tcgn_hub.training.recipe",
-    "SlidePrediction": "tcgn_hub.prediction.slides",
-    "TilePredictor": "tcgn_hub.prediction.patches",
-    "create_model": "tcgn_hub.models.loading",
-    "crossval": "tcgn_hub.training.crossval",
-    "evaluate": "tcgn_hub.evaluation.heldout",
-    "explain": "tcgn_hub.prediction.explain",
-    "export_model": "tcgn_hub.prediction.export",
-    "finetune": "tcgn_hub.training.finetune",
-    "load_model": "tcgn_hub.models.loading",
-    "predict": "tcgn_hub.prediction.patches",
-    "predict_slide": "tcgn_hub.prediction.slides",
-    "read_sections": "tcgn_hub.data.readers",
-}
-
 register_with_timm()
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _HOME_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(_HOMES[name]), name)
+    value = getattr(import_module(_HOME_OF[name]), name)
     globals()[name] = value
     return value
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import base64
-import math
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tcgn_hub.errors import ImageError, PanelError, TcgnError
+from tcgn_hub.errors import ImageError, OutputError, PanelError, TcgnError
 from tcgn_hub.extras import require
 from tcgn_hub.images.slides import is_slide_file
 
 if TYPE_CHECKING:
     from gradio import Blocks
+
+    from tcgn_hub.prediction.predictor import Predictor
+    from tcgn_hub.result import Result
 
 __all__ = ["build_demo", "launch_demo"]
 
@@ -23,15 +25,15 @@ _INTRODUCTION = """# Gene expression from an H&E image
 
 Drop a patch or a slide, pick genes, and see what is predicted and what the prediction rests on. For research use, not
 for diagnosis: the values are predicted from the image, and nothing was measured."""
-_COLUMNS = ("gene", "value", "spread", "interval", "significant", "held-out PCC")
+_COLUMNS = ("gene", "value", "tta_std", "interval", "significant", "held-out PCC")
 
 
-def build_demo(weights: str | Path | None = None, *, device: str | None = None) -> Blocks:
+def build_demo(weights: str | Path | None = None, *, device: str = "auto") -> Blocks:
     """The page, to be launched or mounted; the same runs as a Space of Hugging Face.
 
     Args:
-        weights: As in `tcgn_hub.load_model`; the default weights if None.
-        device: Where to compute, such as 'cuda'; the CPU if None.
+        weights: As in `tcgn_hub.predict`; the default weights if None. They are read once, before the page opens.
+        device: As in `tcgn_hub.load`.
 
     Raises:
         WeightsError: The weights cannot be had.
@@ -39,11 +41,12 @@ def build_demo(weights: str | Path | None = None, *, device: str | None = None) 
     """
     gr = require("gradio", extra="demo", to="open the page")
     require("matplotlib", extra="plot", to="draw figures")
-    from tcgn_hub.models.loading import load_model
     from tcgn_hub.prediction.explain import best_genes
+    from tcgn_hub.prediction.predictor import load
+    from tcgn_hub.weights.hub import locate
 
-    # loaded once here so that the page does not open on weights that cannot be had
-    info = load_model(weights)[1]
+    predictor = load(**locate(weights), device=device)
+    info = predictor.info
     first = best_genes(info)[:2] if info.pcc else list(info.genes[:2])
 
     def predict(path: str | None, genes: list[str], mpp: str, occlusion: bool) -> tuple[str, Any, str]:
@@ -52,10 +55,9 @@ def build_demo(weights: str | Path | None = None, *, device: str | None = None) 
                 raise ImageError("Give an image first.")
             if not 1 <= len(genes) <= _MOST_GENES:
                 raise PanelError(f"Pick 1 to {_MOST_GENES} genes; {len(genes)} are picked.")
-            options = {"weights": weights, "genes": genes, "mpp": _number(mpp), "device": device}
             if is_slide_file(Path(path)):
-                return _slide(Path(path), options, info.patch_um)
-            return _patch(Path(path), options, occlusion=occlusion)
+                return _slide(predictor, Path(path), genes, _number(mpp))
+            return _patch(predictor, Path(path), genes, _number(mpp), occlusion=occlusion)
         except TcgnError as err:
             # the page knows nothing of the folder that uploads are kept in
             return f"**Not predicted.** {str(err).replace(str(path), Path(path or '').name)}", None, ""
@@ -83,17 +85,17 @@ def launch_demo(
     host: str = "127.0.0.1",
     port: int = 7860,
     max_mb: int = 200,
-    device: str | None = None,
+    device: str = "auto",
     block: bool = True,
 ) -> str:
     """Serve the page.
 
     Args:
-        weights: As in `tcgn_hub.load_model`; the default weights if None.
+        weights: As in `build_demo`.
         host: Address to listen on; only this machine by default.
         port: Port; 0 for one that is free.
         max_mb: Largest upload in megabytes.
-        device: Where to compute; the CPU if None.
+        device: As in `tcgn_hub.load`.
         block: Whether to wait until the page is stopped.
 
     Returns:
@@ -104,8 +106,6 @@ def launch_demo(
         ExtraError: Gradio is not installed.
         OutputError: The port cannot be listened on.
     """
-    from tcgn_hub.errors import OutputError
-
     gr = require("gradio", extra="demo", to="open the page")
     page = build_demo(weights, device=device)
     try:
@@ -125,73 +125,71 @@ def launch_demo(
     return address
 
 
-def _patch(path: Path, options: dict[str, Any], *, occlusion: bool) -> tuple[str, list[list[Any]], str]:
-    from tcgn_hub.prediction.explain import explain
+def _patch(
+    predictor: Predictor, path: Path, genes: list[str], mpp: float | None, *, occlusion: bool
+) -> tuple[str, list[list[str]], str]:
     from tcgn_hub.writing.explanations import draw_explanation
-    from tcgn_hub.writing.frames import significance
 
-    explanation = explain(path, occlusion=occlusion, **options)
-    ends = explanation.interval()
-    rows = [
-        [
-            gene,
-            f"{explanation.values[0, i]:.3f}",
-            "" if explanation.spread is None else f"{explanation.spread[0, i]:.3f}",
-            "unknown" if ends is None else f"{ends[0][0, i]:.2f} to {ends[1][0, i]:.2f}",
-            significance(explanation, gene),
-            "unknown" if (pcc := explanation.pcc(gene)) is None else f"{pcc:.2f}",
-        ]
-        for i, gene in enumerate(explanation.genes)
-    ]
+    explanation = predictor.explain(path, genes=genes, mpp=mpp, occlusion=occlusion)
+    result = explanation.result
     message = (
-        f"**{path.name}**: central {explanation.patch_um:.3g} µm, {explanation.scale.mpp:.4g} µm/px by"
-        f" {explanation.scale.source}. Values in {explanation.units}."
+        f"**{path.name}**: central {explanation.patch_um:.3g} µm, {result.obs['mpp'][0]:.4g} µm/px by"
+        f" {result.obs['scale_source'][0]}. Values in {result.units}."
     )
-    if explanation.unlike is not None and explanation.unlike[0]:
-        message += " **Unlike the training tissue: do not rely on it.**"
-    return message, rows, _picture(draw_explanation(explanation), "maps and graphs")
+    if result.is_ood is not None and result.is_ood[0]:
+        message += " **Out of distribution, unlike the training tissue: do not rely on it.**"
+    return message, _rows(result), _picture(draw_explanation(explanation), "maps and graphs")
 
 
-def _slide(path: Path, options: dict[str, Any], patch_um: float) -> tuple[str, list[list[Any]], str]:
-    from tcgn_hub.prediction.explain import galleries
+def _slide(predictor: Predictor, path: Path, genes: list[str], mpp: float | None) -> tuple[str, list[list[str]], str]:
     from tcgn_hub.writing.explanations import draw_gallery
     from tcgn_hub.writing.figures import draw_gene
-    from tcgn_hub.writing.frames import summarise
 
-    prediction = _coarsely(path, options, patch_um)
-    rows = [
-        [
-            row.gene,
-            f"{row.mean:.3f} (tiles {row.min:.2f} to {row.max:.2f})",
-            "",
-            "unknown" if math.isnan(row.interval_radius) else f"± {row.interval_radius:.2f} a tile",
-            row.significant,
-            "unknown" if math.isnan(row.pcc) else f"{row.pcc:.2f}",
-        ]
-        for row in summarise(prediction)
-    ]
-    message = (
-        f"**{path.name}**: {len(prediction.tiles)} tiles of {prediction.patch_um:g} µm, {prediction.stride_um:.0f} µm"
-        f" apart. Mean values in {prediction.units}."
-    )
-    if prediction.unlike is not None and prediction.unlike.any():
-        message += f" **{int(prediction.unlike.sum())} tiles are unlike the training tissue.**"
+    stride_um = _stride_um(path, mpp, predictor.info.patch_um)
+    result = predictor.slide(path, genes=genes, mpp=mpp, stride_um=stride_um, workers=0)
+    message = f"**{path.name}**: {len(result)} tiles of {predictor.info.patch_um:g} µm, {stride_um:.0f} µm apart. Mean"
+    message += f" values in {result.units}."
+    if result.is_ood is not None and result.is_ood.any():
+        message += f" **{int(result.is_ood.sum())} tiles are out of distribution.**"
     pictures = ""
-    for gallery in galleries(prediction, prediction.genes, device=options["device"]):
-        pictures += _picture(draw_gene(prediction, gallery.gene), f"map of {gallery.gene}")
-        pictures += _picture(draw_gallery(prediction, gallery), f"tiles of {gallery.gene}")
-    return message, rows, pictures
+    for gallery in predictor.galleries(result, genes):
+        pictures += _picture(draw_gene(result, gallery.gene), f"map of {gallery.gene}")
+        pictures += _picture(draw_gallery(result, gallery), f"tiles of {gallery.gene}")
+    return message, _rows(result), pictures
 
 
-def _coarsely(path: Path, options: dict[str, Any], patch_um: float) -> Any:
-    """The slide in at most `_MOST_TILES` tiles or so, for someone who waits."""
+def _rows(result: Result) -> list[list[str]]:
+    """What `_COLUMNS` say of the genes of a patch, or of the tiles of a slide."""
+    tta_std, radius = result.layers.get("tta_std"), result.var.get("interval_radius")
+    one, ends = result.slide is None, result.interval()
+    means = result.X[0] if one else result.bulk()
+    rows = []
+    for i, gene in enumerate(result.genes):
+        low, high = result.X[:, i].min(), result.X[:, i].max()
+        interval = "unknown"
+        if radius is not None and ends is not None and radius[i] == radius[i]:
+            interval = f"{ends[0][0, i]:.2f} to {ends[1][0, i]:.2f}" if one else f"± {radius[i]:.2f} a tile"
+        pcc = result.pcc(gene)
+        rows.append(
+            [
+                gene,
+                f"{means[i]:.3f}" if one else f"{means[i]:.3f} (tiles {low:.2f} to {high:.2f})",
+                f"{tta_std[0, i]:.3f}" if one and tta_std is not None else "",
+                interval,
+                result.significance(gene),
+                "unknown" if pcc is None else f"{pcc:.2f}",
+            ]
+        )
+    return rows
+
+
+def _stride_um(path: Path, mpp: float | None, patch_um: float) -> float:
+    """Distance of tiles that makes at most `_MOST_TILES` or so of the slide, for someone who waits."""
     from tcgn_hub.images.slides import size_and_scale
-    from tcgn_hub.prediction.slides import predict_slide
 
     size, scale = size_and_scale(path)
-    mpp = options["mpp"] or (scale.mpp if scale else 1.0)
-    area = size[0] * size[1] * mpp**2
-    return predict_slide(path, stride_um=max(patch_um, (area / _MOST_TILES) ** 0.5), workers=0, **options)
+    area = size[0] * size[1] * (mpp or (scale.mpp if scale else 1.0)) ** 2
+    return max(patch_um, (area / _MOST_TILES) ** 0.5)
 
 
 def _number(text: str) -> float | None:

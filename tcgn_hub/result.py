@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,25 +15,68 @@ from tcgn_hub.correlation import spearman
 from tcgn_hub.errors import OutputError, PanelError
 from tcgn_hub.extras import require
 from tcgn_hub.units import UNITS, mean_in_linear
+from tcgn_hub.version import __version__
 from tcgn_hub.weights.info import WeightsInfo
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from pandas import DataFrame
 
-__all__ = ["Evaluation", "Explanation", "Gallery", "LearnedGraph", "Measured", "Result", "SlideContext", "writer"]
+__all__ = [
+    "Evaluation",
+    "Explanation",
+    "Gallery",
+    "GeneSummary",
+    "LearnedGraph",
+    "Measured",
+    "Result",
+    "SlideContext",
+    "format_of",
+    "gene_table",
+    "writer",
+]
 
-_WRITERS: dict[str, Callable[[Path, Result], None]] = {}
+_BLOCK = 64  # genes at a time where float64 is needed, so that no second table of many tiles is held
+_HIRES, _LOWRES = 2000, 600  # longest sides of overviews, as Space Ranger makes them
+
+Write = Callable[[Path, "Result"], None]
+_WRITERS: dict[str, tuple[Write, str, str]] = {}
 
 
-def writer(suffix: str) -> Callable[[Callable[[Path, Result], None]], Callable[[Path, Result], None]]:
-    """Let `Result.write` write files of a suffix by a function of ``(path, result)``."""
+def writer(suffix: str, *, needs: str = "", extra: str = "") -> Callable[[Write], Write]:
+    """Let `Result.write` write files of a suffix by a function of ``(path, result)``.
 
-    def register(function: Callable[[Path, Result], None]) -> Callable[[Path, Result], None]:
-        _WRITERS[suffix] = function
+    Args:
+        suffix: In small letters, such as '.h5ad'.
+        needs: Package that it cannot be written without.
+        extra: The extra of this package that installs it.
+    """
+
+    def register(function: Write) -> Write:
+        _WRITERS[suffix] = function, needs, extra
         return function
 
     return register
+
+
+def format_of(path: str | Path, format: str | None = None) -> str:
+    """The suffix, such as '.csv', that says how `Result.write` will write a file; to be asked before predicting.
+
+    Args:
+        path: The file.
+        format: Suffix to take in place of the file's own, with or without the dot.
+
+    Raises:
+        OutputError: No format has this suffix.
+        ExtraError: A package that the format needs is not installed.
+    """
+    suffix = f".{format.lstrip('.')}" if format else Path(path).suffix
+    if suffix.lower() not in _WRITERS:
+        raise OutputError(f"{path} is of no format that is known; let it end in {', '.join(sorted(_WRITERS))}.")
+    _, needs, extra = _WRITERS[suffix.lower()]
+    if needs:
+        require(needs, extra=extra, to=f"write {suffix.lower()} files")
+    return suffix.lower()
 
 
 def gene_table(info: WeightsInfo, columns: Sequence[int]) -> dict[str, np.ndarray]:
@@ -78,6 +123,33 @@ class SlideContext:
     def tile_px(self) -> float:
         """Side of a tile in pixels at full resolution."""
         return self.patch_um / self.mpp
+
+
+@dataclass(frozen=True)
+class GeneSummary:
+    """A gene over the patches, or the tiles of a slide.
+
+    Attributes:
+        gene: Its symbol.
+        significant: 'yes', 'no' or 'unknown'.
+        pcc: Held-out Pearson correlation, NaN if it was not measured.
+        mean: Mean in the units of the prediction.
+        sd: Standard deviation.
+        min: Lowest.
+        max: Highest.
+        interval_radius: Half of the width of the prediction interval of a tile, NaN if it is not known.
+        tta_std: Standard deviation over rotations and reflections, mean over the tiles; NaN without them.
+    """
+
+    gene: str
+    significant: str
+    pcc: float
+    mean: float
+    sd: float
+    min: float
+    max: float
+    interval_radius: float
+    tta_std: float
 
 
 @dataclass(eq=False)
@@ -165,18 +237,22 @@ class Result:
         pcc = self.var["held_out_pcc"][self.column(gene)] if "held_out_pcc" in self.var else np.nan
         return None if np.isnan(pcc) else float(pcc)
 
-    def interval(self) -> tuple[np.ndarray, np.ndarray] | None:
+    def interval(self, rows: slice = slice(None)) -> tuple[np.ndarray, np.ndarray] | None:
         """Where a measurement would lie, in ``info.interval_level`` of the cases: lower and upper ends, each like X.
 
         NaN for genes whose errors are not known; None if those of no gene are. See `tcgn_hub.evaluation.conformal` for
         what it promises.
+
+        Args:
+            rows: Of which patches or tiles.
         """
         if "interval_radius" not in self.var:
             return None
         radius = self.var["interval_radius"].astype(np.float32)
-        low, high = self.X - radius, self.X + radius
-        # this measure is never below 0
-        return (np.maximum(low, 0) if self.units == UNITS else low), high
+        low, high = self.X[rows] - radius, self.X[rows] + radius
+        if self.units == UNITS:
+            np.maximum(low, 0, out=low)  # this measure is never below 0
+        return low, high
 
     def bulk(self) -> np.ndarray:
         """Mean over patches or tiles in linear space, float32, shape (genes,), in the units of the values.
@@ -186,7 +262,96 @@ class Result:
         """
         if self.units != UNITS:
             raise OutputError(f"The mean is taken of values in {UNITS}, but these are in {self.units}.")
-        return mean_in_linear(self.X).astype(np.float32)
+        return np.concatenate([mean_in_linear(block) for block in self._blocks()]).astype(np.float32)
+
+    def _blocks(self) -> Iterator[np.ndarray]:
+        """X in float64, some genes at a time."""
+        for start in range(0, self.X.shape[1], _BLOCK):
+            yield self.X[:, start : start + _BLOCK].astype(np.float64)
+
+    def summary(self) -> list[GeneSummary]:
+        """Every gene over the patches or tiles, in the order of `genes`."""
+        nan = np.full(len(self.genes), math.nan)
+        tta_std = self.layers.get("tta_std")
+        columns = {
+            "pcc": self.var.get("held_out_pcc", nan),
+            "mean": self.X.mean(axis=0, dtype=np.float64),
+            "sd": np.concatenate([block.std(axis=0) for block in self._blocks()]),
+            "min": self.X.min(axis=0),
+            "max": self.X.max(axis=0),
+            "interval_radius": self.var.get("interval_radius", nan),
+            "tta_std": nan if tta_std is None else tta_std.mean(axis=0, dtype=np.float64),
+        }
+        return [
+            GeneSummary(gene, self.significance(gene), **dict(zip(columns, values, strict=True)))
+            for gene, *values in zip(self.genes, *(column.tolist() for column in columns.values()), strict=True)
+        ]
+
+    def select(self, genes: Sequence[str]) -> Result:
+        """The same of some genes, in this order.
+
+        Raises:
+            PanelError: One was not predicted.
+        """
+        columns = [self.column(gene) for gene in genes]
+        return replace(
+            self,
+            X=self.X[:, columns],
+            var={key: values[columns] for key, values in self.var.items()},
+            layers={key: values[:, columns] for key, values in self.layers.items()},
+        )
+
+    def top(self, count: int) -> Result:
+        """The same of the genes of the highest means over the patches or tiles, the highest first."""
+        order = np.argsort(-self.X.mean(axis=0, dtype=np.float64), kind="stable")
+        return self.select([self.genes[i] for i in order[:count]])
+
+    def metadata(self) -> dict[str, Any]:
+        """What was run on what, as values that JSON can hold; None where something is not known.
+
+        Of a slide: ``slide``, ``width_px``, ``height_px``, ``mpp``, ``scale_source``, ``patch_um``, ``stride_um`` (None
+        where spots were given) and the number of ``tiles``; otherwise the number of ``patches``. Of both: ``failed``,
+        ``weights``, ``sha256``, ``units``, ``interval_level``, ``out_of_distribution`` (how many are), ``tta``,
+        ``backend``, ``precision``, and the version of ``tcgn_hub``.
+        """
+        slide, is_ood = self.slide, self.is_ood
+        place: dict[str, Any] = {"patches": len(self)}
+        if slide is not None:
+            place = {
+                "slide": slide.path.name,
+                "width_px": int(slide.size[0]),
+                "height_px": int(slide.size[1]),
+                "mpp": float(slide.mpp),
+                "scale_source": slide.scale_source,
+                "patch_um": float(slide.patch_um),
+                "stride_um": None if slide.stride_um is None else float(slide.stride_um),
+                "tiles": len(self),
+            }
+        return {
+            **place,
+            "failed": dict(self.failed),
+            "weights": self.info.name,
+            "sha256": self.info.sha256,
+            "units": self.units,
+            "interval_level": self.info.interval_level if "interval_radius" in self.var else None,
+            "out_of_distribution": None if is_ood is None else int(is_ood.sum()),
+            **{key: self.uns.get(key) for key in ("tta", "backend", "precision")},
+            "tcgn_hub": __version__,
+        }
+
+    def gene_metadata(self) -> dict[str, dict[str, Any] | None]:
+        """What is known of the genes, as values that JSON can hold.
+
+        ``significant``, ``held_out_pcc`` and ``interval_radius`` by gene, None where a gene has none, and None as a
+        whole where the weights state none. The prediction interval is the value less and plus the radius, in the units
+        of the values, and not below 0 where these are `tcgn_hub.units.UNITS`.
+        """
+        return {
+            key: dict(zip(self.genes, [None if v != v else v for v in self.var[key].tolist()], strict=True))
+            if key in self.var
+            else None
+            for key in ("significant", "held_out_pcc", "interval_radius")
+        }
 
     def to_dataframe(self) -> DataFrame:
         """A row a patch or tile, a column a gene.
@@ -197,25 +362,68 @@ class Result:
         pandas = require("pandas", extra="parquet", to="make a data frame")
         return pandas.DataFrame(self.X, index=self.names, columns=self.genes)
 
-    def to_anndata(self) -> AnnData:
-        """The same as AnnData, in the conventions of scverse.
+    def to_anndata(self, *, copy: bool = True) -> AnnData:
+        """Patches or tiles as observations, genes as variables, in the conventions of scverse.
+
+        ``X`` is float32 in `units`; ``layers`` has ``tta_std``, and ``interval_low`` and ``interval_high``, the ends of
+        the prediction intervals. ``obs`` and ``var`` hold what those of this object do, and ``obs['in_tissue']`` of
+        tiles, which is 1. ``obsm['spatial']`` are the centres as (x, y) in pixels at full resolution, and
+        ``obsm['X_tcgn']`` the features. ``uns['spatial']`` holds the overview under the stem of the slide's name, so
+        that scanpy and squidpy draw it without being told more. ``uns['tcgn']`` is `metadata`, with ``failed`` as JSON,
+        NaN where something is not known, and ``mask``, uint8 with 1 where the tissue is, of ``mask_downsample``
+        full-resolution pixels per pixel. Each is there only where it is known.
+
+        Args:
+            copy: Whether the arrays are copies, as scanpy works in place.
 
         Raises:
             ExtraError: anndata is not installed.
         """
-        return to_anndata(self)
+        anndata = require("anndata", extra="h5ad", to="make AnnData")
+        pandas = require("pandas", extra="h5ad", to="make AnnData")
+        array = np.array if copy else np.asarray
+        layers, obsm = dict(self.layers), dict(self.obsm)
+        ends = self.interval()
+        if ends is not None:
+            layers |= {"interval_low": ends[0], "interval_high": ends[1]}
+        if "features" in obsm:
+            obsm["X_tcgn"] = obsm.pop("features")
+        obs = {key: array(values) for key, values in self.obs.items() if key != "name"}
+        uns: dict[str, Any] = {"tcgn": {k: math.nan if v is None else v for k, v in self.metadata().items()}}
+        # names of tiles may hold slashes, which HDF5 would take for groups
+        uns["tcgn"]["failed"] = json.dumps(self.failed)
+        if self.slide is not None:
+            obs = {"in_tissue": np.ones(len(self), np.int64), **obs}
+            uns["spatial"] = {self.slide.path.stem: _overview(self.slide)}
+            if self.slide.mask is not None:
+                uns["tcgn"]["mask"] = self.slide.mask.astype(np.uint8)
+                uns["tcgn"]["mask_downsample"] = float(self.slide.thumbnail_downsample)
+        return anndata.AnnData(
+            X=array(self.X),
+            obs=pandas.DataFrame(
+                obs, index=anndata.utils.make_index_unique(pandas.Index(self.names, dtype=object)), copy=copy
+            ),
+            var=pandas.DataFrame(
+                {key: values for key, values in self.var.items() if key != "gene"},
+                index=pandas.Index(self.genes, dtype=object),
+            ),
+            layers={key: array(values) for key, values in layers.items()},
+            obsm={key: array(values) for key, values in obsm.items()},
+            uns=uns,
+        )
 
-    def write(self, path: str | Path) -> None:
-        """Write a file, by its suffix.
+    def write(self, path: str | Path, *, format: str | None = None) -> None:
+        """Write a file, by its suffix: .csv, .geojson, .h5ad, .json, .parquet or .txt; see `tcgn_hub.writing`.
+
+        Args:
+            path: The file.
+            format: Suffix to take in place of its own.
 
         Raises:
             OutputError: No format has this suffix, or the file cannot be written.
             ExtraError: A package that the format needs is not installed.
         """
-        path = Path(path)
-        if path.suffix.lower() not in _WRITERS:
-            raise OutputError(f"{path} is of no format that is known; give one of {', '.join(sorted(_WRITERS))}.")
-        _WRITERS[path.suffix.lower()](path, self)
+        _WRITERS[format_of(path, format)][0](Path(path), self)
 
 
 @dataclass(frozen=True)
@@ -280,8 +488,8 @@ class Explanation:
         result: The prediction for the patch, of the genes that are explained, with their ``tta_std`` over all eight
             rotations and reflections.
         patch: What the model saw, uint8, shape (224, 224, 3).
-        maps: Of each layer that was asked for, see `tcgn_hub.prediction.explain.activation_maps`; float32, shape (genes,
-            side, side).
+        maps: Of each layer that was asked for, see `tcgn_hub.prediction.explain.activation_maps`; float32, shape
+            (genes, side, side).
         graphs: The learned graphs, of the first and the second block.
         occlusion: See `tcgn_hub.prediction.explain.occlusion_maps`, float32, shape (genes, 14, 14); None unless asked
             for.
@@ -377,3 +585,35 @@ def _pooled(maps: np.ndarray, side: int) -> np.ndarray:
     """Maps (genes, a, a) as means over squares, (genes, side, side)."""
     step = maps.shape[1] // side
     return maps.reshape(len(maps), side, step, side, step).mean((2, 4))
+
+
+def _overview(slide: SlideContext) -> dict[str, Any]:
+    """A slide as ``uns['spatial']`` wants it."""
+    hires, lowres = _shrunk(slide.thumbnail, _HIRES), _shrunk(slide.thumbnail, _LOWRES)
+    scales = [
+        max(image.shape[:2]) / (max(slide.thumbnail.shape[:2]) * slide.thumbnail_downsample)
+        for image in (hires, lowres)
+    ]
+    return {
+        "images": {"hires": hires, "lowres": lowres},
+        "scalefactors": {
+            "tissue_hires_scalef": scales[0],
+            "tissue_lowres_scalef": scales[1],
+            "spot_diameter_fullres": float(slide.tile_px),
+            # there are no fiducials here, but readers expect the key
+            "fiducial_diameter_fullres": float(slide.tile_px),
+        },
+        "metadata": {},
+    }
+
+
+def _shrunk(image: np.ndarray, longest: int) -> np.ndarray:
+    """An image whose longest side is at most ``longest``."""
+    from PIL import Image
+
+    height, width = image.shape[:2]
+    scale = longest / max(height, width)
+    if scale >= 1:
+        return image.copy()
+    size = max(round(width * scale), 1), max(round(height * scale), 1)
+    return np.array(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS))

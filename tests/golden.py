@@ -3,6 +3,7 @@
 import json
 import math
 import zlib
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 FOLDER = Path(__file__).parent / "fixtures" / "golden"
+SVS = Path(__file__).resolve().parents[1] / "examples" / "cmu_small_region.svs"
 PATCHES = [str(FOLDER.parent / "patches" / f"patch_{i}.png") for i in range(4)]
 
 
@@ -28,7 +30,12 @@ def grad_norms() -> dict[str, float]:
 def published_state_dict(num_classes: int = 785) -> dict[str, torch.Tensor]:
     shapes = json.loads((FOLDER / "authors_state_dict_shapes.json").read_text())
     shapes["head.2.weight"][0] = shapes["head.2.bias"][0] = num_classes
-    return {name: torch.from_numpy(_fill(name, tuple(shape))) for name, shape in shapes.items()}
+    return {name: filled(name, shape) for name, shape in shapes.items()}
+
+
+def filled(name: str, shape: Sequence[int]) -> torch.Tensor:
+    """What is drawn for a parameter of this name."""
+    return torch.from_numpy(_fill(name, tuple(shape)))
 
 
 def _fill(name: str, shape: tuple[int, ...], seed: int = 11) -> np.ndarray:

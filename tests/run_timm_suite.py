@@ -4,8 +4,8 @@
 
 The file comes from the source distribution of the installed timm, fetched with pip. Selected is every test that timm
 runs over its registry, narrowed to our names; also those that timm limits to a list of its own files with
-`forward_intermediates`, which ours has too. Deselected are the tests that name a model of another family, for they do
-not run ours, and nothing else.
+`forward_intermediates`, which ours has too, and the one on what pruning leaves, which names its models. Deselected are
+the other tests that name models, for they do not run ours, and nothing else.
 """
 
 import os
@@ -20,7 +20,13 @@ import timm
 
 import tcgn_hub  # noqa: F401
 
-OURS = "tcgn_"
+OURS = ("tcgn_base", "test_tcgn")
+NAMES_ITS_MODELS = "test_prune_intermediate_layers_params_used"
+
+
+def ours(name: object) -> bool:
+    """Whether it is a name of ours, with a tag or without one."""
+    return isinstance(name, str) and name.split(".")[0] in OURS
 
 
 def fetch(folder: Path) -> Path:
@@ -43,10 +49,17 @@ class Narrow:
     def __init__(self) -> None:
         self.outcomes = {"passed": 0, "failed": 0, "skipped": 0}
 
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_generate_tests(self, metafunc):
+        if metafunc.definition.originalname == NAMES_ITS_MODELS:
+            for mark in metafunc.definition.iter_markers("parametrize"):
+                mark.args[1][:] = OURS
+
     def pytest_collection_modifyitems(self, config, items):
-        ours = [item for item in items if OURS in str(getattr(item, "callspec", None) and item.callspec.params)]
-        config.hook.pytest_deselected(items=[item for item in items if item not in ours])
-        items[:] = ours
+        params = [getattr(item, "callspec", None) and item.callspec.params.get("model_name") for item in items]
+        kept = [item for item, name in zip(items, params, strict=True) if ours(name)]
+        config.hook.pytest_deselected(items=[item for item, name in zip(items, params, strict=True) if not ours(name)])
+        items[:] = kept
 
     def pytest_runtest_logreport(self, report):
         if report.when == "call" or (report.when == "setup" and report.outcome != "passed"):
@@ -58,7 +71,7 @@ def main() -> int:
 
     def list_ours(*args, **kwargs):
         kwargs.pop("module", None)
-        return [name for name in list_models(*args, **kwargs) if name.startswith(OURS)]
+        return [name for name in list_models(*args, **kwargs) if ours(name)]
 
     timm.list_models = list_ours
     os.environ.pop("GITHUB_ACTIONS", None)  # there timm leaves tests out

@@ -1,8 +1,6 @@
 """tcgn finetune, evaluate and crossval as a user runs them; what they do is tested where it is done."""
 
 import json
-import subprocess
-import sys
 from dataclasses import fields
 
 import numpy as np
@@ -61,25 +59,18 @@ def test_every_field_of_a_recipe_is_an_option_that_says_what_it_does(capsys):
             assert len(after.split()) > 6, flag
 
 
-def test_help_comes_without_torch():
-    code = (
-        "import sys; from tcgn_hub.cli.main import main\ntry: main(['finetune', '--help'])\nexcept SystemExit: pass\n"
-    )
-    done = subprocess.run([sys.executable, "-c", f"{code}assert 'torch' not in sys.modules"], capture_output=True)
-    assert done.returncode == 0, done.stderr
-
-
 def test_finetune_passes_on_what_it_is_given(root, called, tmp_path):
-    facts = tmp_path / "facts.json"
-    facts.write_text('{"license": "MIT"}')
-    more = ["--epochs", "3", "--freeze-norm", "--tune", "head", "--facts", str(facts), "--test", "B", "--resume"]
+    metadata = tmp_path / "metadata.json"
+    metadata.write_text('{"license": "MIT"}')
+    more = ["--epochs", "3", "--freeze-norm", "--tune", "head", "--metadata", str(metadata), "--test", "B", "--resume"]
     assert main(["finetune", str(root), "--genes", "G1,G0", "-o", "out", *more]) == 0
     names, options = called["finetune"]
     assert names == ["A1", "B1"]
     assert options["genes"] == ["G1", "G0"]
     assert options["recipe"] == Recipe(epochs=3, freeze_norm=True, tune="head")
-    assert (options["test"], options["split"], options["resume"]) == (["B"], "patient", True)
-    assert options["facts"] == {"license": "MIT"}
+    assert (options["test"], options["resume"]) == (["B"], True)
+    assert "split" not in options  # what is not given is not passed on
+    assert options["metadata"] == {"license": "MIT"}
     split = tmp_path / "splits.json"
     split.write_text(Split(("A1",), (), ("B1",)).to_json())
     assert main(["finetune", str(root), "--hvg", "5", "-o", "out", "--split", str(split), "--sections", "B1"]) == 0
@@ -94,10 +85,11 @@ def test_crossval_and_evaluate_print_a_table(root, called, capsys):
     assert "B1" in capsys.readouterr().out
     assert called["crossval"][1]["only"] == ["B"]
     assert called["crossval"][1]["final"]
-    assert main(["evaluate", str(root), "--weights", "mine", "--split", "section", "--views", "8"]) == 0
+    assert (
+        main(["evaluate", str(root), "--weights", "mine", "--by", "section", "--tta", "8", "--allow-seen", "B1"]) == 0
+    )
     assert "B1" in capsys.readouterr().out
-    assert called["evaluate"][1]["weights"] == "mine"
-    assert called["evaluate"][1]["views"] == 8
+    assert called["evaluate"][1] == {"weights": "mine", "by": "section", "tta": 8, "allow_seen": ["B1"], "out": None}
 
 
 @pytest.mark.parametrize(
@@ -106,13 +98,15 @@ def test_crossval_and_evaluate_print_a_table(root, called, capsys):
         (["finetune", "nowhere", "--hvg", "5", "-o", "out"], "nowhere does not exist"),
         (["finetune", "{root}", "--hvg", "5", "-o", "out", "--epochs", "0"], "epochs is 0"),
         (["finetune", "{root}", "--hvg", "5", "-o", "out", "--split", "no.json"], "no.json is neither one of patient"),
-        (["finetune", "{root}", "--hvg", "5", "-o", "out", "--facts", "no.json"], "no.json cannot be read"),
+        (["finetune", "{root}", "--hvg", "5", "-o", "out", "--metadata", "no.json"], "no.json cannot be read"),
+        (["finetune", "{root}", "--hvg", "5", "-o", "out", "--split", "none", "--test", "B"], "leave --test out"),
         (["finetune", "{root}", "--hvg", "5", "-o", "out", "--sections", "Z9"], "no section Z9"),
         (["finetune", "{root}", "--genes", "NOGENE", "-o", "out"], "NOGENE"),
         (["finetune", "{root}", "--hvg", "5", "-o", "out", "--device", "nodevice"], "Device 'nodevice'"),
         (["crossval", "{root}", "--genes", "G0", "-o", "out", "--folds", "Z"], "no fold Z"),
         (["evaluate", "{root}", "--weights", "nothing"], "nothing"),
         (["evaluate", "{root}", "--test", "Z9"], "no section or patient Z9"),
+        (["evaluate", "{root}", "--allow-seen", "Z9"], "Z9"),
     ],
 )
 def test_bad_input_is_one_sentence(root, tmp_path, monkeypatch, capsys, arguments, why):
@@ -124,8 +118,20 @@ def test_bad_input_is_one_sentence(root, tmp_path, monkeypatch, capsys, argument
     assert not (tmp_path / "out").exists()
 
 
-def test_facts_that_nothing_knows_are_refused(root, tmp_path, capsys):
-    (tmp_path / "facts.json").write_text(json.dumps({"licence": "MIT"}))
-    options = ["--hvg", "5", "-o", str(tmp_path / "out"), "--facts", str(tmp_path / "facts.json")]
+def test_metadata_that_nothing_knows_are_refused(root, tmp_path, capsys):
+    (tmp_path / "metadata.json").write_text(json.dumps({"licence": "MIT"}))
+    options = ["--hvg", "5", "-o", str(tmp_path / "out"), "--metadata", str(tmp_path / "metadata.json")]
     assert main(["finetune", str(root), *options]) == 2
     assert "states licence; what can be stated is" in capsys.readouterr().err
+
+
+def test_a_folder_of_another_run_is_refused_before_anything_is_read(tmp_path, capsys, monkeypatch):
+    def read(*args, **options):
+        raise AssertionError("sections were read")
+
+    monkeypatch.setattr("tcgn_hub.data.readers.read_sections", read)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "metrics.json").write_text("{}")
+    for command in ("finetune", "crossval"):
+        assert main([command, str(tmp_path), "--genes", "G1", "-o", str(tmp_path / "out")]) == 2
+        assert f"{tmp_path / 'out'} holds a finished" in capsys.readouterr().err

@@ -11,11 +11,12 @@ from PIL import Image
 from sections import picture, write_section
 from test_slides import SVS, pyramid
 
-from tcgn_hub.data import crops, slides
+from tcgn_hub.data import crops
 from tcgn_hub.data.crops import spot_crops
 from tcgn_hub.data.readers.her2st import read_her2st
 from tcgn_hub.data.sections import Section
 from tcgn_hub.errors import ImageError, OutputError, SectionError
+from tcgn_hub.images import slides
 from tcgn_hub.images.slides import open_slide
 from tcgn_hub.images.tiles import TileReader
 from tcgn_hub.images.transforms import IMAGENET_MEAN, IMAGENET_STD, CropMicrons, to_input
@@ -55,11 +56,11 @@ def test_white_beyond_the_edge(noise):
     assert np.array_equal(high[:, 56:, :57], pixels[:, :56, 743:])
 
 
-def test_margin_lies_around_the_field(noise):
-    field, wide = spot_crops(noise, crop_px=112), spot_crops(noise, crop_px=112, margin=0.25)
+def test_margin_lies_around_the_patch(noise):
+    patch, wide = spot_crops(noise, crop_px=112), spot_crops(noise, crop_px=112, margin=0.25)
     assert wide.patch_px == 112
     assert wide.pixels.shape[2:] == (168, 168)
-    assert np.array_equal(wide.pixels[:, :, 28:140, 28:140], field.pixels)
+    assert np.array_equal(wide.pixels[:, :, 28:140, 28:140], patch.pixels)
 
 
 def test_micrometres_and_pixels_agree(noise):
@@ -117,7 +118,7 @@ def test_training_sees_what_a_prediction_sees(texture, native, margin):
         reader = TileReader(slide, data.xy, native)
         read = np.stack([reader[i][1] for i in range(2)])
     difference = np.abs(as_seen(torch.from_numpy(central.copy())) - as_seen(read))
-    # where a field is resized, what is around it reaches into its edge
+    # where a patch is resized, what is around it reaches into its edge
     inside = slice(2, -2) if margin else slice(None)
     assert difference[:, :, inside, inside].max() < 1.01
 

@@ -8,10 +8,9 @@ import golden
 import pytest
 from PIL import Image
 from playwright.sync_api import expect, sync_playwright
-from test_slides import SVS
 
 from tcgn_hub.cli.main import main
-from tcgn_hub.demo import launch_demo
+from tcgn_hub.demo import build_demo, launch_demo
 from tcgn_hub.errors import ExtraError, WeightsError
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
@@ -19,20 +18,26 @@ WAIT = 60_000  # ms; a busy machine takes its time
 
 
 @pytest.fixture(scope="module")
-def address():
+def address(tiny_weights):
     import gradio as gr
 
-    yield launch_demo(port=0, max_mb=5, block=False)
+    yield launch_demo(tiny_weights, port=0, max_mb=5, block=False)
     gr.close_all()
 
 
-@pytest.fixture
-def page(address):
-    if BROWSER is None:
-        pytest.skip("there is no Chromium on this machine")
+@pytest.fixture(scope="module")
+def browser():
+    assert BROWSER is not None, "these tests need Chromium: install Debian's chromium"
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1400, "height": 1100})
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(address, browser):
+    with browser.new_context(viewport={"width": 1400, "height": 1100}) as context:
+        page = context.new_page()
         asked = []
         page.on("request", lambda request: asked.append(request.url))
         page.goto(address)
@@ -42,7 +47,6 @@ def page(address):
         assert {re.match(r"\w+:/*[^/]*", url)[0] for url in asked if not url.startswith(("data:", "blob:"))} == {
             address.rstrip("/")
         }
-        browser.close()
 
 
 def upload(page, path) -> None:
@@ -52,12 +56,12 @@ def upload(page, path) -> None:
 
 def test_upload_a_patch_pick_a_gene_see_the_picture(page):
     upload(page, golden.PATCHES[0])
-    page.locator("#genes input").fill("CD74")
+    page.locator("#genes input").fill("G3")
     page.keyboard.press("Enter")
     page.keyboard.press("Tab")  # closes the list
     page.get_by_role("button", name="Predict").click()
     expect(page.locator("#message")).to_contain_text("patch_0.png: central 154 µm", timeout=WAIT)
-    expect(page.locator("#values")).to_contain_text("CD74")
+    expect(page.locator("#values")).to_contain_text("G3")
     picture = page.locator("#pictures img").first
     picture.wait_for(timeout=WAIT)
     expect(picture).to_have_js_property("complete", True, timeout=WAIT)
@@ -89,7 +93,7 @@ def test_nothing_given(page):
 
 
 def test_a_slide(page):
-    upload(page, str(SVS))
+    upload(page, str(golden.SVS))
     page.get_by_role("button", name="Predict").click()
     expect(page.locator("#message")).to_contain_text(re.compile(r"\d+ tiles of 154 µm"), timeout=WAIT)
     page.locator("#pictures img").nth(3).wait_for(timeout=WAIT)
@@ -101,15 +105,31 @@ def test_an_upload_that_is_too_large_is_refused(page, tmp_path):
     page.get_by_text(re.compile("maximum allowed size|exceeds", re.I)).first.wait_for(timeout=WAIT)
 
 
+def test_weights_are_read_once_and_not_at_each_request(tiny_weights, monkeypatch):
+    reads = []
+    from tcgn_hub.prediction import predictor
+
+    load = predictor.load
+    monkeypatch.setattr(predictor, "load", lambda *args, **options: reads.append(options) or load(*args, **options))
+    page = build_demo(tiny_weights)
+    (predict,) = [function.fn for function in page.fns.values() if function.api_name == "predict"]
+    for genes in (["G1"], ["G2", "G3"]):
+        message, rows, pictures = predict(golden.PATCHES[0], genes, "", False)
+        assert "central 154 µm" in message
+        assert [row[0] for row in rows] == genes
+        assert pictures.startswith("<img")
+    assert len(reads) == 1
+
+
 def test_only_this_machine_is_listened_to(address):
     assert address.startswith("http://127.0.0.1:")
 
 
-def test_errors_are_one_sentence_and_exit_2(capsys):
+def test_errors_are_one_sentence_and_exit_2(capsys, tiny_weights):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        assert main(["demo", "--port", str(taken.getsockname()[1])]) == 2
+        assert main(["demo", "--weights", str(tiny_weights), "--port", str(taken.getsockname()[1])]) == 2
     error = capsys.readouterr().err
     assert "cannot be listened on" in error
     assert len(error.splitlines()) == 1

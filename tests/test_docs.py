@@ -3,6 +3,7 @@
 import csv
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -11,34 +12,26 @@ from pathlib import Path
 import golden
 import pytest
 from sections import PANEL, write_section
-from test_slides import SVS
+
+import tcgn_hub
+from tcgn_hub.cli.main import main as tcgn
+from tcgn_hub.cli.predict import main as tcgn_predict
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted(path for path in DOCS.rglob("*.md") if "```python" in path.read_text() or "```bash" in path.read_text())
 BLOCK = re.compile(r"^```(python|bash)\n(.*?)^```", re.M | re.S)
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory) -> Path:
-    """What the page on publishing starts from: a model directory."""
-    folder = tmp_path_factory.mktemp("trained") / "my_model"
-    shutil.copytree(ROOT / "tcgn_hub/weights/bundled/tcgn_base.her2st", folder)
-    return folder
+COMMANDS = {"tcgn": tcgn, "tcgn-predict": tcgn_predict}
 
 
 @pytest.fixture
-def place(tmp_path, trained) -> Path:
-    """A folder with what a reader is assumed to have, and the commands as an installation gives them."""
+def place(tmp_path, monkeypatch) -> Path:
+    """A folder with what a reader is assumed to have."""
     shutil.copy(golden.PATCHES[0], tmp_path / "patch.png")
-    shutil.copy(SVS, tmp_path / "slide.svs")
+    shutil.copy(golden.SVS, tmp_path / "slide.svs")
     (tmp_path / "panel.txt").write_text("\n".join(PANEL))
     _samples(tmp_path)
-    commands = tmp_path / "bin"
-    commands.mkdir()
-    for name, module in (("tcgn", "main"), ("tcgn-predict", "predict")):
-        (commands / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" -m tcgn_hub.cli.{module} "$@"\n')
-        (commands / name).chmod(0o755)
+    monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
@@ -50,7 +43,7 @@ def _samples(folder: Path) -> None:
     from tcgn_hub.data.readers import read_sections
 
     for name in ("A1", "B1"):
-        write_section(folder / "own", name, spots=10, seed=ord(name[0]))
+        write_section(folder / "own", name, spots=6, seed=ord(name[0]))
     rows = []
     for section in read_sections(folder / "own"):
         adata = anndata.AnnData(np.asarray(section.counts))
@@ -63,21 +56,35 @@ def _samples(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(DOCS)))
-def test_every_block_runs(page, place, trained):
-    if page.stem == "publish":
-        shutil.copytree(trained, place / "my_model")
-    env = {**os.environ, "PATH": f"{place / 'bin'}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+def test_every_block_runs(page, place, tiny_weights):
+    if page.stem in ("publish", "export"):
+        shutil.copytree(tiny_weights, place / "my_model")  # which these pages start from
+    blocks = BLOCK.findall(page.read_text())
+    assert len(blocks) == len(re.findall(r"^```(?:python|bash)$", page.read_text(), re.M))
+    names: dict = {}
+    for kind, code in blocks:
+        if kind == "python":
+            exec(compile(code, str(page), "exec"), names)  # a page goes on where its last block ended
+            continue
+        for line in code.replace("\\\n", " ").splitlines():
+            name, *arguments = shlex.split(line, comments=True) or ["true"]
+            if name in COMMANDS:
+                assert COMMANDS[name](arguments) == 0, line
+            else:
+                _run_in_a_shell(line, place)
+
+
+def _run_in_a_shell(line: str, place: Path) -> None:
+    """Run what is more than a command of ours, with these as an installation gives them."""
+    commands = place / "bin"
+    commands.mkdir(exist_ok=True)
+    for name, module in (("tcgn", "main"), ("tcgn-predict", "predict")):
+        (commands / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" -m tcgn_hub.cli.{module} "$@"\n')
+        (commands / name).chmod(0o755)
+    env = {**os.environ, "PATH": f"{commands}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
     env["HF_HOME"] = str(place / "hf")
-    python = ""
-    for kind, code in BLOCK.findall(page.read_text()):
-        if kind == "bash":
-            command = ["bash", "-euc", code]
-        else:
-            python += code  # a page goes on where its last block ended
-            command = [sys.executable, "-c", python]
-        done = subprocess.run(command, cwd=place, env=env, capture_output=True, text=True)
-        assert done.returncode == 0, f"{code}\n{done.stdout}\n{done.stderr}"
-    assert len(BLOCK.findall(page.read_text())) == len(re.findall(r"^```(?:python|bash)$", page.read_text(), re.M))
+    done = subprocess.run(["bash", "-euc", line], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
 
 
 def test_the_pages_that_have_blocks_are_there():
@@ -89,6 +96,23 @@ def test_the_documentation_builds_without_a_warning(tmp_path):
     command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-b", "html", str(DOCS), str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
     assert done.returncode == 0, done.stderr
-    page = (tmp_path / "api.html").read_text()
-    for name in ("predict", "explain", "finetune", "export_model", "interval_radius"):
-        assert f'id="tcgn_hub.{name}"' in page or f".{name}" in page
+    described = set(re.findall(r'id="tcgn_hub\.(\w+)"', (tmp_path / "api.html").read_text()))
+    assert set(tcgn_hub.__all__) - described == set()
+
+
+def test_what_readme_says_of_options_is_so():
+    """Each option of a command in the README is one of that command."""
+    from importlib import import_module
+
+    from tcgn_hub.cli.main import COMMANDS as KNOWN
+
+    checked = 0
+    pages = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "examples/train_her2st.sh", *DOCS.rglob("*.md")]
+    for page in pages:
+        for name, rest in re.findall(r"\btcgn[ -]([a-z]+)((?:[^`\n]|\\\n)*)", page.read_text()):
+            if name in KNOWN and name != "weights":
+                known = import_module(f"tcgn_hub.cli.{name}").build_parser("tcgn")._option_string_actions
+                for option in re.findall(r"--[a-z][a-z0-9-]+", rest):
+                    assert option in known, f"{page.name}: tcgn {name} {option}"
+                    checked += 1
+    assert checked > 30

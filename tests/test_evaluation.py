@@ -1,10 +1,14 @@
 import json
 import math
+import tracemalloc
+from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from scipy import stats
 from scipy.ndimage import gaussian_filter
+from scipy.spatial import KDTree
 
 from tcgn_hub.errors import SectionError
 from tcgn_hub.evaluation import metrics
@@ -13,14 +17,14 @@ from tcgn_hub.evaluation.ceiling import noise_ceiling
 from tcgn_hub.evaluation.evaluate import summarise
 from tcgn_hub.evaluation.metrics import (
     benjamini_hochberg,
-    bootstrap_weights,
+    block_bootstrap,
+    bootstrap_pearson,
     interval,
     nrmse,
     p_values,
     pearson,
     rmse,
     spearman,
-    weighted_pearson,
 )
 from tcgn_hub.evaluation.tables import section_table
 from tcgn_hub.result import Measured
@@ -28,6 +32,22 @@ from tcgn_hub.result import Measured
 
 def grid(side, pitch=287.0):
     return np.stack(np.meshgrid(np.arange(side), np.arange(side)), axis=-1).reshape(-1, 2) * pitch
+
+
+@contextmanager
+def peak():
+    """Tells how many bytes were used at most."""
+    tracemalloc.start()
+    try:
+        yield lambda: tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def times(xy, **options):
+    """How often each spot is drawn in each repeat, shape (repeats, spots)."""
+    of_spot, drawn = block_bootstrap(xy, **options)
+    return drawn[:, of_spot].astype(float)
 
 
 # ----------------------------------------------------------------------------------------------------------- metrics
@@ -77,26 +97,51 @@ def test_genes_that_were_not_measured(metric):
 # --------------------------------------------------------------------------------------------------------- bootstrap
 
 
-def test_weighted_pearson_equals_pearson_of_the_drawn_spots(monkeypatch):
-    monkeypatch.setattr(metrics, "_GENES_AT_ONCE", 2)
+@pytest.mark.parametrize("block", [1, 2])
+def test_correlations_are_those_of_the_drawn_spots(monkeypatch, block):
+    monkeypatch.setattr(metrics, "_VALUES_AT_ONCE", 50)
     rng = np.random.default_rng(0)
-    p, m = rng.normal(5, 1, (2, 25, 5)).astype(np.float32)
+    p, m = rng.normal(5, 1, (2, 49, 5)).astype(np.float32)
     m[:, 1] = np.nan
     m[:, 2] = 0
     # measured in one spot only, and so constant among the drawn where that is not drawn
-    m[:, 4] = np.eye(25)[0]
-    weights = bootstrap_weights(grid(5), repeats=20, block=1)
-    drawn = [np.repeat(np.arange(25), w.astype(int)) for w in weights]
-    want = [pearson(p[rows], m[rows]) for rows in drawn]
-    got = weighted_pearson(p, m, weights)
-    assert got == pytest.approx(np.array(want), nan_ok=True, abs=1e-9)
+    m[:, 4] = np.eye(49)[0]
+    mixed = rng.permutation(49)
+    of_spot, drawn = block_bootstrap(grid(7)[mixed], repeats=20, block=block)
+    assert drawn.shape == (20, {1: 49, 2: 16}[block])
+    rows = [np.repeat(np.arange(49), number) for number in drawn[:, of_spot]]
+    got = bootstrap_pearson(p, m, of_spot, drawn)
+    assert got == pytest.approx(np.array([pearson(p[i], m[i]) for i in rows]), nan_ok=True, abs=1e-9)
     assert (got[:, 4] == 0).any()
     assert np.isnan(got[:, 1]).all()
 
 
+def test_parts_change_nothing(monkeypatch):
+    xy = grid(30) + np.random.default_rng(0).uniform(-40, 40, (900, 2))
+    want = block_bootstrap(xy, repeats=50, seed=(1, 2))
+    monkeypatch.setattr(metrics, "_VALUES_AT_ONCE", 700)
+    for got, array in zip(block_bootstrap(xy, repeats=50, seed=(1, 2)), want, strict=True):
+        assert np.array_equal(got, array)
+    # blocks are 3 pitches wide, and the pitch is the median distance of nearest neighbours
+    nearest, _ = KDTree(xy).query(xy[np.linspace(0, 899, 500).astype(int)], 2)
+    assert metrics._pitch(xy) == pytest.approx(np.median(nearest[:, 1]), rel=1e-12)
+
+
+def test_the_memory_of_the_bootstrap_does_not_grow_with_spots_times_repeats():
+    spots, repeats = 40_000, 300
+    p, m = np.random.default_rng(0).normal(size=(2, spots, 3)).astype(np.float32)
+    xy = grid(200)
+    with peak() as used:
+        of_spot, drawn = block_bootstrap(xy, repeats=repeats)
+        samples = bootstrap_pearson(p + m, m, of_spot, drawn)
+    assert samples.shape == (repeats, 3)
+    # as a matrix of spots it had 96 MB, and the distances of 500 spots to all 640 MB
+    assert used() < 60e6
+
+
 def test_blocks_are_drawn_whole():
     side = 12
-    weights = bootstrap_weights(grid(side), repeats=50).reshape(50, side, side)
+    weights = times(grid(side), repeats=50).reshape(50, side, side)
     assert weights.sum(axis=(1, 2)).tolist() == [side**2] * 50
     blocks = weights.reshape(50, 4, 3, 4, 3).swapaxes(2, 3).reshape(50, 16, 9)
     assert (blocks == blocks[..., :1]).all()
@@ -104,23 +149,23 @@ def test_blocks_are_drawn_whole():
 
 
 def test_blocks_of_a_grid_do_not_depend_on_units_and_jitter():
-    want = bootstrap_weights(grid(12)).tolist()
+    want = times(grid(12)).tolist()
     jitter = np.random.default_rng(0).uniform(-4, 4, (144, 2))
-    assert bootstrap_weights(grid(12) + jitter).tolist() == want
-    assert bootstrap_weights(grid(12, pitch=0.1) + 0.7).tolist() == want
+    assert times(grid(12) + jitter).tolist() == want
+    assert times(grid(12, pitch=0.1) + 0.7).tolist() == want
 
 
 @pytest.mark.parametrize(
     "xy", [np.full((20, 2), np.nan), np.zeros((20, 2)), np.where(np.eye(20)[:, :2] > 0, np.nan, grid(20)[:20])]
 )
 def test_single_spots_are_drawn_where_positions_are_unknown(xy):
-    weights = bootstrap_weights(xy, repeats=200)
+    weights = times(xy, repeats=200)
     assert np.corrcoef(weights.T)[~np.eye(20, dtype=bool)].max() < 0.4
 
 
 @pytest.mark.parametrize("spots", [1, 2, 4, 16])
 def test_few_spots_give_smaller_blocks(spots):
-    weights = bootstrap_weights(grid(4)[:spots], repeats=20)
+    weights = times(grid(4)[:spots], repeats=20)
     assert weights.shape == (20, spots)
     assert len(np.unique(weights, axis=1)[0]) >= min(spots, 2)
     # 16 spots are 4 blocks of 3 x 3 or of 2 x 2, so single spots are drawn
@@ -130,7 +175,7 @@ def test_few_spots_give_smaller_blocks(spots):
 def test_the_interval_holds_the_truth_as_often_as_it_says():
     rng = np.random.default_rng(0)
     shared, p, m = rng.normal(size=(3, 196, 800))
-    low, high = interval(weighted_pearson(p + shared, m + shared, bootstrap_weights(grid(14), repeats=400)))
+    low, high = interval(bootstrap_pearson(p + shared, m + shared, *block_bootstrap(grid(14), repeats=400)))
     assert ((low < 0.5) & (high > 0.5)).mean() == pytest.approx(0.94, abs=0.025)
 
 
@@ -139,7 +184,7 @@ def test_blocks_know_that_neighbours_are_alike():
     p, m = (gaussian_filter(rng.normal(size=(18, 18, 300)), (1, 1, 0)).reshape(324, 300) for _ in range(2))
     covered = []
     for xy in (grid(18), np.full((324, 2), np.nan)):
-        low, high = interval(weighted_pearson(p, m, bootstrap_weights(xy, repeats=300)))
+        low, high = interval(bootstrap_pearson(p, m, *block_bootstrap(xy, repeats=300)))
         covered.append(((low < 0) & (high > 0)).mean())
     assert covered[0] > 0.8 > 0.65 > covered[1]
 
@@ -148,7 +193,7 @@ def test_p_values_of_nothing_are_uniform():
     p, m = np.random.default_rng(0).normal(size=(2, 196, 800))
     m[:, 0] = np.nan
     m[:, 1] = 1
-    values = p_values(pearson(p, m), weighted_pearson(p, m, bootstrap_weights(grid(14), repeats=300)))
+    values = p_values(pearson(p, m), bootstrap_pearson(p, m, *block_bootstrap(grid(14), repeats=300)))
     assert np.isnan(values[0])
     assert values[1] == 1
     assert np.mean(values[2:] < 0.05) == pytest.approx(0.05, abs=0.025)
@@ -403,3 +448,46 @@ def test_the_table_is_aligned_and_the_same_in_markdown(evaluation):
     low, high = evaluation.summary["median_pcc_interval"]
     assert f"{evaluation.summary['median_pcc']:.3f} [{low:.3f}, {high:.3f}]" in lines[-1]
     assert f"+{evaluation.summary['gain_over_ridge']:.3f} [+" in lines[-1]
+
+
+# ------------------------------------------------------------------------------------------------------------ marking
+
+
+def test_nothing_is_marked_where_training_was_too_short():
+    """Ridge predicts better, and errors are several times the spread: all genes would be called significant."""
+    one = section("B1", seed=1)
+    rng = np.random.default_rng(3)
+    short = replace(one, predicted=one.targets * 0.5 + rng.normal(size=one.targets.shape) * 2 - 2.5)
+    ridge = replace(short, baselines={**one.baselines, "ridge": one.predicted})
+    rows = summarise([replace(short, baselines={})], GENES, repeats=50).per_gene
+    assert np.median([row["pcc"] for row in rows]) > 0.2
+    assert np.median([row["nrmse"] for row in rows]) > 4
+    assert np.mean([row["p"] < 0.01 for row in rows]) > 0.5
+    for measured, why in (
+        (ridge, "ridge regression on colour and texture predicts better (median PCC 0."),
+        (ridge, " and the mean of the training spots is nearer"),
+        (replace(short, baselines={}), "errors are 4."),
+        (replace(one, baselines={**one.baselines, "ridge": one.targets}), "ridge regression"),
+    ):
+        evaluation = summarise([measured, replace(measured, name="C1")], GENES, repeats=50)
+        summary = evaluation.summary
+        assert why in summary["not_marked_because"]
+        assert summary["significant"] == []
+        assert not any(row["significant"] for row in evaluation.per_gene)
+        for values in (summary, *summary["sections"].values()):
+            assert values["significant_genes"] == values["share_significant"] == 0
+        for markdown in (False, True):
+            line = section_table(evaluation, markdown=markdown).splitlines()[-1]
+            assert line == f"No gene is marked significant: {summary['not_marked_because']}."
+
+
+def test_a_level_that_nobody_could_know_is_no_reason_against_marking():
+    one = section("B1", seed=1)
+    # off by as much as the mean of the training spots is
+    shifted = replace(
+        one, predicted=one.predicted + 0.4, baselines={**one.baselines, "mean": one.baselines["mean"] + 0.4}
+    )
+    evaluation = summarise([shifted], GENES, repeats=50)
+    assert evaluation.summary["median_nrmse"] > 1
+    assert evaluation.summary["not_marked_because"] is None
+    assert len(evaluation.summary["significant"]) > 30

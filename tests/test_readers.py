@@ -3,6 +3,7 @@
 import gzip
 import json
 import shutil
+import tracemalloc
 import warnings
 
 import h5py
@@ -30,7 +31,7 @@ from tcgn_hub.data.readers.h5ad import read_h5ad, read_hest
 from tcgn_hub.data.readers.her2st import read_her2st
 from tcgn_hub.data.readers.patches import read_patches
 from tcgn_hub.data.readers.visium import read_visium
-from tcgn_hub.data.sections import expression_targets
+from tcgn_hub.data.sections import Section, expression_targets, panel_counts
 from tcgn_hub.errors import ImageError, SectionError
 from tcgn_hub.images.scale import Scale
 from tcgn_hub.images.slides import open_slide
@@ -46,6 +47,10 @@ def refuses(source, match, **options):
     return str(caught.value)
 
 
+def dense(section):
+    return panel_counts(section, section.genes)
+
+
 # her2st
 
 
@@ -59,6 +64,7 @@ def her2st(tmp_path):
 def test_her2st_layout(her2st):
     a, b = read_her2st(her2st)
     assert (a.name, a.patient, b.name, b.patient) == ("A1", "A", "B1", "B")
+    assert (a.study, b.study) == ("her2st", "her2st")
     assert len(a.spots) == len(a.xy) == len(a.counts) == 12
     assert a.left_out == {"spots without counts or position": 1}
     assert b.left_out == {}
@@ -135,8 +141,9 @@ def test_visium(tmp_path, positions, counts):
         (section,) = read_sections(path)
         assert (section.name, section.patient, section.image.name) == ("run7", "run7", "image.tif")
         assert section.genes == PANEL
-        assert np.array_equal(section.counts, matrix)
+        assert np.array_equal(dense(section), matrix)
         assert section.counts.dtype == np.float32
+        assert sparse.issparse(section.counts)
         assert section.spots == names[:-3]
         assert section.xy == pytest.approx(xy[:-3], abs=0.01)
         assert section.left_out == {"spots without counts or position": 2}
@@ -158,8 +165,8 @@ def test_scanpy_reads_the_same_visium(tmp_path, form):
     assert list(other.obs_names) == section.spots
     assert list(other.var_names[:-1]) == section.genes
     theirs = other.X.toarray()
-    assert np.array_equal(theirs[:, 1:-1], section.counts[:, 1:])
-    assert np.array_equal(theirs[:, 0] + theirs[:, -1], section.counts[:, 0])
+    assert np.array_equal(theirs[:, 1:-1], dense(section)[:, 1:])
+    assert np.array_equal(theirs[:, 0] + theirs[:, -1], dense(section)[:, 0])
     assert section.left_out == {"features that are no genes": 2, SUMMED: 1}
 
 
@@ -170,7 +177,7 @@ def test_squidpy_reads_the_same_visium(tmp_path):
         warnings.simplefilter("ignore")
         other = sq.read.visium(tmp_path / "outs", library_id="x")
     section = read_visium(tmp_path / "outs")
-    assert np.array_equal(other.X.toarray(), section.counts)
+    assert np.array_equal(other.X.toarray(), dense(section))
     assert other.obsm["spatial"] == pytest.approx(section.xy)
 
 
@@ -257,7 +264,8 @@ def test_h5ad(tmp_path):
     (section,) = read_sections(tmp_path / "s.h5ad")
     assert (section.name, section.patient, section.image.name, section.mpp) == ("s", "P7", "s.png", None)
     assert (section.spots, section.genes) == (list(data.obs_names), PANEL)
-    assert np.array_equal(section.counts, data.X.toarray())
+    assert np.array_equal(dense(section), data.X.toarray())
+    assert type(section.counts) is sparse.csr_matrix  # and no view that keeps the file's content
     assert np.array_equal(section.xy, data.obsm["spatial"])
     assert section.left_out == {}
 
@@ -265,7 +273,7 @@ def test_h5ad(tmp_path):
 def test_h5ad_of_normalised_x_with_counts_in_a_layer(tmp_path):
     raw = np.random.default_rng(5).poisson(2, (20, len(PANEL))).astype(np.float64)
     data = write_h5ad(tmp_path / "s.h5ad", counts=np.log1p(raw), layers={"counts": sparse.csc_matrix(raw)})
-    assert np.array_equal(read_h5ad(tmp_path / "s.h5ad").counts, raw)
+    assert np.array_equal(dense(read_h5ad(tmp_path / "s.h5ad")), raw)
     del data.layers["counts"]
     data.write_h5ad(tmp_path / "s.h5ad")
     assert "s.h5ad" in refuses(tmp_path / "s.h5ad", "normalised or logged")
@@ -339,7 +347,9 @@ def hest(tmp_path):
     facts = {"id": "INT1", "patient": "Patient 4", "pixel_size_um_estimated": 0.46, "pixel_size_um_embedded": 9}
     (tmp_path / "metadata/INT1.json").write_text(json.dumps(facts))
     (tmp_path / "metadata/INT2.json").write_text('{"patient": NaN, "pixel_size_um_estimated": null}')
-    (tmp_path / "HEST_v1_1_0.csv").write_text("id,patient,pixel_size_um_estimated\nNCBI3,P3,0.5\nINT1,no,9\n")
+    (tmp_path / "HEST_v1_1_0.csv").write_text(
+        "dataset_title,id,patient,pixel_size_um_estimated\nSome study,NCBI3,P3,0.5\nOther,INT1,no,9\n"
+    )
     return tmp_path
 
 
@@ -351,6 +361,7 @@ def test_hest(hest):
         ("NCBI3", "P3", 0.5),
     ]
     assert [s.image.name for s in sections] == ["INT1.tif", "INT2.tif", "NCBI3.tif"]
+    assert [s.study for s in sections] == ["hest", "hest", "Some study"]
     assert [s.name for s in read_hest(hest, ["NCBI3"])] == ["NCBI3"]
 
 
@@ -509,6 +520,49 @@ def test_gene_names(tmp_path):
     assert not are_ensembl([])
 
 
+@pytest.mark.parametrize("form", [sparse.csr_matrix, sparse.csc_array, sparse.coo_matrix])
+def test_sparse_counts_stay_sparse_and_are_checked_as_others_are(tmp_path, form):
+    counts = np.random.default_rng(0).poisson(0.5, (20, len(PANEL))).astype(np.float64)
+    names = [*PANEL[:-2], "G0", "G3"]
+    rows = [f"s{i}" for i in range(20)]
+    genes, want, left_out = tidy(counts, names, rows=rows, source=tmp_path)
+    genes_too, got, left_out_too = tidy(form(counts), names, rows=rows, source=tmp_path)
+    assert (genes_too, left_out_too) == (genes, left_out)
+    assert got.format == "csr"
+    assert got.dtype == np.float32
+    assert np.array_equal(got.toarray(), want)
+    for bad in (np.nan, np.inf, -1):
+        counts[3, 5] = bad
+        messages = set()
+        for matrix in (counts, form(counts)):
+            with pytest.raises(SectionError, match="count of G5 in s3 is") as caught:
+                tidy(matrix, PANEL, rows=rows, source=tmp_path)
+            messages.add(str(caught.value))
+        assert len(messages) == 1
+
+
+def test_the_memory_of_sparse_counts_does_not_grow_with_spots_times_genes(tmp_path):
+    matrix = sparse.random_array((3000, 20_000), density=0.005, format="csr", rng=0, dtype=np.float32)
+    matrix.data = np.ceil(matrix.data * 5)
+    genes = [f"G{i}" for i in range(20_000)]
+    genes[7] = "G3"
+    spots = [f"s{i}" for i in range(3000)]
+    tracemalloc.start()
+    names, counts, _ = tidy(matrix, genes, rows=spots, source=tmp_path)
+    section = Section("A1", "A", None, spots, np.zeros((3000, 2)), names, counts)
+    part = section.at(np.arange(2000))
+    targets = expression_targets(part, ["G3", "G5", "NONE"])
+    part.seen()
+    used = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    # as an array it had 240 MB
+    assert used < 30e6
+    want = matrix[:2000, [3, 5]].toarray()
+    want[:, 0] += matrix[:2000, [7]].toarray()[:, 0]
+    assert np.array_equal(panel_counts(part, ["G3", "G5"]), want)
+    assert targets.shape == (2000, 3)
+
+
 # sheets and sources
 
 
@@ -533,6 +587,11 @@ def test_sheet(sheet):
         ("A1", "P2", "HE.jpg", None),
     ]
     assert [s.mpp for s in read_sections(sheet, mpp=0.6)] == [0.6] * 3
+    assert [s.study for s in sections] == ["own", "own", "her2st"]
+    assert [s.study for s in read_sections(sheet, study="mine")] == ["mine"] * 3
+    rows = [line.split(",") for line in sheet.read_text().split()]
+    sheet.write_text("\n".join(",".join([*row, "study" if i == 0 else "s" * (i > 1)]) for i, row in enumerate(rows)))
+    assert [s.study for s in read_sections(sheet)] == ["own", "s", "s"]
 
 
 def test_sheets_that_cannot_be_right_are_refused(sheet):

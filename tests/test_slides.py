@@ -2,6 +2,8 @@
 
 import gzip
 import shutil
+import threading
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +11,12 @@ import openslide
 import pytest
 from PIL import Image
 
-from tcgn_hub.data import slides
+from tcgn_hub.data.spots import read_spots
 from tcgn_hub.errors import ImageError, SectionError
+from tcgn_hub.images import slides
 from tcgn_hub.images.scale import given_scale, scale_of_properties
-from tcgn_hub.images.slides import is_slide_file, open_slide
-from tcgn_hub.images.tiles import grid_tiles, read_spots
+from tcgn_hub.images.slides import is_slide_file, open_slide, size_and_scale
+from tcgn_hub.images.tiles import grid_tiles
 from tcgn_hub.images.tissue import tissue_fraction, tissue_mask
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -340,11 +343,52 @@ def test_bad_slides_are_refused(tmp_path, monkeypatch):
         assert "\n" not in str(raised.value), name
     with pytest.raises(ImageError, match=r"300 x 300 px, more than the limit of 1,000.*--max-pixels"):
         open_slide(tmp_path / "whole.jpg", max_pixels=1000)
-    # Pillow's own limit is neither a warning nor in the way
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "webp", "bmp", "gif"])
+def test_the_limit_of_pillow_is_not_in_the_way(tmp_path, monkeypatch, suffix):
+    pixels = np.random.default_rng(0).integers(0, 255, (120, 200, 3), dtype=np.uint8)
+    path = tmp_path / f"whole.{suffix}"
+    Image.fromarray(pixels).save(path, exif=Image.Exif() if suffix == "tif" else b"")
+    with open_slide(path) as slide:
+        want = slide.read(0, 0, 200, 120)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    with open_slide(tmp_path / "whole.jpg") as slide:
-        assert slide.size == (300, 300)
-    assert Image.MAX_IMAGE_PIXELS == 1000
+    with open_slide(path) as slide:
+        assert slide.size == size_and_scale(path)[0] == (200, 120)
+        assert np.array_equal(slide.read(0, 0, 200, 120), want)
+    if suffix == "png":
+        assert np.array_equal(want, pixels)
+
+
+def test_two_threads_that_open_slides_leave_the_limit_of_pillow(tmp_path, monkeypatch):
+    path = tmp_path / "whole.png"
+    Image.new("RGB", (30, 20)).save(path)
+    limit = Image.MAX_IMAGE_PIXELS
+    first_is_in, second_is_in, first_is_out = (threading.Event() for _ in range(3))
+    seen = []
+
+    def paused(image):
+        seen.append(Image.MAX_IMAGE_PIXELS)
+        if threading.current_thread().name == "first":
+            first_is_in.set()
+            assert second_is_in.wait(20)
+        else:
+            second_is_in.set()
+            assert first_is_out.wait(20)
+
+    monkeypatch.setattr(slides, "scale_of_picture", paused)
+    filters = list(warnings.filters)
+    first = threading.Thread(target=open_slide, args=(path,), name="first")
+    second = threading.Thread(target=open_slide, args=(path,), name="second")
+    first.start()
+    assert first_is_in.wait(20)
+    second.start()
+    first.join()
+    first_is_out.set()
+    second.join()
+    assert [*seen, Image.MAX_IMAGE_PIXELS] == [limit] * 3
+    assert warnings.filters == filters
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "LA", "CMYK", "1", "I;16"])

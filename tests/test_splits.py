@@ -1,4 +1,4 @@
-from pathlib import Path
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from tcgn_hub.data.sections import Section
 from tcgn_hub.errors import SectionError, TrainingError
-from tcgn_hub.evaluation.splits import Split, check_leak, folds, make_split, spatial_block
+from tcgn_hub.evaluation.splits import Split, check_seen, folds, make_split, spatial_block
 
 
 def sections(names):
@@ -16,13 +16,13 @@ def sections(names):
         Section(
             name=name,
             patient=name.rstrip("0123456789"),
-            image=Path("HE.jpg"),
+            image=None,
             spots=["1x1"],
             xy=np.zeros((1, 2)),
             genes=["G"],
-            counts=np.ones((1, 1), np.float32),
+            counts=np.full((1, 1), i + 1, np.float32),
         )
-        for name in names.split()
+        for i, name in enumerate(names.split())
     ]
 
 
@@ -51,7 +51,8 @@ def test_no_section_and_by_patient_no_patient_is_on_two_sides(cohort, by, val, s
     assert [set(part) for part in parts] == [set(dihedral.train), set(dihedral.val), set(dihedral.test)]
     if by == "patient":
         assert not {name[0] for name in split.test} & {name[0] for name in split.train + split.val}
-    check_leak(split.train, {name[0] for name in split.train}, [s for s in cohort if s.name in split.test], by)
+    seen = [section.seen() for section in cohort if section.name in split.train]
+    assert check_seen(seen, [s for s in cohort if s.name in split.test], by=by) == []
     left = {name[0] for name in split.train + split.val}
     if val and len(left) > 1:
         assert len({name[0] for name in split.val}) == 1
@@ -139,15 +140,46 @@ def test_folds_need_two_groups(cohort, by):
         folds(sections(cohort), by)
 
 
-def test_a_leak_is_refused():
-    test = sections("B1 C2")
-    for by in ("patient", "section", "none"):
-        with pytest.raises(SectionError, match="Sections C2 are both"):
-            check_leak(["C1", "C2"], [], test, by)
-    with pytest.raises(SectionError, match=r"Patient C is both to train and to test on \(C2\)"):
-        check_leak(["C1"], ["C"], test, "patient")
-    check_leak(["C1"], ["C"], test, "section")
-    check_leak(["C1"], [], test, "patient")
+HER2ST = [replace(section, study="her2st") for section in sections("C1 C2 B1")]
+SEEN = [section.seen() for section in HER2ST[:2]]
+
+
+@pytest.mark.parametrize("by", ["patient", "section", "none"])
+def test_a_section_that_was_seen_is_refused_whatever_it_is_called(by):
+    seen = HER2ST[1]
+    renamed = replace(seen, name="X9", patient="X", study="own")
+    for section in (seen, renamed, replace(seen, counts=seen.counts + 1)):
+        with pytest.raises(
+            SectionError, match=f"section {section.name} .it is C2 of study her2st.*--allow-seen {section.name}"
+        ):
+            check_seen(SEEN, [section], by=by)
+        assert check_seen(SEEN, [HER2ST[2], section], by=by, allow=[section.name]) == [section.name]
+    assert check_seen([], [seen, renamed], by=by) == []
+
+
+def test_an_image_that_was_seen_is_refused(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"image")
+    (tmp_path / "b.png").write_bytes(b"image")
+    first, other = sections("C1 D1")
+    with pytest.raises(SectionError, match="it is C1 of study own"):
+        check_seen(
+            [replace(first, image=tmp_path / "a.png").seen()], [replace(other, image=tmp_path / "b.png")], by="section"
+        )
+
+
+def test_a_patient_that_was_seen_is_refused_by_patient():
+    other = replace(HER2ST[0], name="C9", counts=np.full((1, 1), 77, np.float32))
+    with pytest.raises(SectionError, match=r"C9 .patient C of study her2st, as C1 is.*by section.*--allow-seen C9"):
+        check_seen(SEEN, [HER2ST[2], other])
+    assert check_seen(SEEN, [HER2ST[2], other], allow=["C9", "B1"]) == ["C9"]
+    assert check_seen(SEEN, [HER2ST[2], other], by="section") == []
+    with pytest.raises(TrainingError, match="not by 'slide'"):
+        check_seen(SEEN, [other], by="slide")
+
+
+def test_names_of_another_study_are_not_those_that_were_seen():
+    own = [replace(section, study="own", counts=section.counts + 70) for section in HER2ST]
+    assert check_seen(SEEN, own) == []
 
 
 def test_a_split_comes_back_from_json():

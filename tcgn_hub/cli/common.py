@@ -96,27 +96,33 @@ def image_files(args: argparse.Namespace) -> list[Path]:
     return found
 
 
-def panel_of(genes: str | None) -> list[str] | None:
-    """Symbols that are asked for by a list with commas, a file or the name of a panel.
+def panel_of(args: argparse.Namespace) -> Any:
+    """Symbols that are asked for by a list with commas, a file or the name of a panel; None if none are.
 
     Raises:
         PanelError: There are none, or one twice.
     """
     from tcgn_hub.panels import load_panel, parse_genes
 
-    return None if genes is None else load_panel(parse_genes(genes))
+    return None if args.genes is None else load_panel(parse_genes(args.genes))
 
 
 def sections_of(args: argparse.Namespace) -> list[Section]:
     """The sections that are asked for.
 
     Raises:
-        SectionError: They cannot be read.
+        SectionError: They cannot be read, or one that is to be allowed is not among them.
     """
     from tcgn_hub.data.readers import read_sections
+    from tcgn_hub.errors import SectionError
 
     options: dict[str, Any] = {"names": args.sections, "expression": args.expression, "mpp": args.mpp}
-    return read_sections(args.data if len(args.data) > 1 else args.data[0], **options)
+    sections = read_sections(args.data if len(args.data) > 1 else args.data[0], **options)
+    names = [section.name for section in sections]
+    unknown = [name for name in args.allow_seen or () if name not in names]
+    if unknown:
+        raise SectionError(f"--allow-seen names {', '.join(unknown)}, but the sections are {', '.join(names)}.")
+    return sections
 
 
 def metadata_of(args: argparse.Namespace) -> dict[str, Any]:
@@ -125,20 +131,18 @@ def metadata_of(args: argparse.Namespace) -> dict[str, Any]:
     Raises:
         TrainingError: The file is missing, or no JSON object of what can be stated.
     """
-    from tcgn_hub.errors import TrainingError
-    from tcgn_hub.weights.model_dir import METADATA
-
     if args.metadata is None:
         return {}
+    from tcgn_hub.errors import TrainingError
+    from tcgn_hub.weights.model_dir import FACTS
+
     try:
         metadata = json.loads(Path(args.metadata).read_text(encoding="utf-8"))
     except (OSError, ValueError) as err:
         raise TrainingError(f"The metadata {args.metadata} cannot be read as JSON ({err}).") from err
-    unknown = sorted(set(metadata) - set(METADATA)) if isinstance(metadata, dict) else ["which is no object"]
+    unknown = sorted(set(metadata) - set(FACTS)) if isinstance(metadata, dict) else ["which is no object"]
     if unknown:
-        raise TrainingError(
-            f"{args.metadata} states {', '.join(unknown)}; what can be stated is {', '.join(METADATA)}."
-        )
+        raise TrainingError(f"{args.metadata} states {', '.join(unknown)}; what can be stated is {', '.join(FACTS)}.")
     return metadata
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 
 from tcgn_hub.cli.common import make_parser, metadata_of, panel_of, run, sections_of
 from tcgn_hub.cli.options import add, add_recipe, given, recipe_of
@@ -16,8 +17,8 @@ def build_parser(prog: str = "tcgn crossval") -> argparse.ArgumentParser:
     """The arguments of tcgn crossval."""
     parser = make_parser(
         prog,
-        "Train once for every patient or section, without it, and measure all of them beside baselines. -o is the folder"
-        " of the folds.",
+        "Train once for every patient or section, without it, and measure all of them beside baselines. -o is the"
+        " folder of the folds.",
     )
     add(parser, *_DATA)
     add(parser, "genes", "output", required=True)
@@ -34,9 +35,12 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "tcgn crossval") -> i
 
 def _crossval(args: argparse.Namespace) -> int:
     from tcgn_hub.evaluation.tables import section_table
+    from tcgn_hub.training.checkpoints import check_folder
     from tcgn_hub.training.crossval import crossval
 
-    recipe, metadata, panel = recipe_of(args), metadata_of(args), panel_of(args.genes)
+    if not args.resume:
+        check_folder(Path(args.output), resume=False)
+    recipe, metadata, panel = recipe_of(args), metadata_of(args), panel_of(args)
     evaluation = crossval(
         sections_of(args),
         genes=panel,

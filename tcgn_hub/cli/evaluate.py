@@ -9,7 +9,7 @@ from tcgn_hub.cli.common import make_parser, run, sections_of
 from tcgn_hub.cli.options import add, given
 
 _DATA = ("data", "sections", "expression", "mpp")
-_OPTIONS = ("weights", "device", "precision", "test", "by", "allow_seen", "tta", "crop_px", "cache")
+_OPTIONS = ("weights", "device", "precision", "backend", "test", "by", "allow_seen", "tta", "crop_px", "cache")
 
 
 def build_parser(prog: str = "tcgn evaluate") -> argparse.ArgumentParser:

@@ -45,7 +45,7 @@ def _explain(args: argparse.Namespace, prog: str) -> int:
     from tcgn_hub.images.slides import is_slide_file
 
     images = image_files(args)
-    args.genes = panel_of(args.genes)
+    args.genes = panel_of(args)
     given_scale(args.mpp, args.magnification)
     require("matplotlib", extra="plot", to="draw figures")
     pictures = _pictures(images, args)
@@ -76,8 +76,8 @@ def _pictures(images: list[Path], args: argparse.Namespace) -> list[Path]:
     from tcgn_hub.images.slides import is_slide_file
 
     slides = [is_slide_file(image) for image in images]
-    for kind, there, names in (("patches", not all(slides), ("npz", "occlusion")), ("slides", any(slides), _TILED)):
-        for name in given(args, () if there else names):
+    for kind, there, own in (("patches", not all(slides), ("npz", "occlusion")), ("slides", any(slides), _TILED)):
+        for name in given(args, () if there else own):
             raise OutputError(f"--{name.replace('_', '-')} is for {kind}, and none is given; leave it out.")
     output = Path(args.output) if args.output else Path()
     if output.suffix and not output.is_dir():
@@ -114,13 +114,13 @@ def _slide(predictor: Predictor, slide: Path, picture: Path, args: argparse.Name
     from tcgn_hub.files import write_bytes
     from tcgn_hub.prediction.explain import best_genes
     from tcgn_hub.writing.explanations import draw_gallery
-    from tcgn_hub.writing.figures import gene_map
+    from tcgn_hub.writing.figures import draw_gene
 
     genes = best_genes(predictor.info) if args.genes is None else args.genes
     result = predictor.slide(slide, genes=genes, progress=True, **given(args, (*_SCALE, "stride_um")))
     count = {} if args.tiles is None else {"count": args.tiles}
     for gallery in predictor.galleries(result, genes, **count):
         drawn = [picture.with_suffix(f".{gallery.gene}.{what}.png") for what in ("map", "tiles")]
-        gene_map(result, gallery.gene, drawn[0])
+        write_bytes(drawn[0], draw_gene(result, gallery.gene))
         write_bytes(drawn[1], draw_gallery(result, gallery))
         print(f"{slide}: {gallery.gene} drawn in {drawn[0]} and {drawn[1]}")

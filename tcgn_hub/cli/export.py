@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
-from tcgn_hub.cli.common import load_predictor, make_parser, run
+from tcgn_hub.cli.common import make_parser, run
 from tcgn_hub.cli.options import add, given
 
 
@@ -30,18 +29,10 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "tcgn export") -> int
 
 
 def _export(args: argparse.Namespace) -> int:
-    from tcgn_hub.errors import OutputError
+    from tcgn_hub.prediction.predictor import export
 
-    suffix = Path(args.output).suffix.lower() if args.output else ".onnx"
-    if suffix not in (".onnx", ".pt2"):
-        raise OutputError(f"{args.output} is of no format that is known; let it end in .onnx or .pt2.")
-    if suffix == ".pt2" and (args.fp16 or args.int8):
-        raise OutputError("--fp16 and --int8 are for ONNX; let the name end in .onnx, or leave them out.")
-    exported = load_predictor(args).export(
-        args.output,
-        precision="float16" if args.fp16 else "int8" if args.int8 else "float32",
-        **given(args, ["batch_size"]),
-    )
+    precision = "float16" if args.fp16 else "int8" if args.int8 else "float32"
+    exported = export(args.weights, args.output, precision=precision, **given(args, ["batch_size"]))
     size = exported.path.stat().st_size
     print(f"{exported.path}: {size:,} bytes, values within {exported.difference:.2g} of those of the model")
     return 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tcgn_hub.cli.common import make_parser, metadata_of, panel_of, run, sections_of
 from tcgn_hub.cli.options import add, add_recipe, given, recipe_of
@@ -44,10 +44,12 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "tcgn finetune") -> i
 
 
 def _finetune(args: argparse.Namespace) -> int:
+    from tcgn_hub.training.checkpoints import check_folder
     from tcgn_hub.training.finetune import finetune
 
-    split = {} if args.split is None else {"split": _split(args.split, args.test)}
-    recipe, metadata, panel = recipe_of(args), metadata_of(args), panel_of(args.genes)
+    check_folder(Path(args.output), resume=bool(args.resume))
+    split: dict[str, Any] = {} if args.split is None else {"split": _split(args.split, args.test)}
+    recipe, metadata, panel = recipe_of(args), metadata_of(args), panel_of(args)
     finetune(
         sections_of(args),
         genes=args.hvg if panel is None else panel,

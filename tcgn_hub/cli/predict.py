@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,9 +16,8 @@ if TYPE_CHECKING:
     from tcgn_hub.prediction.predictor import Predictor
     from tcgn_hub.result import Result
 
-PATCH_FORMATS = ("table", "csv", "json")
-SLIDE_FORMATS = ("h5ad", "csv", "parquet", "geojson")
-_SUFFIXES = {".txt": "table", **{f".{kind}": kind for kind in (*PATCH_FORMATS[1:], *SLIDE_FORMATS)}}
+_SUFFIXES = {"table": ".txt", **{kind: f".{kind}" for kind in ("csv", "json", "h5ad", "parquet", "geojson")}}
+_OF_SLIDES = (".h5ad", ".parquet", ".geojson")  # a picture that is written so is taken as a slide
 _EXPLAINED = 3  # genes of a report whose highest and lowest tiles are shown
 
 _LOADED = ("weights", "device", "precision", "backend")
@@ -51,72 +50,81 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "tcgn-predict") -> in
 
 
 def _predict(args: argparse.Namespace, prog: str) -> int:
-    from tcgn_hub.images.scale import given_scale
     from tcgn_hub.images.slides import is_slide_file
+    from tcgn_hub.prediction.patches import check_options
 
     images = image_files(args)
-    suffix = Path(args.output).suffix.lower() if args.output else ""
-    wanted = {args.format, _SUFFIXES.get(suffix)} - set(PATCH_FORMATS) - {None}
-    given_scale(args.mpp, args.magnification)
-    options = {"genes": panel_of(args.genes), "progress": True, **given(args, (*_SHARED, *_SCALE))}
-    if wanted or given(args, (*_TILED, *_DRAWN)) or any(map(is_slide_file, images)):
+    options = {"genes": panel_of(args), **given(args, (*_SHARED, *_SCALE))}
+    check_options(**options)
+    suffix = Path(args.output or "").suffix.lower()
+    as_slides = suffix in _OF_SLIDES or _SUFFIXES.get(args.format) in _OF_SLIDES or given(args, (*_TILED, *_DRAWN))
+    if as_slides or any(map(is_slide_file, images)):
         return _predict_slides(images, options, args, prog)
     return _predict_patches(images, options, args, prog)
 
 
 def _predict_patches(images: list[Path], options: dict[str, Any], args: argparse.Namespace, prog: str) -> int:
     from tcgn_hub.files import write_text
-    from tcgn_hub.writing.tables import FORMATS
+    from tcgn_hub.writing.tables import FORMATS, to_table
 
     output = Path(args.output) if args.output else None
-    kind = (_kind(output, args.format) if output else args.format) or "table"
-    _check_folder(output)
-    result = load_predictor(args).patches(images, on_error="skip", **options)
-    text = FORMATS[kind](result, top=args.top)
-    if output:
+    suffix = _suffix_of(output, args.format) if output else _SUFFIXES[args.format or "table"]
+    result = load_predictor(args).patches(images, on_error="skip", progress=True, **options)
+    text: Iterable[str]
+    if suffix == ".txt":
+        text = [to_table(result, top=args.top)]
+    else:
+        text = FORMATS[suffix[1:]](result.top(args.top) if args.top else result)
+    if output is None:
+        sys.stdout.writelines(text)
+    elif suffix == ".txt":
         write_text(output, text)
     else:
-        sys.stdout.write(text)
+        (result.top(args.top) if args.top else result).write(output, format=suffix)
     return _say(prog, result.failed.values())
 
 
 def _predict_slides(slides: list[Path], options: dict[str, Any], args: argparse.Namespace, prog: str) -> int:
-    from tcgn_hub.errors import ImageError, OutputError
-    from tcgn_hub.files import write_text
-    from tcgn_hub.writing.bulk import bulk_csv, bulk_metadata
+    from tcgn_hub.errors import ImageError
+    from tcgn_hub.prediction.predictor import check_resume
+    from tcgn_hub.writing.bulk import BulkTable
 
-    outputs = _outputs(slides, args)
-    _check_slides(slides, outputs, args)
-    predictor = load_predictor(args)
-    columns = predictor.columns(options["genes"], significant_only=bool(args.significant_only))
-    plots = _plots(predictor, columns, args.plot)
+    outputs, suffix = _outputs(slides, args)
+    _check_slides(outputs, suffix, args)
     options |= given(args, _TILED)
+    for slide, output in zip(slides, outputs, strict=True):
+        if output and slide.exists() and _state(output).exists():
+            check_resume(slide, resume=_state(output), **given(args, ("weights", "precision", "backend")), **options)
+    predictor = load_predictor(args)
+    plots = _plots(predictor, options["genes"], args)
+    bulk = BulkTable(args.bulk) if args.bulk else None
     failed: list[str] = []
-    done: list[Result] = []
-    for slide, output in zip(slides, outputs or [None] * len(slides), strict=True):
-        state = output and _state(output)
+    done = 0
+    for slide, output in zip(slides, outputs, strict=True):
         try:
-            result = predictor.slide(slide, resume=state, **options)
+            result = predictor.slide(slide, resume=output and _state(output), progress=True, **options)
         except ImageError as err:
             if len(slides) == 1:
                 raise
             failed.append(str(err))
             continue
         if output:
-            _write(result, output, plots, predictor if args.report else None, prog)
+            result.write(output, format=suffix)
+            _draw(result, output, plots, predictor if args.report else None, prog)
+        if bulk:
+            bulk.add(result)
         failed += result.failed.values()
-        done.append(result)
+        done += 1
     if not done:
         raise ImageError(f"None of {len(slides)} slides could be predicted: {failed[0]}")
-    if args.bulk:
-        write_text(args.bulk, bulk_csv(done))
-        write_text(f"{args.bulk}.json", bulk_metadata(done))
-    for output in outputs or ():
+    if bulk:
+        bulk.write()
+    for output in filter(None, outputs):
         shutil.rmtree(_state(output), ignore_errors=True)
     return _say(prog, failed)
 
 
-def _say(prog: str, failed: Any) -> int:
+def _say(prog: str, failed: Collection[str]) -> int:
     """What could not be predicted, on stderr; the exit code."""
     for message in failed:
         print(f"{prog}: {message}", file=sys.stderr)
@@ -128,53 +136,50 @@ def _state(output: Path) -> Path:
     return output.with_name(f"{output.name}.partial")
 
 
-def _kind(output: Path, asked: str | None) -> str | None:
-    """The format of a file; None where nothing is said of it.
+def _suffix_of(output: Path, asked: str | None) -> str:
+    """The suffix of the format of a file that can be written.
 
     Raises:
-        OutputError: Its suffix is unknown, or is that of another format than the one asked for.
+        OutputError: Its suffix is unknown, or that of another format than the one asked for; or there is no folder.
+        ExtraError: A package that the format needs is not installed.
     """
+    import tcgn_hub.writing  # noqa: F401  (the formats)
+    from tcgn_hub.errors import OutputError
+    from tcgn_hub.result import format_of
+
+    own, wanted = output.suffix.lower(), _SUFFIXES.get(asked or "")
+    as_text = own == ".txt" and wanted in (".csv", ".json")
+    if wanted and own in _SUFFIXES.values() and own != wanted and not as_text:
+        raise OutputError(f"--format {asked} does not go with {output}; leave it out, or let the name end in {wanted}.")
+    _check_place(output)
+    return format_of(output, wanted)
+
+
+def _check_place(file: Path) -> None:
     from tcgn_hub.errors import OutputError
 
-    suffix = output.suffix.lower()
-    kind = _SUFFIXES.get(suffix)
-    if suffix and kind is None:
-        raise OutputError(f"{output} is of no format that is known; let it end in one of {', '.join(_SUFFIXES)}.")
-    if asked and kind not in (None, asked) and not (kind == "table" and asked in PATCH_FORMATS):
-        raise OutputError(f"--format {asked} does not go with {output}; leave it out, or let the name end in .{asked}.")
-    return asked or kind
-
-
-def _check_folder(file: Path | None) -> None:
-    from tcgn_hub.errors import OutputError
-
-    if file and not file.parent.is_dir():
+    if not file.parent.is_dir():
         raise OutputError(f"{file} cannot be written: there is no folder {file.parent}.")
-    if file and file.is_dir():
+    if file.is_dir():
         raise OutputError(f"{file} cannot be written: it is a folder.")
 
 
-def _outputs(slides: list[Path], args: argparse.Namespace) -> list[Path] | None:
-    """Where each slide's tiles go; None if nowhere.
+def _outputs(slides: list[Path], args: argparse.Namespace) -> tuple[list[Path] | list[None], str]:
+    """Where each slide's tiles go, None if nowhere, and the suffix of their format.
 
     Raises:
-        OutputError: There is no such place, or its format is not one for slides.
+        OutputError: There is no such place, or no such format.
     """
     from tcgn_hub.errors import OutputError
 
     if args.output is None:
-        return None
+        return [None] * len(slides), ""
     output = Path(args.output)
     to_file = bool(output.suffix) and not output.is_dir()
-    if to_file and len(slides) > 1 and output.suffix.lower() in _SUFFIXES:
+    if to_file and len(slides) == 1:
+        return [output], _suffix_of(output, args.format)
+    if to_file and output.suffix.lower() in _SUFFIXES.values():
         raise OutputError(f"{output} is one file, but there are {len(slides)} slides; give a folder.")
-    to_file = to_file and len(slides) == 1
-    kind = (_kind(output, args.format) if to_file else args.format) or "h5ad"
-    if kind not in SLIDE_FORMATS:
-        raise OutputError(f"{kind!r} is no format for slides; give one of {', '.join(SLIDE_FORMATS)}.")
-    if to_file:
-        _check_folder(output)
-        return [output]
     names = [slide.name for slide in slides]
     if len(set(names)) < len(names):
         raise OutputError("Two slides have the same name; predict them into folders of their own.")
@@ -182,47 +187,44 @@ def _outputs(slides: list[Path], args: argparse.Namespace) -> list[Path] | None:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as err:
         raise OutputError(f"The folder {output} cannot be made ({err.strerror or err}).") from err
-    return [output / f"{slide.name}.{kind}" for slide in slides]
+    outputs = [output / f"{name}{_SUFFIXES[args.format or 'h5ad']}" for name in names]
+    return outputs, _suffix_of(outputs[0], args.format)
 
 
-def _check_slides(slides: list[Path], outputs: list[Path] | None, args: argparse.Namespace) -> None:
+def _check_slides(outputs: Sequence[Path | None], suffix: str, args: argparse.Namespace) -> None:
     """Refuse, before anything is loaded, what cannot be done or would do nothing.
 
     Raises:
         OutputError: Nothing is to be written, or an option belongs to another output.
-        SectionError: Spots are given for several slides, or beside options of a grid.
-        ExtraError: A package that writing needs is not installed.
+        SectionError: The file of spots does not exist, is for several slides, or beside options of a grid.
+        ExtraError: A package that drawing needs is not installed.
     """
     from tcgn_hub.errors import OutputError, SectionError
     from tcgn_hub.extras import require
 
     if args.top:
         raise OutputError("--top is for patches: all genes of a slide's tiles are written; choose some by --genes.")
-    if args.spots and len(slides) > 1:
+    if args.spots and len(outputs) > 1:
         raise SectionError("--spots belongs to one slide; give one.")
     if args.spots and given(args, ("stride_um", "min_tissue")):
         raise SectionError("--stride-um and --min-tissue are of a grid of tiles; leave them out, or --spots.")
-    if outputs is None:
+    if args.spots and not Path(args.spots).is_file():
+        raise SectionError(f"The spots file {args.spots} does not exist.")
+    if outputs[0] is None:
         if not args.bulk:
-            raise OutputError(
-                "Say where to write the tiles: -o FILE for one slide, -o DIR for several, or --bulk FILE."
-            )
+            message = "Say where to write the tiles: -o FILE for one slide, -o DIR for several, or --bulk FILE."
+            raise OutputError(message)
         if given(args, ("plot", "report", "features", "format")):
             raise OutputError("--plot, --report, --features and --format are of the output of the tiles; give -o.")
     if args.bulk:
-        _check_folder(Path(args.bulk))
-    suffix = outputs[0].suffix.lower() if outputs else ""
+        _check_place(Path(args.bulk))
     if args.features and suffix != ".h5ad":
         raise OutputError("--features are kept in an .h5ad only; give -o a name that ends so.")
-    if suffix == ".h5ad":
-        require("anndata", extra="h5ad", to="write .h5ad files")
-    if suffix == ".parquet":
-        require("pyarrow", extra="parquet", to="write .parquet files")
     if args.plot or args.report:
         require("matplotlib", extra="plot", to="draw figures")
 
 
-def _plots(predictor: Predictor, columns: list[int], genes: str | None) -> list[str]:
+def _plots(predictor: Predictor, genes: list[str] | None, args: argparse.Namespace) -> list[str]:
     """Genes to draw.
 
     Raises:
@@ -230,30 +232,30 @@ def _plots(predictor: Predictor, columns: list[int], genes: str | None) -> list[
     """
     from tcgn_hub.errors import PanelError
 
-    drawn = [] if genes is None else predictor.columns(genes.split(","))
-    absent = [predictor.info.genes[i] for i in drawn if i not in columns]
+    predicted = predictor.columns(genes, significant_only=bool(args.significant_only))
+    drawn = [] if args.plot is None else predictor.columns(args.plot.split(","))
+    absent = [predictor.info.genes[i] for i in drawn if i not in predicted]
     if absent:
         raise PanelError(f"{absent[0]} is to be drawn, but not among the genes that are predicted.")
     return [predictor.info.genes[i] for i in drawn]
 
 
-def _write(result: Result, output: Path, plots: list[str], reporter: Predictor | None, prog: str) -> None:
-    """The tiles, and maps of genes; and a report, if there is who explains it."""
-    from tcgn_hub.writing.figures import gene_map, mask_figure
+def _draw(result: Result, output: Path, plots: list[str], reporter: Predictor | None, prog: str) -> None:
+    """Maps of genes, and a report if there is who explains it."""
+    from tcgn_hub.files import write_bytes
+    from tcgn_hub.writing.figures import draw_gene, draw_mask
     from tcgn_hub.writing.report import mapped_genes, write_report
 
-    result.write(output)
     for gene in plots:
-        gene_map(result, gene, output.with_suffix(f".{gene}.png"))
-    if plots and result.slide.mask is not None:
-        mask_figure(result, output.with_suffix(".tissue.png"))
-    if reporter:
-        explained = []
-        if reporter.info.backend == "onnx":
-            print(f"{prog}: the report shows no tiles with Grad-CAM, which needs weights of PyTorch", file=sys.stderr)
-        else:
-            explained = reporter.galleries(result, mapped_genes(result)[:_EXPLAINED])
-        write_report(output.with_suffix(".html"), result, galleries=explained)
+        write_bytes(output.with_suffix(f".{gene}.png"), draw_gene(result, gene))
+    if plots and result.slide is not None and result.slide.mask is not None:
+        write_bytes(output.with_suffix(".tissue.png"), draw_mask(result))
+    if reporter and reporter.backend.name == "onnx":
+        print(f"{prog}: the report has no tiles with Grad-CAM, which needs weights of PyTorch", file=sys.stderr)
+        write_report(output.with_suffix(".html"), result)
+    elif reporter:
+        galleries = reporter.galleries(result, mapped_genes(result)[:_EXPLAINED])
+        write_report(output.with_suffix(".html"), result, galleries=galleries)
 
 
 if __name__ == "__main__":

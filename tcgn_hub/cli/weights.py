@@ -9,7 +9,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from tcgn_hub.cli.common import run
+from tcgn_hub.cli.common import make_parser, panel_of, run
+from tcgn_hub.cli.options import add
 
 if TYPE_CHECKING:
     from tcgn_hub.weights.manifest import Weights
@@ -25,43 +26,31 @@ _WHERE = {
 
 def build_parser(prog: str = "tcgn weights") -> argparse.ArgumentParser:
     """The arguments of tcgn weights."""
-    parser = argparse.ArgumentParser(
-        prog=prog,
-        description="List, get, verify, import and publish weights.",
+    parser = make_parser(
+        prog,
+        "List, get, verify, import and publish weights.",
         epilog="Exit code: 0 done, 1 verify found damage, 2 nothing was done, for the reason printed.",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
 
-    def add(name: str, text: str, *, tag: str | None = None, cache: bool = False) -> argparse.ArgumentParser:
-        command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
-        if tag:
-            command.add_argument(
-                "tag", nargs=tag if tag == "?" else None, metavar="TAG", help="such as tcgn_base.her2st_c6"
-            )
-        if cache:
-            command.add_argument("--cache-dir", metavar="DIR", help="where downloads are kept (default: below HF_HOME)")
-        return command
+    def command(name: str, text: str, *options: str, which: str | None = "") -> argparse.ArgumentParser:
+        own = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        if which != "":
+            own.add_argument("which", nargs=which, metavar="TAG", help="such as tcgn_base.her2st")
+        add(own, *options)
+        return own
 
-    add("list", "all weights of the manifests", cache=True).add_argument("--json", action="store_true", help="as JSON")
-    add("show", "all that is known of one set", tag="1", cache=True).add_argument(
-        "--json", action="store_true", help="as JSON, with the metrics of every gene"
-    )
-    add("pull", "download a set, unless it is on this machine", tag="1", cache=True)
-    add("verify", "hash the files on this machine again", tag="?", cache=True)
-    add("path", "print the verified file of parameters on this machine", tag="1", cache=True)
-    add("clear", "delete downloads; with TAG those of one set, or its import", tag="?", cache=True)
-
-    command = add("import", "keep a checkpoint of other authors as weights of this machine")
-    command.add_argument("file", metavar="FILE", help=".pth, .pt or .safetensors")
-    command.add_argument("--tag", help="how to call it (default: the published weights with as many genes)")
-    command.add_argument("--genes", metavar="FILE|PANEL", help="genes in the order of the outputs, one a line")
-
-    command = add("publish", "upload a model directory to the Hub, with a model card")
-    command.add_argument("folder", metavar="DIR", help="model directory")
-    command.add_argument("--repo", required=True, metavar="ORG/NAME", help="repository, made if there is none")
-    command.add_argument("--tag", help="of the manifest entry that is printed (default: from the repository's name)")
-    command.add_argument("--private", action="store_true", help="make a new repository private")
-    command.add_argument("--dry-run", action="store_true", help="check, and print card and entry; upload nothing")
+    command("list", "all weights of the manifests", "cache_dir", "json")
+    command("show", "all that is known of one set", "cache_dir", "json", which=None)
+    command("pull", "download a set, unless it is on this machine", "cache_dir", which=None)
+    command("verify", "hash the files on this machine again", "cache_dir", which="?")
+    command("path", "print the verified file of parameters on this machine", "cache_dir", which=None)
+    command("clear", "delete downloads; with TAG those of one set, or its import", "cache_dir", which="?")
+    own = command("import", "keep a checkpoint of other authors as weights of this machine", "tag", "genes")
+    own.add_argument("file", metavar="FILE", help=".pth, .pt or .safetensors; its genes in the order of the outputs")
+    own = command("publish", "upload a model directory to the Hub, with a model card", "tag", "private", "dry_run")
+    add(own, "repo", required=True)
+    own.add_argument("folder", metavar="DIR", help="model directory")
     return parser
 
 
@@ -106,7 +95,7 @@ def _show(args: argparse.Namespace) -> int:
     from tcgn_hub.weights.manifest import find_weights
     from tcgn_hub.weights.resolve import not_imported
 
-    weights = find_weights(args.tag)
+    weights = find_weights(args.which)
     facts = {
         **_summary(weights, args.cache_dir),
         "units": weights.units,
@@ -150,7 +139,7 @@ def _show(args: argparse.Namespace) -> int:
 def _pull(args: argparse.Namespace) -> int:
     from tcgn_hub.weights.resolve import pull, resolve
 
-    resolved = resolve(args.tag, cache_dir=args.cache_dir)
+    resolved = resolve(args.which, cache_dir=args.cache_dir)
     if resolved.source in ("cache", "hub") and resolved.weights is not None:
         for file in resolved.weights.files:
             pull(resolved.weights, file, cache_dir=args.cache_dir)
@@ -163,7 +152,7 @@ def _verify(args: argparse.Namespace) -> int:
     from tcgn_hub.weights.manifest import find_weights, load_manifest
 
     damaged = checked = 0
-    for weights in [find_weights(args.tag)] if args.tag else load_manifest().values():
+    for weights in [find_weights(args.which)] if args.which else load_manifest().values():
         for file in weights.files:
             path = weights.folder / file.name if weights.bundled else cached_path(file, args.cache_dir)
             if path.exists() or weights.bundled:
@@ -178,7 +167,7 @@ def _verify(args: argparse.Namespace) -> int:
 def _path(args: argparse.Namespace) -> int:
     from tcgn_hub.weights.resolve import resolve
 
-    print(resolve(args.tag, cache_dir=args.cache_dir, download=False).path)
+    print(resolve(args.which, cache_dir=args.cache_dir, download=False).path)
     return 0
 
 
@@ -188,10 +177,10 @@ def _clear(args: argparse.Namespace) -> int:
     from tcgn_hub.weights.convert import remove_import
     from tcgn_hub.weights.manifest import find_weights
 
-    if args.tag is None:
+    if args.which is None:
         freed = clear_cache(cache_dir=args.cache_dir)
     else:
-        weights = find_weights(args.tag)
+        weights = find_weights(args.which)
         if weights.bundled and weights.import_from:
             freed = remove_import(weights.tag)
         elif weights.bundled:
@@ -205,7 +194,7 @@ def _clear(args: argparse.Namespace) -> int:
 def _import(args: argparse.Namespace) -> int:
     from tcgn_hub.weights.convert import import_checkpoint
 
-    imported = import_checkpoint(args.file, tag=args.tag, genes=args.genes)
+    imported = import_checkpoint(args.file, tag=args.tag, genes=panel_of(args))
     weights = imported.weights
     print(f"{weights.tag}: {len(imported.filled)} tensors from {args.file}, in {weights.folder}")
     for what, names in (("fresh", imported.fresh), ("left out", imported.left_out)):

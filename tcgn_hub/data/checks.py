@@ -10,6 +10,7 @@ from tcgn_hub.data.readers.genes import are_ensembl
 from tcgn_hub.data.sections import Section, panel_counts
 from tcgn_hub.errors import ImageError, SectionError
 from tcgn_hub.images.slides import size_and_scale
+from tcgn_hub.text import aligned
 
 __all__ = ["check_sections"]
 
@@ -45,7 +46,10 @@ def check_sections(sections: Sequence[Section], panel: Sequence[str]) -> tuple[l
         rows.append(row)
         warnings += warning
     warnings += _between(sections, panel)
-    return fit, "\n".join([*_aligned(rows), *warnings])
+    columns = [name for name in _COLUMNS if name != "notes" or any(row["notes"] for row in rows)]
+    cells = [columns, *([str(row[name]) for name in columns] for row in rows)]
+    left = [i for i, name in enumerate(columns) if name in _TEXT]
+    return fit, "\n".join([aligned(cells, left=left).rstrip("\n"), *warnings])
 
 
 def _place(section: Section) -> str:
@@ -140,16 +144,3 @@ def _between(sections: Sequence[Section], panel: Sequence[str]) -> list[str]:
         verb = "gene of the panel was" if len(partly) == 1 else "genes of the panel were"
         warnings.append(f"Warning: {len(partly)} {verb} not measured in every section: {_some(partly)}.")
     return warnings
-
-
-def _aligned(rows: Sequence[dict[str, object]]) -> list[str]:
-    columns = [name for name in _COLUMNS if name != "notes" or any(row["notes"] for row in rows)]
-    lines = [columns, *([str(row[name]) for name in columns] for row in rows)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
-    return [
-        "  ".join(
-            cell.ljust(width) if name in _TEXT else cell.rjust(width)
-            for cell, width, name in zip(line, widths, columns, strict=True)
-        ).rstrip()
-        for line in lines
-    ]

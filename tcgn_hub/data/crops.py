@@ -35,19 +35,26 @@ class SpotCrops:
     pixels: np.ndarray
     patch_px: int
 
+    def patches(self, at_once: int = 32) -> Iterator[np.ndarray]:
+        """What the model is to see, uint8, in parts of shape (at most ``at_once``, 3, patch_px, patch_px)."""
+        edge = (self.pixels.shape[-1] - self.patch_px) // 2
+        inner = slice(edge, edge + self.patch_px)
+        for start in range(0, len(self.pixels), at_once):
+            yield np.array(self.pixels[start : start + at_once, :, inner, inner])
+
 
 @dataclass(frozen=True)
 class _Plan:
     """How a spot is cut out.
 
     Attributes:
-        native: Side of the field in full-resolution pixels.
-        field: Side of the field in the pixels that are kept: the same, but at most what the model takes.
+        native: Side of the patch in full-resolution pixels.
+        patch: Side of the patch in the pixels that are kept: the same, but at most what the model takes.
         side: Side of what is kept, margin included, likewise.
     """
 
     native: float
-    field: int
+    patch: int
     side: int
 
     @property
@@ -66,20 +73,20 @@ def spot_crops(
 ) -> SpotCrops:
     """Square crops around the centres of the spots.
 
-    Fields of at most 224 px are kept pixel by pixel; larger ones are read from the level that predictions are read
-    from, and resized so that the field has 224 px.
+    Patches of at most 224 px are kept pixel by pixel; larger ones are read from the level that predictions are read
+    from, and resized so that the patch has 224 px.
 
     Args:
         section: The section.
-        patch_um: Side of the field the model is to see, in micrometres. Either this or ``crop_px``.
+        patch_um: Side of the patch that the model is to see, in micrometres. Either this or ``crop_px``.
         crop_px: The same in pixels of the image, as the rule of the paper has it.
-        margin: What to keep around the field on each side, as a share of its side, for crops that are moved.
+        margin: What to keep around the patch on each side, as a share of its side, for crops that are moved.
         cache: Folder to keep the crops in. They are cut anew if the image or anything else that they follow from has
             changed.
 
     Raises:
         SectionError: The scale of the section is not known but needed, or an image cannot be decoded, or a picture of a
-            spot is smaller than the field.
+            spot is smaller than the patch.
         OutputError: The cache cannot be written.
     """
     if (patch_um is None) == (crop_px is None):
@@ -94,15 +101,15 @@ def spot_crops(
         native = patch_um / section.mpp
     else:
         native = float(crop_px)
-    field = INPUT_PX if native > INPUT_PX else patch_px(1.0, native)
-    plan = _Plan(native, field, field + 2 * round(margin * field))
+    patch = INPUT_PX if native > INPUT_PX else patch_px(1.0, native)
+    plan = _Plan(native, patch, patch + 2 * round(margin * patch))
     shape = len(section.spots), 3, plan.side, plan.side
     if cache is None:
         pixels = np.empty(shape, np.uint8)
         for crop, cut in zip(pixels, _cut(section, plan), strict=True):
             crop[:] = cut
-        return SpotCrops(pixels, field)
-    return SpotCrops(_cached(section, plan, shape, Path(cache)), field)
+        return SpotCrops(pixels, patch)
+    return SpotCrops(_cached(section, plan, shape, Path(cache)), patch)
 
 
 def _cached(section: Section, plan: _Plan, shape: tuple[int, ...], folder: Path) -> np.ndarray:
@@ -148,8 +155,8 @@ def _fingerprint(section: Section, plan: _Plan) -> str:
     except OSError as err:
         raise SectionError(f"An image of section {section.name} cannot be read: {err}.") from err
     places = hashlib.sha256(np.ascontiguousarray(section.xy).tobytes()).hexdigest() if section.patches is None else ""
-    facts = json.dumps([stats, places, plan.native, plan.side])
-    return hashlib.sha256(facts.encode()).hexdigest()[:16]
+    follows = json.dumps([stats, places, plan.native, plan.side])
+    return hashlib.sha256(follows.encode()).hexdigest()[:16]
 
 
 def _cut(section: Section, plan: _Plan) -> Iterator[np.ndarray]:
@@ -175,12 +182,12 @@ def _cut(section: Section, plan: _Plan) -> Iterator[np.ndarray]:
             if min(slide.size) < round(plan.native):
                 raise SectionError(
                     f"The patch of spot {spot} of section {section.name}, {patch}, is {width} x {height} px, smaller"
-                    f" than the field of {plan.native:.0f} px; check its scale."
+                    f" than the crop of {plan.native:.0f} px; check its scale."
                 )
             centre = np.array(slide.size) / 2
-            # the pixels that a prediction takes, whose rule is (side of the patch - side of the field) // 2
+            # the pixels that a prediction takes, whose rule is (side of the picture - side of the patch) // 2
             yield _read(
-                slide, (centre - plan.field % 2 / 2) // 1 if plan.downsample == 1 else centre, plan, section, spot
+                slide, (centre - plan.patch % 2 / 2) // 1 if plan.downsample == 1 else centre, plan, section, spot
             )
 
 
@@ -193,11 +200,11 @@ def _read(slide: Slide, centre: np.ndarray, plan: _Plan, section: Section, spot:
             x, y = np.round(centre).astype(int) - plan.side // 2
             pixels = slide.read(int(x), int(y), plan.side, plan.side)
         else:
-            # as for a prediction: the field has whole pixels of the level above what is asked for, and begins on one
+            # as for a prediction: the patch has whole pixels of the level above what is asked for, and begins on one
             level = slide.level_for(plan.downsample)
             own = slide.downsamples[level]
             side = round(plan.native / own)
-            margin = (plan.side - plan.field) / 2 * side / plan.field
+            margin = (plan.side - plan.patch) / 2 * side / plan.patch
             around = math.ceil(margin)
             corner = np.round((centre - side * own / 2) / own) - around
             x, y = np.round(corner * own).astype(int)

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from tcgn_hub.errors import SectionError
+from tcgn_hub.weights.lineage import SeenSection
 
-__all__ = ["Section", "expression_targets", "panel_counts"]
+__all__ = ["OWN", "Section", "expression_targets", "panel_counts"]
+
+OWN = "own"
+"""The study of sections of which nothing else is said."""
+
+_WHOLE = 64 << 20  # bytes of an image that is hashed from end to end
+_END = 4 << 20
 
 
 @dataclass(frozen=True)
@@ -24,12 +33,14 @@ class Section:
         spots: Names of the spots, n of them.
         xy: Spot centres as (x, y) in pixels of the image, float64, shape (n, 2).
         genes: Symbols of the columns of ``counts``, without duplicates.
-        counts: Raw counts, float32, shape (n, genes); of a bulk measurement, shape (1, genes).
+        counts: Raw counts, float32, shape (n, genes); of a bulk measurement, shape (1, genes). An array, or a CSR
+            matrix of SciPy where the file had a sparse one.
         mpp: Micrometres per pixel of the image, None if unknown.
         patches: One picture a spot, whose centre is the spot's; None where there is an image.
         bulk: Whether ``counts`` is the one measurement of the whole section; the spots are then tiles of its tissue.
         left_out: What a reader had to leave out or to mend, and how often: a short noun phrase and a number, such as
             ``{"spots without counts": 1}``; shown in the table before training.
+        study: The study it is from; sections and patients of different studies may share names.
     """
 
     name: str
@@ -38,11 +49,12 @@ class Section:
     spots: list[str]
     xy: np.ndarray
     genes: list[str]
-    counts: np.ndarray
+    counts: Any
     mpp: float | None = None
     patches: list[Path] | None = None
     bulk: bool = False
     left_out: dict[str, int] = field(default_factory=dict)
+    study: str = OWN
 
     def at(self, keep: np.ndarray) -> Section:
         """The section with the spots of an index or a mask only."""
@@ -55,13 +67,35 @@ class Section:
             patches=None if self.patches is None else [self.patches[i] for i in index],
         )
 
+    def seen(self) -> SeenSection:
+        """What tells the section from others, whatever it is called; of the section as it was read, with all spots.
+
+        ``image`` is the SHA-256 of the image file; of a file above 64 MiB, of its size and its first and last 4 MiB; of
+        patches, of their sorted hashes. ``counts`` is that of the symbols and total counts of the genes that have any,
+        sorted: the order of spots and genes, spots and genes without counts, and the format of the file change nothing.
+
+        Raises:
+            SectionError: An image cannot be read.
+        """
+        try:
+            if self.patches is not None:
+                image = _sha256(*sorted(_file_hash(patch) for patch in self.patches))
+            else:
+                image = _file_hash(self.image) if self.image is not None else ""
+        except OSError as err:
+            raise SectionError(f"An image of section {self.name} cannot be read: {err}.") from err
+        totals = np.rint(np.asarray(self.counts.sum(axis=0, dtype=np.float64)).ravel())
+        pairs = sorted(f"{gene}\t{total:.0f}\n" for gene, total in zip(self.genes, totals, strict=True) if total > 0)
+        return SeenSection(self.study, self.patient, self.name, image, _sha256(*pairs) if pairs else "")
+
 
 def panel_counts(section: Section, panel: Sequence[str]) -> np.ndarray:
     """Counts of the genes of a panel, float64, shape (n, len(panel)); NaN in the columns of genes not measured."""
     column = {gene: i for i, gene in enumerate(section.genes)}
-    counts = np.full((len(section.counts), len(panel)), np.nan)
+    counts = np.full((section.counts.shape[0], len(panel)), np.nan)
     measured = [i for i, gene in enumerate(panel) if gene in column]
-    counts[:, measured] = section.counts[:, [column[panel[i]] for i in measured]]
+    found = section.counts[:, [column[panel[i]] for i in measured]]
+    counts[:, measured] = found.toarray() if hasattr(found, "toarray") else found
     return counts
 
 
@@ -85,3 +119,17 @@ def expression_targets(section: Section, panel: Sequence[str]) -> np.ndarray:
     total = np.nansum(counts, axis=1, keepdims=True)
     share = np.divide(counts, total, out=np.full_like(counts, np.nan), where=total > 0)
     return np.log10(1 + 1e4 * share).astype(np.float32)
+
+
+def _sha256(*parts: str | bytes) -> str:
+    return hashlib.sha256(b"".join(part.encode() if isinstance(part, str) else part for part in parts)).hexdigest()
+
+
+def _file_hash(path: Path) -> str:
+    with open(path, "rb") as file:
+        size = path.stat().st_size
+        if size <= _WHOLE:
+            return _sha256(file.read())
+        first = file.read(_END)
+        file.seek(-_END, 2)
+        return _sha256(str(size), first, file.read())

@@ -8,7 +8,7 @@ __all__ = ["color_texture_features", "mean_predict", "ridge_predict"]
 
 
 def color_texture_features(crops: np.ndarray) -> np.ndarray:
-    """Hand-made features of colour and texture, the baseline's view of a patch.
+    """Hand-made features of colour and texture, what the baseline sees of a patch.
 
     Args:
         crops: RGB crops, uint8, shape (n, 3, size, size).

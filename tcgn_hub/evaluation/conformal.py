@@ -2,7 +2,7 @@
 
 Vovk, Gammerman and Shafer, "Algorithmic Learning in a Random World", 2005; Lei et al., "Distribution-Free Predictive
 Inference for Regression", JASA 113, 1094 (2018). A measurement lies in ``prediction -+ interval_radius`` as often as
-promised where it is exchangeable with those the half-widths come from. Spots of another section are not quite, which is
+promised where it is exchangeable with those the radii come from. Spots of another section are not quite, which is
 why coverage is checked section against section.
 """
 
@@ -37,10 +37,10 @@ def interval_radius(errors: np.ndarray, level: float = INTERVAL_LEVEL) -> np.nda
     return np.where(enough, picked, np.nan)
 
 
-def coverage(errors: np.ndarray, widths: np.ndarray) -> float:
-    """Share of the measurements that intervals of these half-widths hold, over spots and genes; NaN without any."""
-    known = ~np.isnan(errors) & ~np.isnan(widths)
-    return float((np.abs(errors) <= widths)[known].mean()) if known.any() else math.nan
+def coverage(errors: np.ndarray, radius: np.ndarray) -> float:
+    """Share of the measurements that intervals of these radii hold, over spots and genes; NaN without any."""
+    known = ~np.isnan(errors) & ~np.isnan(radius)
+    return float((np.abs(errors) <= radius)[known].mean()) if known.any() else math.nan
 
 
 def coverage_across(errors: Mapping[str, np.ndarray], level: float = INTERVAL_LEVEL) -> dict[str, float]:

@@ -14,14 +14,14 @@ from tcgn_hub.evaluation.ceiling import noise_ceiling
 from tcgn_hub.evaluation.conformal import coverage_across, interval_radius
 from tcgn_hub.evaluation.metrics import (
     benjamini_hochberg,
-    bootstrap_weights,
+    block_bootstrap,
+    bootstrap_pearson,
     interval,
     nrmse,
     p_values,
     pearson,
     rmse,
     spearman,
-    weighted_pearson,
 )
 from tcgn_hub.result import Evaluation, Measured
 from tcgn_hub.weights.info import INTERVAL_LEVEL
@@ -31,17 +31,27 @@ __all__ = ["Evaluation", "Measured", "summarise"]
 _LEAST_SPOTS = 4
 """Spots below which a correlation says nothing."""
 
+_MOST_NRMSE = 1.5
+"""Error from which weights are not believed, where the error of the training spots' mean is not known."""
+
 _TOP = 50
 
 
-def summarise(measured: Sequence[Measured], genes: Sequence[str], *, repeats: int = 1000, seed: int = 0) -> Evaluation:
+def summarise(
+    measured: Sequence[Measured],
+    genes: Sequence[str],
+    *,
+    allowed_seen: Sequence[str] = (),
+    repeats: int = 1000,
+    seed: int = 0,
+) -> Evaluation:
     """Compare predictions with measurements on sections held out, of one split or of all folds of a cross-validation.
 
     The summary has, over all sections and for each of them under ``sections``:
 
     - ``spots``, and ``patient`` of a section;
     - ``median_pcc``, ``median_spearman``, ``median_rmse``, ``median_nrmse``: medians over genes, see `metrics`;
-    - ``median_pcc_interval``: its 95 % interval by `bootstrap_weights`;
+    - ``median_pcc_interval``: its 95 % interval by `block_bootstrap`;
     - ``median_pcc_ridge``, ``gain_over_ridge``, ``gain_over_ridge_interval``: ridge regression, and the median PCC
       less that of ridge, with an interval from the same draws of spots for both;
     - ``median_rmse_mean``: RMSE of the training spots' mean;
@@ -50,10 +60,16 @@ def summarise(measured: Sequence[Measured], genes: Sequence[str], *, repeats: in
       et al. 2024);
     - ``top50_best``: mean PCC of the 50 genes predicted best. They are chosen on the test itself, which flatters: use
       it to compare with papers that report it, and for nothing else;
-    - ``significant_genes``, ``share_significant``: genes whose PCC is above 0 at a false discovery rate of 5 %, and their
-      share of the genes measured; ``significant`` names them, over all sections only;
+    - ``significant_genes``, ``share_significant``: genes whose PCC is above 0 at a false discovery rate of 5 %, and
+      their share of the genes measured; ``significant`` names them, over all sections only;
+    - ``not_marked_because``, over all sections only: why no gene is called significant although its PCC may be, else
+      null. It is so where ridge regression predicts better, ``gain_over_ridge`` below 0, and where errors are larger
+      than without an image: ``median_rmse`` above ``median_rmse_mean`` or, where that is not known, ``median_nrmse``
+      above 1.5. An NRMSE a little above 1 is no reason: 1 takes the mean of the very section, which nobody knows
+      beforehand;
     - ``interval_level`` and ``interval_coverage``, over all sections only: what prediction intervals are to hold, and
       what they hold of each section if they come from the others, see `tcgn_hub.evaluation.conformal`;
+    - ``allowed_seen``, over all sections only: sections that the weights, or those they were started from, have seen;
     - ``note``: of a section of fewer than four spots, that it has no correlations.
 
     Over several sections the value of a gene is its mean over those that measured it, and so are its bootstrap samples:
@@ -63,6 +79,7 @@ def summarise(measured: Sequence[Measured], genes: Sequence[str], *, repeats: in
     Args:
         measured: The sections.
         genes: Gene symbols of the columns.
+        allowed_seen: Names of sections that the weights have seen, measured on all the same because a user said so.
         repeats: Repeats of the bootstrap.
         seed: Seed of the bootstrap and the ceiling.
 
@@ -83,21 +100,29 @@ def summarise(measured: Sequence[Measured], genes: Sequence[str], *, repeats: in
         values = _values(section, repeats, (seed, i))
         mean.add(values)
         pcc[section.name] = {"TCGN": values["pcc"], "ridge": values["pcc_ridge"], "ceiling": values["ceiling"]}
-        facts: dict[str, Any] = {"patient": section.patient, "spots": len(section.targets)}
+        known: dict[str, Any] = {"patient": section.patient, "spots": len(section.targets)}
         if len(section.targets) < _LEAST_SPOTS:
-            facts["note"] = f"fewer than {_LEAST_SPOTS} spots, so no correlations"
-        sections[section.name] = {**facts, **_over_genes(values)}
+            known["note"] = f"fewer than {_LEAST_SPOTS} spots, so no correlations"
+        sections[section.name] = {**known, **_over_genes(values)}
 
     values = mean.values()
     p, passed = _significant(values)
     low, high = interval(values["samples"])
+    overall = _over_genes(values)
+    reason = _not_marked_because(overall)
+    if reason:
+        passed = np.zeros_like(passed)
+        for part in (overall, *sections.values()):
+            part.update(significant_genes=0, share_significant=part["share_significant"] * 0)
     summary = {
         "sections": sections,
-        **_over_genes(values),
-        "spots": sum(facts["spots"] for facts in sections.values()),
+        **overall,
+        "not_marked_because": reason,
+        "spots": sum(part["spots"] for part in sections.values()),
         "significant": [gene for gene, is_significant in zip(genes, passed, strict=True) if is_significant],
         "interval_level": INTERVAL_LEVEL,
         "interval_coverage": coverage_across(errors),
+        "allowed_seen": list(allowed_seen),
     }
     columns = {
         "pcc": values["pcc"],
@@ -141,15 +166,15 @@ def _values(section: Measured, repeats: int, seed: tuple[int, int]) -> dict[str,
         values["variance"] = targets.var(axis=0, dtype=np.float64)
     if len(targets) < _LEAST_SPOTS:
         return values
-    weights = bootstrap_weights(section.xy, repeats=repeats, seed=seed)
+    blocks = block_bootstrap(section.xy, repeats=repeats, seed=seed)
     counts = unknown if section.counts is None else section.counts
     return values | {
         "pcc": pearson(predicted, targets),
         "spearman": spearman(predicted, targets),
         "pcc_ridge": pearson(ridge, targets),
         "ceiling": noise_ceiling(counts, seed=seed[0]),
-        "samples": weighted_pearson(predicted, targets, weights),
-        "samples_ridge": weighted_pearson(ridge, targets, weights),
+        "samples": bootstrap_pearson(predicted, targets, *blocks),
+        "samples_ridge": bootstrap_pearson(ridge, targets, *blocks),
     }
 
 
@@ -202,6 +227,26 @@ def _over_genes(values: dict[str, np.ndarray]) -> dict[str, Any]:
         "significant_genes": int(passed.sum()),
         "share_significant": float(passed[known].mean()) if known.any() else math.nan,
     }
+
+
+def _not_marked_because(overall: dict[str, Any]) -> str | None:
+    """Why nothing is called significant, see `summarise`; comparisons with what is not known are false."""
+    reasons = []
+    if overall["gain_over_ridge"] < 0:
+        reasons.append(
+            f"ridge regression on colour and texture predicts better (median PCC {overall['median_pcc_ridge']:.3f},"
+            f" the weights {overall['median_pcc']:.3f})"
+        )
+    if overall["median_rmse"] > overall["median_rmse_mean"]:
+        reasons.append(
+            f"the mean of the training spots is nearer to the measurement (median RMSE"
+            f" {overall['median_rmse_mean']:.3f}, the weights {overall['median_rmse']:.3f})"
+        )
+    elif math.isnan(overall["median_rmse_mean"]) and overall["median_nrmse"] > _MOST_NRMSE:
+        reasons.append(
+            f"errors are {overall['median_nrmse']:.1f} times the standard deviation of the measurement (median NRMSE)"
+        )
+    return " and ".join(reasons) or None
 
 
 def _median(values: np.ndarray) -> float:

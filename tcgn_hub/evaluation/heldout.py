@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +15,10 @@ from tcgn_hub.data.sections import Section, expression_targets, panel_counts
 from tcgn_hub.errors import SectionError
 from tcgn_hub.evaluation.baselines import color_texture_features, mean_predict, ridge_predict
 from tcgn_hub.evaluation.evaluate import summarise
-from tcgn_hub.evaluation.splits import check_leak
-from tcgn_hub.images.transforms import center_crop
-from tcgn_hub.prediction.predictor import Predictor, load
+from tcgn_hub.evaluation.splits import check_seen
+from tcgn_hub.prediction.predictor import Predictor, load_weights
 from tcgn_hub.result import Evaluation, Measured
+from tcgn_hub.units import mean_in_linear
 from tcgn_hub.writing.evaluations import write_evaluation
 
 __all__ = ["evaluate", "measure", "pooled_features", "predict_crops"]
@@ -29,57 +29,64 @@ _logger = logging.getLogger(__name__)
 def evaluate(
     data: Data,
     *,
-    weights: str | Path | None = None,
+    weights: str | Path | Predictor | None = None,
     test: Sequence[str] | None = None,
-    split: str = "patient",
+    by: str = "patient",
+    allow_seen: Collection[str] = (),
     out: str | Path | None = None,
     tta: int = 1,
     crop_px: int | None = None,
-    device: str | None = None,
     cache: str | Path | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+    backend: str | None = None,
 ) -> Evaluation:
-    """Measure weights on sections that they were not trained on.
+    """Measure weights on sections that neither they nor their parents have seen.
 
-    The baselines are fitted on those sections of ``data`` that the weights were trained on; without any, the results
-    stand alone.
+    The baselines are fitted on those sections of ``data`` that the weights have seen, and are not to be measured on;
+    without any, the results stand alone.
 
     Args:
         data: Sections, or what `tcgn_hub.read_sections` takes.
-        weights: As in `tcgn_hub.predict`, exported ones among them.
-        test: Names of the sections or patients to measure on; all that the weights were not trained on if None.
-        split: 'patient' refuses sections of patients that the weights were trained on; 'section' takes them.
+        weights: As in `tcgn_hub.predict`, exported ones among them; or a `Predictor`, to which the last
+            three options do not apply.
+        test: Names of the sections or patients to measure on; all sections that the weights have not seen if None.
+        by: 'patient' refuses sections of patients that the weights have seen; 'section' takes them.
+        allow_seen: Names of sections to measure on although they or their patients were seen; the table says so.
         out: Folder to write ``metrics.json``, ``per_gene.csv``, ``held_out.npz`` and ``figures/`` to.
-        tta: Over how many rotations and flips of a patch to average its prediction, 1 to 8.
+        tta: Over how many rotations and reflections of a patch to average its prediction, 1 to 8.
         crop_px: Side of a patch in pixels of the image, instead of in micrometres.
-        device: Device to compute on; the CPU if None.
         cache: Folder to keep crops in.
+        device: As in `tcgn_hub.load`, and so are the others.
+        precision: Precision of the products.
+        backend: What computes.
 
     Raises:
-        SectionError: Data are missing or malformed, no section is left to measure on, or a section or patient was
-            trained on.
+        SectionError: Data are missing or malformed, no section is left to measure on, or one was seen, see
+            `tcgn_hub.evaluation.splits.check_seen`.
         WeightsError: The weights cannot be had.
         OutputError: The results cannot be written.
     """
-    predictor = load(weights, device=device or "auto")
+    predictor = (
+        weights
+        if isinstance(weights, Predictor)
+        else load_weights(weights, device=device, precision=precision, backend=backend)
+    )
     info = predictor.info
     sections = as_sections(data)
-    trained = set(info.training_data.get("sections") or ())
-    train = [section for section in sections if section.name in trained]
-    chosen = [
-        section
-        for section in sections
-        if (section.name not in trained if test is None else {section.name, section.patient}.intersection(test))
-    ]
+    was_seen = {s.name: any(map(s.seen().is_same, info.seen)) for s in sections}
+    chosen = [s for s in sections if (not was_seen[s.name] if test is None else {s.name, s.patient}.intersection(test))]
     unknown = set(test or ()) - {name for section in sections for name in (section.name, section.patient)}
     if unknown or not chosen:
         what = f"There is no section or patient {', '.join(sorted(unknown))}" if unknown else "No section is left"
         raise SectionError(f"{what} to measure on; the sections are {', '.join(s.name for s in sections)}.")
-    if not trained:
-        _logger.warning("%s does not say what it was trained on, so that a leak cannot be excluded.", info.name)
-    patients = {*(info.training_data.get("patients") or ()), *(section.patient for section in train)}
-    check_leak(trained, patients, chosen, split)
+    if not info.seen:
+        _logger.warning("%s does not say what it has seen, so that a leak cannot be excluded.", info.name)
+    allowed = check_seen(info.seen, chosen, by=by, allow=allow_seen)
+    held_out = {section.name for section in chosen}
+    train = [section for section in sections if was_seen[section.name] and section.name not in held_out]
     if not train:
-        _logger.warning("No baselines: none of the sections that %s was trained on is among the data.", info.name)
+        _logger.warning("No baselines: none of the sections that %s has seen is among the data.", info.name)
 
     checked, table = check_sections([*train, *chosen], info.genes)
     _logger.info("%s", table)
@@ -92,9 +99,9 @@ def evaluate(
         crops={section.name: spot_crops(section, cache=cache, **size) for section in checked},
         tta=tta,
     )
-    evaluation = summarise(measured, info.genes)
+    evaluation = summarise(measured, info.genes, allowed_seen=allowed)
     if out is not None:
-        facts = {"weights": info.name, "sha256": info.sha256, "split": split, "tta": tta}
+        facts = {"weights": info.name, "sha256": info.sha256, "by": by, "tta": tta, "allowed_seen": allowed}
         write_evaluation(evaluation, measured, out, facts=facts)
     return evaluation
 
@@ -105,21 +112,19 @@ def predict_crops(predictor: Predictor, crops: SpotCrops, *, tta: int = 1, batch
     Args:
         predictor: The model.
         crops: The crops.
-        tta: Over how many rotations and flips to average, 1 to 8.
+        tta: Over how many rotations and reflections to average, 1 to 8.
         batch_size: Patches at once.
     """
-    return np.concatenate([predictor.run(x, tta=tta)["values"] for x in _patches(crops, batch_size)])
+    return np.concatenate([predictor.run(x, tta=tta)["values"] for x in _batches(crops, batch_size)])
 
 
 def pooled_features(predictor: Predictor, crops: SpotCrops, *, batch_size: int = 32) -> np.ndarray:
     """Features of the centres of crops, shape (n, 1280)."""
-    return np.concatenate([predictor.run(x, features=True)["features"] for x in _patches(crops, batch_size)])
+    return np.concatenate([predictor.run(x, features=True)["features"] for x in _batches(crops, batch_size)])
 
 
-def _patches(crops: SpotCrops, batch_size: int) -> Iterator[np.ndarray]:
-    for start in range(0, len(crops.pixels), batch_size):
-        pixels = np.array(crops.pixels[start : start + batch_size]).transpose(0, 2, 3, 1)
-        yield center_crop(pixels, crops.patch_px)
+def _batches(crops: SpotCrops, batch_size: int) -> Iterator[np.ndarray]:
+    return (patches.transpose(0, 2, 3, 1) for patches in crops.patches(batch_size))
 
 
 def measure(
@@ -137,10 +142,10 @@ def measure(
         predictor: The model, which predicts the panel.
         train: Sections that baselines are fitted on; no baselines if empty.
         test: Sections to predict. Those with one bulk measurement are taken together, as one section whose spots are
-            the slides.
+            the slides, predicted as the mean of their tiles in linear space.
         panel: Genes.
         crops: Of all sections, by name.
-        tta: Over how many rotations and flips to average.
+        tta: Over how many rotations and reflections to average.
     """
     targets = {s.name: expression_targets(s, panel) for s in (*train, *test)}
     features = {s.name: _features(s, crops[s.name]) for s in (*train, *test)} if train else {}
@@ -158,7 +163,7 @@ def measure(
             patient=section.patient,
             xy=section.xy,
             targets=targets[section.name],
-            predicted=predicted.mean(axis=0, keepdims=True) if section.bulk else predicted,
+            predicted=mean_in_linear(predicted)[None] if section.bulk else predicted,
             baselines=baselines,
             counts=None if section.bulk else panel_counts(section, panel),
         )
@@ -169,9 +174,7 @@ def measure(
 
 
 def _features(section: Section, crops: SpotCrops) -> np.ndarray:
-    features = color_texture_features(
-        np.asarray(center_crop(np.asarray(crops.pixels).transpose(0, 2, 3, 1), crops.patch_px)).transpose(0, 3, 1, 2)
-    )
+    features = np.concatenate([color_texture_features(patches) for patches in crops.patches()])
     return features.mean(axis=0, keepdims=True) if section.bulk else features
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -11,19 +11,19 @@ from tcgn_hub.correlation import centred, pearson, spearman
 
 __all__ = [
     "benjamini_hochberg",
-    "bootstrap_weights",
+    "block_bootstrap",
+    "bootstrap_pearson",
     "interval",
     "nrmse",
     "p_values",
     "pearson",
     "rmse",
     "spearman",
-    "weighted_pearson",
 ]
 
 # the bootstrap's estimates need some blocks to choose among
 _LEAST_BLOCKS = 10
-_GENES_AT_ONCE = 128
+_VALUES_AT_ONCE = 1_000_000  # of float64, 8 MB
 
 
 def rmse(predicted: np.ndarray, measured: np.ndarray) -> np.ndarray:
@@ -56,10 +56,10 @@ def nrmse(predicted: np.ndarray, measured: np.ndarray) -> np.ndarray:
     return np.divide(rmse(predicted, measured), spread, out=np.full(len(spread), np.nan), where=spread != 0)
 
 
-def bootstrap_weights(
+def block_bootstrap(
     xy: np.ndarray, *, repeats: int = 1000, block: int = 3, seed: int | Sequence[int] = 0
-) -> np.ndarray:
-    """How often each spot is drawn in each repeat of a spatial block bootstrap (Künsch 1989).
+) -> tuple[np.ndarray, np.ndarray]:
+    """Which blocks of spots are drawn in each repeat of a spatial block bootstrap (Künsch 1989).
 
     Neighbouring spots resemble each other, so that spots drawn one by one would promise more than they know: squares
     of ``block`` x ``block`` spot pitches are drawn with replacement. The pitch is the median distance of a spot to its
@@ -75,36 +75,48 @@ def bootstrap_weights(
         seed: Seed of the draws.
 
     Returns:
-        Whole numbers, float64, shape (repeats, n).
+        Block of each spot, int, shape (n,); and how often each block is drawn, uint16, shape (repeats, blocks). A spot
+        is drawn ``drawn[:, of_spot]`` times.
     """
     of_spot = _blocks(xy, block)
     blocks = int(of_spot.max()) + 1
-    drawn = np.random.default_rng(seed).multinomial(blocks, np.full(blocks, 1 / blocks), size=repeats)
-    return drawn[:, of_spot].astype(np.float64)
+    rng = np.random.default_rng(seed)
+    drawn = np.empty((repeats, blocks), np.uint16)
+    for rows in _parts(repeats, blocks):
+        drawn[rows] = rng.multinomial(blocks, np.full(blocks, 1 / blocks), size=len(drawn[rows]))
+    return of_spot, drawn
 
 
-def weighted_pearson(predicted: np.ndarray, measured: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """`pearson` under many weightings of the spots, such as those of `bootstrap_weights`.
+def bootstrap_pearson(
+    predicted: np.ndarray, measured: np.ndarray, of_spot: np.ndarray, drawn: np.ndarray
+) -> np.ndarray:
+    """`pearson` in each repeat of `block_bootstrap`.
 
     Args:
         predicted: Predictions, shape (spots, genes).
         measured: Measurements in the same units, shape (spots, genes).
-        weights: Weights of the spots, not negative, shape (repeats, spots).
+        of_spot: Block of each spot, shape (spots,).
+        drawn: How often each block is drawn, shape (repeats, blocks).
 
     Returns:
         Correlations, float64, shape (repeats, genes); 0 where either is constant, NaN for genes not measured.
     """
-    w = weights / weights.sum(axis=1, keepdims=True)
-    out = np.zeros((len(w), measured.shape[1]))
-    for start in range(0, measured.shape[1], _GENES_AT_ONCE):
-        genes = slice(start, start + _GENES_AT_ONCE)
-        p, m = _standardised(predicted[:, genes]), _standardised(measured[:, genes])
-        mean_p, mean_m = w @ p, w @ m
-        variance_p, variance_m = w @ p**2 - mean_p**2, w @ m**2 - mean_m**2
-        # of a gene that is constant among the drawn spots, rounding leaves about 1e-16; NaN goes on to the quotient
-        varies = ~((variance_p < 1e-12) | (variance_m < 1e-12))
-        norm = np.sqrt(np.maximum(variance_p, 0) * np.maximum(variance_m, 0))
-        np.divide(w @ (p * m) - mean_p * mean_m, norm, out=out[:, genes], where=varies)
+    order = np.argsort(of_spot, kind="stable")
+    first = np.searchsorted(of_spot[order], np.arange(drawn.shape[1]))
+    out = np.zeros((len(drawn), measured.shape[1]))
+    for genes in _parts(measured.shape[1], len(measured)):
+        p, m = _standardised(predicted[order, genes]), _standardised(measured[order, genes])
+        # all that a correlation needs of a block
+        terms = (np.ones((len(p), 1)), p, m, p**2, m**2, p * m)
+        sums = np.concatenate([np.add.reduceat(term, first, axis=0) for term in terms], axis=1)
+        for rows in _parts(*drawn.shape):
+            total = drawn[rows].astype(np.float64) @ sums
+            mean_p, mean_m, square_p, square_m, product = np.split(total[:, 1:] / total[:, :1], 5, axis=1)
+            variance_p, variance_m = square_p - mean_p**2, square_m - mean_m**2
+            # of a gene that is constant among the drawn spots, rounding leaves about 1e-16; NaN goes on to the quotient
+            varies = ~((variance_p < 1e-12) | (variance_m < 1e-12))
+            norm = np.sqrt(np.maximum(variance_p, 0) * np.maximum(variance_m, 0))
+            np.divide(product - mean_p * mean_m, norm, out=out[rows, genes], where=varies)
     return np.clip(out, -1, 1)
 
 
@@ -154,6 +166,12 @@ def benjamini_hochberg(p: np.ndarray, fdr: float = 0.05) -> np.ndarray:
     return p <= (tested[passed].max() if passed.any() else -1)
 
 
+def _parts(number: int, values: int) -> Iterator[slice]:
+    """Slices of so many rows or columns, of so many values each, of which one is in memory at a time."""
+    at_once = max(1, _VALUES_AT_ONCE // max(1, values))
+    return (slice(start, start + at_once) for start in range(0, number, at_once))
+
+
 def _standardised(values: np.ndarray) -> np.ndarray:
     own = centred(values)
     spread = np.sqrt((own**2).mean(axis=0))
@@ -176,8 +194,10 @@ def _blocks(xy: np.ndarray, block: int) -> np.ndarray:
 def _pitch(xy: np.ndarray) -> float | None:
     """Median distance to the nearest other place of a spot, of some hundred spots; None if there is none."""
     some = xy[np.unique(np.linspace(0, len(xy) - 1, 500).astype(int))]
-    distance = np.hypot(*(some[:, None] - xy).transpose(2, 0, 1))
-    nearest = np.where(distance > 0, distance, np.inf).min(axis=1)
+    nearest = np.empty(len(some))
+    for part in _parts(len(some), len(xy)):
+        distance = np.hypot(*(some[part, None] - xy).transpose(2, 0, 1))
+        nearest[part] = np.where(distance > 0, distance, np.inf).min(axis=1)
     pitch = float(np.median(nearest))
     return pitch if math.isfinite(pitch) and not np.isnan(xy).any() else None
 

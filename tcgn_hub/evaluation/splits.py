@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -11,8 +11,9 @@ import numpy as np
 
 from tcgn_hub.data.sections import Section
 from tcgn_hub.errors import SectionError, TrainingError
+from tcgn_hub.weights.lineage import SeenSection
 
-__all__ = ["SPLITS", "Split", "check_leak", "folds", "make_split", "spatial_block"]
+__all__ = ["SPLITS", "Split", "check_seen", "folds", "make_split", "spatial_block"]
 
 SPLITS = ("patient", "section", "none")
 """What may be kept together by a split: whole patients, whole sections, or everything, which then all trains."""
@@ -102,7 +103,7 @@ def make_split(
     if len(held_out) == len(patients):
         raise SectionError(f"All {len(patients)} sections are held out, so that none is left to train on; name fewer.")
     if by == "patient":
-        _check_patients({patients[name] for name in patients if name not in held_out}, patients, held_out)
+        _check_patients(patients, held_out)
     return _divide(patients, held_out, val, seed)
 
 
@@ -135,30 +136,47 @@ def folds(sections: Sequence[Section], by: str, *, val: bool = False, seed: int 
     ]
 
 
-def check_leak(
-    train_names: Collection[str], train_patients: Collection[str], test_sections: Sequence[Section], by: str
-) -> None:
-    """Refuse to test on what was trained on.
+def check_seen(
+    seen: Iterable[SeenSection], sections: Sequence[Section], *, by: str = "patient", allow: Collection[str] = ()
+) -> list[str]:
+    """Refuse to measure on what weights or their parents have seen, whatever it is called now.
 
     Args:
-        train_names: Sections that were trained on.
-        train_patients: Their patients; empty if unknown.
-        test_sections: Sections to test on.
-        by: 'patient' refuses patients that were trained on too; 'section' and 'none' only sections.
+        seen: What was seen, such as `tcgn_hub.weights.info.WeightsInfo.seen`.
+        sections: Sections to measure on, as they were read.
+        by: 'patient' also refuses sections of a patient of the same study that was seen; 'section' and 'none' only
+            sections.
+        allow: Names of sections to measure on all the same.
+
+    Returns:
+        The names of those that were seen and are allowed, which every table of the results has to state.
 
     Raises:
-        SectionError: A section, or by patient a patient, is in both sets.
+        SectionError: A section was seen, by its study and name or by its image or counts; or by patient, its patient.
         TrainingError: ``by`` is none of the three.
     """
     _check_by(by)
-    patients = _patients(test_sections)
-    both = [name for name in patients if name in set(train_names)]
-    if both:
+    _patients(sections)
+    seen = list(seen)
+    found = {}
+    for section in sections if seen else ():
+        own = section.seen()
+        same = next((other for other in seen if own.is_same(other)), None)
+        kin = next((other for other in seen if by == "patient" and own.is_patient_of(other)), None)
+        if same is not None:
+            found[section.name] = f"it is {same.section} of study {same.study}"
+        elif kin is not None:
+            found[section.name] = f"patient {kin.patient} of study {kin.study}, as {kin.section} is"
+    refused = [name for name in found if name not in allow]
+    if refused:
+        which = ", ".join(f"{name} ({found[name]})" for name in refused[:5])
+        more = f" and {len(refused) - 5} more" if len(refused) > 5 else ""
         raise SectionError(
-            f"Sections {', '.join(both)} are both to train and to test on; a test needs sections that were not seen."
+            f"Already seen by the weights, or by those they were started from: section {which}{more}; leave out what"
+            " was seen, hold out by section if only its patient was, or say --allow-seen"
+            f" {' '.join(refused)}, which every table will then state."
         )
-    if by == "patient":
-        _check_patients(train_patients, patients, set(patients))
+    return list(found)
 
 
 def spatial_block(xy: np.ndarray, share: float = 0.2) -> np.ndarray:
@@ -212,16 +230,15 @@ def _check_groups(patients: dict[str, str], by: str) -> None:
         )
 
 
-def _check_patients(train_patients: Collection[str], patients: dict[str, str], held_out: set[str]) -> None:
+def _check_patients(patients: dict[str, str], held_out: set[str]) -> None:
     """Raise a SectionError if a patient of the sections held out is trained on too."""
-    for patient in dict.fromkeys(patients[name] for name in patients if name in held_out):
-        if patient in train_patients:
-            tested = [name for name in patients if name in held_out and patients[name] == patient]
-            trained = [name for name in patients if name not in held_out and patients[name] == patient]
-            also = f" ({', '.join(trained)})" if trained else ""
+    for patient in dict.fromkeys(patients.values()):
+        own = [name for name in patients if patients[name] == patient]
+        tested, trained = [n for n in own if n in held_out], [n for n in own if n not in held_out]
+        if tested and trained:
             raise SectionError(
-                f"Patient {patient} is both to train{also} and to test on ({', '.join(tested)}); hold out all sections"
-                " of the patient, or say split='section' if this is wanted."
+                f"Patient {patient} is both to train ({', '.join(trained)}) and to test on ({', '.join(tested)}); hold"
+                " out all sections of the patient, or say split='section' if this is wanted."
             )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tcgn_hub.result import Evaluation
+from tcgn_hub.text import aligned
 
 __all__ = ["section_table"]
 
@@ -41,20 +42,18 @@ def section_table(evaluation: Evaluation, *, markdown: bool = False) -> str:
         patients = len({values["patient"] for values in summary["sections"].values()})
         rows.append(_row("all", f"{patients} patient{'s' * (patients > 1)}", summary))
     notes = [f"{name}: {values['note']}." for name, values in summary["sections"].items() if "note" in values]
+    if reason := summary.get("not_marked_because"):
+        notes.append(f"No gene is marked significant: {reason}.")
+    if seen := summary.get("allowed_seen"):
+        notes.append(
+            f"The weights, or those they were started from, have seen {', '.join(seen)}: no measure of new tissue."
+        )
     after = "\n".join([_LEGEND, *notes]) + "\n"
     if markdown:
         rule = ["---" if i < _LEFT else "---:" for i in range(len(_COLUMNS))]
         lines = ["| " + " | ".join(cells) + " |" for cells in (_COLUMNS, rule, *rows)]
         return "\n".join(lines) + "\n\n" + after
-    widths = [max(map(len, column)) for column in zip(_COLUMNS, *rows, strict=True)]
-    lines = [
-        "  ".join(
-            cell.ljust(width) if i < _LEFT else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
-        )
-        for cells in (_COLUMNS, *rows)
-    ]
-    return "\n".join(lines) + "\n\n" + after
+    return aligned([_COLUMNS, *rows], left=range(_LEFT)) + "\n" + after
 
 
 def _row(name: str, patient: str, values: dict[str, Any]) -> list[str]:

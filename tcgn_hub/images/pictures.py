@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
+import math
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -10,12 +10,13 @@ from PIL import Image
 
 from tcgn_hub.errors import ImageError
 from tcgn_hub.images.scale import Scale, scale_of_picture
-from tcgn_hub.images.slides import SLIDE_SUFFIXES
+from tcgn_hub.images.slides import SLIDE_SUFFIXES, open_picture
 from tcgn_hub.images.transforms import to_rgb
 
 __all__ = ["find_images", "read_image"]
 
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", *SLIDE_SUFFIXES}
+_TOO_LARGE = "{} is too large for a patch; cut the patch out of it first."
 
 
 def read_image(path: str | Path) -> tuple[Image.Image, Scale | None]:
@@ -26,20 +27,20 @@ def read_image(path: str | Path) -> tuple[Image.Image, Scale | None]:
     """
     path = Path(path)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                return to_rgb(image), scale_of_picture(image)
+        with open_picture(path) as image:
+            if image.width * image.height > (Image.MAX_IMAGE_PIXELS or math.inf):
+                raise ImageError(_TOO_LARGE.format(path))
+            return to_rgb(image), scale_of_picture(image)
     except FileNotFoundError as err:
         raise ImageError(f"{path} does not exist.") from err
     except IsADirectoryError as err:
         raise ImageError(f"{path} is a folder.") from err
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as err:
-        raise ImageError(f"{path} is too large for a patch; cut the patch out of it first.") from err
+    except Image.DecompressionBombError as err:
+        raise ImageError(_TOO_LARGE.format(path)) from err
     except Image.UnidentifiedImageError as err:
         raise ImageError(f"{path} is not an image that Pillow can read.") from err
     except ImageError as err:
-        raise ImageError(f"{path}: {err}.") from err
+        raise err if str(path) in str(err) else ImageError(f"{path}: {err}.") from err
     except (OSError, SyntaxError, ValueError, EOFError) as err:
         raise ImageError(f"{path} cannot be read as an image ({err}).") from err
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
+import struct
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,7 +15,10 @@ from tcgn_hub.errors import ExtraError, ImageError
 from tcgn_hub.images.scale import Scale, scale_of_picture, scale_of_properties
 from tcgn_hub.images.transforms import to_rgb
 
-__all__ = ["MAX_PIXELS", "SLIDE_SUFFIXES", "Slide", "is_slide_file", "open_slide", "size_and_scale"]
+if TYPE_CHECKING:
+    from PIL import Image
+
+__all__ = ["MAX_PIXELS", "SLIDE_SUFFIXES", "Slide", "is_slide_file", "open_picture", "open_slide", "size_and_scale"]
 
 MAX_PIXELS = 500_000_000
 """Pixels of a picture that is not a pyramid and has to be decoded as a whole, 1.5 GB; more may be a bomb."""
@@ -179,28 +183,25 @@ class _Picture(Slide):
 
         self.path = path
         self.downsamples = (1.0,)
-        limit = Image.MAX_IMAGE_PIXELS
         try:
-            Image.MAX_IMAGE_PIXELS = None
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                with Image.open(path) as image:
-                    self.size = image.size
-                    if self.size[0] * self.size[1] > max_pixels:
-                        raise ImageError(
-                            f"{path} has {self.size[0]} x {self.size[1]} px, more than the limit of {max_pixels:,};"
-                            " if you trust the file, raise it with --max-pixels."
-                        )
-                    self.scale = scale_of_picture(image)
-                    self._pixels = np.asarray(to_rgb(image))
+            with open_picture(path) as image:
+                self.size = image.size
+                if self.size[0] * self.size[1] > max_pixels:
+                    raise ImageError(
+                        f"{path} has {self.size[0]} x {self.size[1]} px, more than the limit of {max_pixels:,}; if you"
+                        " trust the file, raise it with --max-pixels."
+                    )
+                self.scale = scale_of_picture(image)
+                if hasattr(image, "_tile_size"):
+                    # of a TIFF without memory Pillow would ask its own limit once more
+                    image.im = Image.core.new(image.mode, image._tile_size)
+                self._pixels = np.asarray(to_rgb(image))
         except Image.UnidentifiedImageError as err:
             raise ImageError(f"{path} is not an image that can be read.") from err
         except ImageError as err:
             raise err if str(path) in str(err) else ImageError(f"{path}: {err}.") from err
-        except (OSError, SyntaxError, ValueError, EOFError) as err:
+        except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as err:
             raise ImageError(f"{path} cannot be read as an image ({err}).") from err
-        finally:
-            Image.MAX_IMAGE_PIXELS = limit
 
     def read(self, x: int, y: int, width: int, height: int, *, level: int = 0) -> np.ndarray:
         out = np.full((height, width, 3), 255, np.uint8)
@@ -241,22 +242,49 @@ def size_and_scale(path: str | Path) -> tuple[tuple[int, int], Scale | None]:
         ImageError: The file is missing, or neither slide nor picture.
         ExtraError: Its format needs a package that is not installed.
     """
-    from PIL import Image
-
     path = Path(path)
     slide = _open_pyramid(path)
     if slide is not None:
         with slide:
             return slide.size, slide.scale
-    limit = Image.MAX_IMAGE_PIXELS
     try:
-        Image.MAX_IMAGE_PIXELS = None
-        with Image.open(path) as image:
+        with open_picture(path) as image:
             return image.size, scale_of_picture(image)
     except (OSError, SyntaxError, ValueError, EOFError) as err:
         raise ImageError(f"{path} is not an image that can be read.") from err
-    finally:
-        Image.MAX_IMAGE_PIXELS = limit
+
+
+@contextmanager
+def open_picture(path: Path) -> Iterator[Image.Image]:
+    """A picture of any size, open but not decoded: who calls says what is too large.
+
+    `PIL.Image.open` has one limit for the whole process; to change it, if only for a while, would change it for other
+    threads, too.
+
+    Raises:
+        OSError: The file cannot be read, or `PIL.UnidentifiedImageError`, it is no picture.
+    """
+    from PIL import Image
+
+    with open(path, "rb") as file:
+        yield _identified(file, path, Image)
+
+
+def _identified(file: Any, path: Path, pillow: Any) -> Image.Image:
+    prefix = file.read(16)
+    for load_plugins in (pillow.preinit, pillow.init):
+        load_plugins()
+        for name in pillow.ID:
+            factory, accept = pillow.OPEN[name]
+            try:
+                accepted = accept is None or accept(prefix)
+                # a text says what is missing to open the file
+                if accepted and not isinstance(accepted, str):
+                    file.seek(0)
+                    return factory(file, str(path))
+            except (SyntaxError, IndexError, TypeError, struct.error):
+                continue
+    raise pillow.UnidentifiedImageError(f"{path} is of no format that Pillow knows")
 
 
 def _open_pyramid(path: Path) -> Slide | None:

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import csv
 import os
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from tcgn_hub.errors import ImageError, SectionError
+from tcgn_hub.errors import ImageError
 from tcgn_hub.images.slides import MAX_PIXELS, Slide, open_slide
 from tcgn_hub.images.tissue import tissue_fraction, tissue_mask
 from tcgn_hub.images.transforms import INPUT_PX
 
-__all__ = ["OVERVIEW_PX", "TileReader", "Tiles", "grid_tiles", "on_tissue", "read_spots"]
+__all__ = ["OVERVIEW_PX", "TileReader", "Tiles", "grid_tiles", "on_tissue"]
 
 OVERVIEW_PX = 2000
 """Longest side of the overview that tissue is looked for on."""
-
-_VISIUM = ("barcode", "in_tissue", "array_row", "array_col", "pxl_row_in_fullres", "pxl_col_in_fullres")
 
 
 @dataclass(frozen=True)
@@ -48,12 +45,13 @@ class Tiles:
 
 
 class TileReader:
-    """Tiles by index, for the processes of a DataLoader: each opens the slide for itself.
+    """Tiles by index, for the processes of a DataLoader, however they are started: each opens the slide for itself.
 
-    A plain picture is not opened again: its pixels are shared with processes that are forked.
+    What is pickled is the path and how to read it. Only the pixels of a plain picture are shared, with processes that
+    are forked; others decode it again.
 
     Args:
-        slide: An open slide.
+        slide: An open slide, which this process reads from.
         xy: Centres as (x, y) in pixels at full resolution, shape (n, 2).
         tile_px: Side of a tile in pixels at full resolution.
         max_pixels: The most pixels of a plain picture.
@@ -68,22 +66,24 @@ class TileReader:
         self.level = slide.level_for(tile_px / INPUT_PX)
         self.downsample = slide.downsamples[self.level]
         self.side = round(tile_px / self.downsample)
-        self.shared = slide
-        self.opened: tuple[int, Slide] | None = None
+        self._slide: Slide | None = slide
+        self._process = os.getpid()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_slide": None}
 
     def __len__(self) -> int:
         return len(self.xy)
 
     def __getitem__(self, index: int) -> tuple[int, np.ndarray | None, str]:
         """The index, pixels (side, side, 3), and why there are none if they cannot be read."""
-        if self.opened is None or self.opened[0] != os.getpid():
-            again = self.shared.reopens
-            self.opened = (os.getpid(), open_slide(self.path, max_pixels=self.max_pixels) if again else self.shared)
+        if self._slide is None or (self._slide.reopens and self._process != os.getpid()):
+            self._slide, self._process = open_slide(self.path, max_pixels=self.max_pixels), os.getpid()
         # on a pixel of the level, between which OpenSlide would interpolate
         corner = self.xy[index] - self.side * self.downsample / 2
         x, y = np.round(np.round(corner / self.downsample) * self.downsample).astype(int)
         try:
-            return index, self.opened[1].read(int(x), int(y), self.side, self.side, level=self.level), ""
+            return index, self._slide.read(int(x), int(y), self.side, self.side, level=self.level), ""
         except ImageError as err:
             return index, None, str(err)
 
@@ -143,74 +143,3 @@ def on_tissue(
     mask = tissue_mask(overview, um_per_px=mpp * downsample)
     share = tissue_fraction(mask | lost, tiles.xy / downsample, side / downsample)
     return tiles.at(share >= min_tissue), mask
-
-
-def read_spots(path: str | Path) -> Tiles:
-    """Spots in tissue from a file: a her2st selection, Space Ranger's ``tissue_positions``, or an h5ad.
-
-    Args:
-        path: ``.tsv`` with pixel_x and pixel_y; ``.csv`` with or without a header, or ``.parquet``; ``.h5ad`` with
-            obsm['spatial'].
-
-    Raises:
-        SectionError: The file is missing, malformed, or has no spot in tissue.
-        ExtraError: Its format needs a package that is not installed.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise SectionError(f"The spots file {path} does not exist.")
-    try:
-        if path.suffix == ".h5ad":
-            tiles = _spots_of_h5ad(path)
-        elif path.suffix == ".parquet":
-            from tcgn_hub.extras import require
-
-            table = require("pyarrow.parquet", extra="parquet", to="read .parquet files").read_table(path).to_pydict()
-            tiles = _visium([dict(zip(table, row, strict=True)) for row in zip(*table.values(), strict=True)])
-        else:
-            tiles = _spots_of_text(path)
-    except (OSError, ValueError, KeyError, TypeError) as err:
-        raise SectionError(
-            f"{path} is not a file of spots ({err}); give a her2st selection, tissue_positions of Space Ranger, or an"
-            " h5ad with obsm['spatial']."
-        ) from err
-    if not len(tiles):
-        raise SectionError(f"{path} has no spot in tissue.")
-    if not np.isfinite(tiles.xy).all():
-        raise SectionError(f"{path} has spots whose position is not a number.")
-    return tiles
-
-
-def _spots_of_text(path: Path) -> Tiles:
-    with open(path, newline="", encoding="utf-8-sig") as handle:
-        first = handle.readline()
-        handle.seek(0)
-        if "pixel_x" in first:
-            rows = list(csv.DictReader(handle, delimiter="\t"))
-            x, y = (np.array([round(float(row[key])) for row in rows], int) for key in ("x", "y"))
-            xy = np.array([[float(row["pixel_x"]), float(row["pixel_y"])] for row in rows], float).reshape(-1, 2)
-            return Tiles([f"{a}x{b}" for a, b in zip(x, y, strict=True)], xy, y, x)
-        # Space Ranger wrote the table without a header before version 2
-        names = None if first.startswith("barcode") else _VISIUM
-        return _visium(list(csv.DictReader(handle, fieldnames=names)))
-
-
-def _visium(rows: list[dict]) -> Tiles:
-    rows = [row for row in rows if int(row["in_tissue"])]
-    xy = [[float(row["pxl_col_in_fullres"]), float(row["pxl_row_in_fullres"])] for row in rows]
-    array = [[int(row["array_row"]), int(row["array_col"])] for row in rows]
-    array_row, array_col = np.array(array, int).reshape(-1, 2).T
-    return Tiles([row["barcode"] for row in rows], np.array(xy, float).reshape(-1, 2), array_row, array_col)
-
-
-def _spots_of_h5ad(path: Path) -> Tiles:
-    from tcgn_hub.extras import require
-
-    data = require("anndata", extra="h5ad", to="read .h5ad files").read_h5ad(path, backed="r")
-    xy = np.asarray(data.obsm["spatial"], float)[:, :2]
-    obs = data.obs
-    keep = np.asarray(obs["in_tissue"]).astype(bool) if "in_tissue" in obs else np.ones(len(obs), bool)
-    row, col = (
-        np.asarray(obs[key]).astype(int) if key in obs else np.arange(len(obs)) for key in ("array_row", "array_col")
-    )
-    return Tiles(list(obs.index.astype(str)), xy, row, col).at(keep)

@@ -13,6 +13,7 @@ before the transforms of timm::
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -72,7 +73,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def patch_px(mpp: float, patch_um: float) -> int:
-    """Side in pixels of a square field of so many micrometres."""
+    """Side in pixels of a patch of so many micrometres."""
     return max(1, round(patch_um / mpp))
 
 
@@ -145,16 +146,16 @@ class CropMicrons:
         return center_crop(image, patch_px(self.mpp, self.patch_um))
 
 
-def dihedral(pixels: Pixels, view: int) -> Pixels:
+def dihedral(pixels: Pixels, index: int) -> Pixels:
     """One of the eight rotations and reflections of square pictures (..., H, W), array or tensor; 0 changes nothing."""
     import numpy as np
 
     if isinstance(pixels, np.ndarray):
-        rotated: Any = np.rot90(pixels, view % 4, (-2, -1))
-        return rotated[..., ::-1] if view >= 4 else rotated
+        rotated: Any = np.rot90(pixels, index % 4, (-2, -1))
+        return rotated[..., ::-1] if index >= 4 else rotated
     picture: Any = pixels
-    rotated = picture.rot90(view % 4, (-2, -1))
-    return rotated.flip(-1) if view >= 4 else rotated
+    rotated = picture.rot90(index % 4, (-2, -1))
+    return rotated.flip(-1) if index >= 4 else rotated
 
 
 def to_input(pixels: torch.Tensor | np.ndarray | Image.Image) -> torch.Tensor:
@@ -183,11 +184,11 @@ def to_input(pixels: torch.Tensor | np.ndarray | Image.Image) -> torch.Tensor:
     return (x / 255 - mean) / std
 
 
-def to_input_array(pixels: np.ndarray) -> np.ndarray:
+def to_input_array(pixels: np.ndarray | Sequence[np.ndarray]) -> np.ndarray:
     """`to_input` by Pillow and NumPy, the same to 1e-4.
 
     Args:
-        pixels: RGB crops, uint8, shape (B, H, W, 3).
+        pixels: RGB crops, uint8, shape (B, H, W, 3), or several of any size (H, W, 3).
 
     Returns:
         Model input, float32, shape (B, 3, 224, 224).

@@ -125,11 +125,13 @@ class ShortcutConv(nn.Conv2d):
     def __init__(self, dim: int, device=None, dtype=None):
         super().__init__(dim, dim, 3, padding=1, groups=dim, device=device, dtype=dtype)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        # built from the weight alone, which compilers with frozen weights fold and then fuse
+    def kernel(self) -> torch.Tensor:
+        """The kernel with the shortcut in it, built from the weight alone, which compilers with frozen weights fold."""
         before, middle, after = self.weight.flatten(1).split([4, 1, 4], dim=1)
-        weight = torch.cat([before, middle + 1, after], dim=1).view_as(self.weight)
-        return F.conv2d(x, weight, self.bias, padding=1, groups=self.groups)
+        return torch.cat([before, middle + 1, after], dim=1).view_as(self.weight)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.conv2d(x, self.kernel(), self.bias, padding=1, groups=self.groups)
 
 
 @register_notrace_module  # it asks whether autocast is on, which symbolic tracing cannot follow
@@ -189,21 +191,6 @@ class Attention(nn.Module):
         return self.proj(x.transpose(1, 2).reshape(B, N, C))
 
 
-def _scale_shift(
-    weight: torch.Tensor,
-    bias: torch.Tensor,
-    mean: Optional[torch.Tensor],
-    var: Optional[torch.Tensor],
-    eps: float,
-) -> Tuple[torch.Tensor, torch.Tensor]:
-    """What a BatchNorm in eval mode multiplies with and adds."""
-    assert mean is not None
-    assert var is not None
-    scale = weight * (var + eps).rsqrt()
-    return scale, bias - mean * scale
-
-
-@register_notrace_module  # training and evaluation take different paths, of which a trace would keep one
 class InvertedResidualFfn(nn.Module):
     """Inverted residual feed-forward: widen, depthwise 3x3 with a shortcut, narrow. (CMT, 3.2)"""
 
@@ -220,18 +207,8 @@ class InvertedResidualFfn(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.norm1(self.act(self.conv1(x)))
-        x = self.act(self.dw(x))
-        if self.training:
-            return self.norm2(self.conv2(self.norm_dw(x)))
-        # fixed statistics make both norms part of the convolution between them; sums, for autocast rounds products
-        n, m = self.norm_dw, self.norm2
-        scale, shift = _scale_shift(n.weight, n.bias, n.running_mean, n.running_var, self.norm_dw.eps)
-        scale2, shift2 = _scale_shift(m.weight, m.bias, m.running_mean, m.running_var, self.norm2.eps)
-        weight, bias = self.conv2.weight.flatten(1), self.conv2.bias
-        assert bias is not None
-        bias = ((weight * shift).sum(dim=1) + bias) * scale2 + shift2
-        weight = scale2.unsqueeze(1) * weight * scale
-        return F.conv2d(x, weight.unsqueeze(2).unsqueeze(3), bias)
+        x = self.norm_dw(self.act(self.dw(x)))
+        return self.norm2(self.conv2(x))
 
 
 class CmtBlock(nn.Module):
@@ -628,6 +605,39 @@ class TCGN(nn.Module):
     def get_classifier(self) -> nn.Module:
         return self.head.fc
 
+    @torch.jit.ignore
+    def fuse(self) -> "TCGN":
+        """Make norms and shortcuts part of the convolutions beside them, in place: the same outputs, sooner.
+
+        A BatchNorm stays where a GELU comes before it and a convolution that pads after it. A fused model is for
+        inference: it cannot be trained as before, and its state dict is no checkpoint of the architecture.
+
+        Returns:
+            The model itself.
+
+        Raises:
+            RuntimeError: The model is in train mode, in which norms follow the batch.
+        """
+        if self.training:
+            raise RuntimeError("A model in train mode cannot be fused; call eval() first.")
+        if isinstance(self.stem.norm3, nn.BatchNorm2d):
+            _fold(self.stages[0].patch_embed.proj, before=self.stem.norm3)
+            self.stem.norm3 = nn.Identity()
+        for module in self.modules():
+            if isinstance(module, InvertedResidualFfn) and isinstance(module.norm2, nn.BatchNorm2d):
+                _fold(module.conv2, before=module.norm_dw, after=module.norm2)
+                module.norm_dw, module.norm2 = nn.Identity(), nn.Identity()
+            elif isinstance(module, nn.Sequential) and len(module) > 1 and isinstance(module[1], nn.BatchNorm2d):
+                _fold(module[0], after=module[1])
+                module[1] = nn.Identity()
+        for module in list(self.modules()):
+            for name, child in module.named_children():
+                if isinstance(child, ShortcutConv):
+                    conv = nn.Conv2d(*child.weight.shape[:1] * 2, 3, padding=1, groups=child.groups, device="meta")
+                    conv.weight, conv.bias = _like(child.kernel(), child.weight), child.bias
+                    setattr(module, name, conv.eval())
+        return self
+
     def reset_classifier(self, num_classes: int, global_pool: Optional[str] = None) -> None:
         """Replace the last layer; the hidden layer before it stays."""
         self.num_classes = num_classes
@@ -684,14 +694,14 @@ class TCGN(nn.Module):
 
         Args:
             indices: Indices of the stages to keep.
-            prune_norm: Whether to prune the final convolution, which goes in any case with the last stage.
-            prune_head: Whether to prune the classifier head.
+            prune_norm: Whether to prune the final convolution though the head stays.
+            prune_head: Whether to prune the classifier head, and the final convolution that only it has a use for.
 
         Returns:
             List of indices that were kept.
         """
         take_indices, max_index = feature_take_indices(len(self.stages), indices)
-        if prune_norm or max_index < len(self.stages) - 1:
+        if prune_norm or prune_head or max_index < len(self.stages) - 1:
             self.final_conv = nn.Identity()
             self.num_features = self.embed_dims[max_index]
         self.stages = self.stages[: max_index + 1]
@@ -719,6 +729,33 @@ class TCGN(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.forward_head(self.forward_features(x))
+
+
+def _like(value: torch.Tensor, parameter: nn.Parameter) -> nn.Parameter:
+    return nn.Parameter(value.detach().to(parameter.dtype), requires_grad=parameter.requires_grad)
+
+
+def _fold(conv: nn.Conv2d, before: Optional[nn.BatchNorm2d] = None, after: Optional[nn.BatchNorm2d] = None) -> None:
+    """Make norms in eval mode part of a convolution; one before it must not meet padding, or groups."""
+    weight, bias = conv.weight.detach(), conv.bias.detach()
+    if before is not None:
+        scale, shift = _scale_shift(before)
+        bias = bias + (weight.sum(dim=(2, 3)) * shift).sum(dim=1)
+        weight = weight * scale[:, None, None]
+    if after is not None:
+        scale, shift = _scale_shift(after)
+        bias, weight = bias * scale + shift, weight * scale[:, None, None, None]
+    conv.weight, conv.bias = _like(weight, conv.weight), _like(bias, conv.bias)
+
+
+def _scale_shift(norm: nn.BatchNorm2d) -> Tuple[torch.Tensor, torch.Tensor]:
+    """What a BatchNorm in eval mode multiplies with and adds."""
+    dtype = torch.promote_types(norm.weight.dtype, torch.float32)
+    mean, var, weight, bias = (
+        x.detach().to(dtype) for x in (norm.running_mean, norm.running_var, norm.weight, norm.bias)
+    )
+    scale = weight * (var + norm.eps).rsqrt()
+    return scale, bias - mean * scale
 
 
 def _init_weights(module: nn.Module, name: str = "") -> None:

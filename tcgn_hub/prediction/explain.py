@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,31 +11,30 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tcgn_hub.errors import ImageError, PanelError, WeightsError
-from tcgn_hub.images.scale import given_scale
+from tcgn_hub.images.scale import Scale
 from tcgn_hub.images.slides import MAX_PIXELS, open_slide
 from tcgn_hub.images.tiles import TileReader
 from tcgn_hub.images.tissue import stained_share
-from tcgn_hub.images.transforms import IMAGENET_MEAN, IMAGENET_STD, INPUT_PX, to_input
-from tcgn_hub.prediction.patches import crop_image, gene_columns
+from tcgn_hub.images.transforms import IMAGENET_MEAN, IMAGENET_STD, INPUT_PX
+from tcgn_hub.prediction.patches import check_options, crop_image, patch_table
+from tcgn_hub.result import Explanation, Gallery, LearnedGraph, Result, gene_table
 
 if TYPE_CHECKING:
     import torch
     from PIL import Image
 
     from tcgn_hub.models.tcgn import TCGN
-    from tcgn_hub.prediction.slides import SlidePrediction
-    from tcgn_hub.weights.info import ModelInfo
+    from tcgn_hub.prediction.predictor import Predictor
+    from tcgn_hub.weights.info import WeightsInfo
 
 __all__ = [
     "LAYERS",
-    "Explanation",
-    "Gallery",
-    "LearnedGraph",
     "activation_maps",
     "best_genes",
-    "explain",
-    "galleries",
+    "check_explain",
+    "explain_patch",
     "learned_graphs",
+    "make_galleries",
     "occlusion_maps",
 ]
 
@@ -45,73 +45,76 @@ _WINDOW, _STEP = 32, 16  # of the 224 px; a position of the occlusion map is one
 _LEAST_STAINED = 0.02
 
 
-def explain(
+def explain_patch(
+    predictor: Predictor,
     image: str | Path | Image.Image | np.ndarray,
     *,
     genes: str | Path | Sequence[str] | None = None,
-    weights: str | Path | None = None,
     mpp: float | None = None,
     magnification: float | None = None,
     patch_um: float | None = None,
     layers: Sequence[str] = tuple(LAYERS),
     occlusion: bool = False,
-    device: str | None = None,
 ) -> Explanation:
     """Explain the prediction for the centre of a patch.
 
     Args:
+        predictor: The weights.
         image: Path, PIL image of any mode, or uint8 array of shape (H, W, 3).
         genes: Genes to explain, see `tcgn_hub.panels.load_panel`; the four of highest held-out PCC if None.
-        weights: A tag, model directory or file, see `tcgn_hub.load_model`; the default weights if None.
         mpp: Micrometres per pixel, if not what the file says.
         magnification: The same as a magnification, such as 20.
         patch_um: Side of the patch in micrometres, if not that of the weights.
         layers: Names out of `LAYERS`.
         occlusion: Also cover the patch part by part, which costs 169 predictions.
-        device: Where to compute, such as 'cuda'; the CPU if None.
 
     Raises:
         ImageError: The image cannot be read, states no scale where none is given, is smaller than the crop, or shows
             no tissue.
-        PanelError: A gene is not among the outputs of the model, or none is given and no PCC was measured.
-        WeightsError: The weights cannot be found, read or verified.
+        PanelError: A gene is not among the outputs of the weights, or none is given and no PCC was measured.
+        WeightsError: The weights were exported for ONNX Runtime, which gives no gradients.
     """
-    from tcgn_hub.models.loading import load_model
-    from tcgn_hub.prediction.backends import run
-    from tcgn_hub.prediction.backends.torch import TorchBackend
-
-    unknown = [layer for layer in layers if layer not in LAYERS]
-    if unknown or not layers:
-        raise ValueError(f"layers are names out of {', '.join(LAYERS)}, got {', '.join(unknown) or 'none'}")
-    given = given_scale(mpp, magnification)
-    model, info = load_model(weights, device=device)
-    columns = gene_columns(info, best_genes(info) if genes is None else genes)
+    given = check_explain(genes=genes, mpp=mpp, magnification=magnification, patch_um=patch_um, layers=layers)
+    model, info = predictor.model, predictor.info
+    columns = predictor.columns(best_genes(info) if genes is None else genes)
     name = str(image) if isinstance(image, (str, Path)) else "image"
     crop, scale = crop_image(image, name, given, patch_um, info)
     if stained_share(crop) < _LEAST_STAINED:
         raise ImageError(
             f"{name} shows no stained tissue in its central {crop.shape[0]} px: there is nothing to explain."
         )
-    x = to_input(crop).to(device or "cpu")
-    said = run(TorchBackend(model, info), x, views=8)
+    said = predictor.run(crop[None], tta=8)
+    x = predictor.backend.prepare(crop[None])
     return Explanation(
-        image=name,
+        result=Result(
+            X=said["values"][:, columns],
+            obs=patch_table([(name, scale, len(crop))], said),
+            var=gene_table(info, columns),
+            uns={"failed": {}, **predictor.metadata(8)},
+            layers={"tta_std": said["tta_std"][:, columns]},
+        ),
         patch=_pictures(x)[0],
-        scale=scale,
-        patch_um=crop.shape[0] * scale.mpp,
-        genes=[info.genes[i] for i in columns],
-        values=said["values"][:, columns],
-        units=info.units,
-        model=info,
         maps={layer: maps[0] for layer, maps in activation_maps(model, x, columns, layers=layers).items()},
         occlusion=occlusion_maps(model, x, columns) if occlusion else None,
         graphs=learned_graphs(model, x),
-        spread=said["spread"][:, columns],
-        distance=said.get("distance"),
     )
 
 
-def best_genes(info: ModelInfo) -> list[str]:
+def check_explain(*, layers: Sequence[str] = tuple(LAYERS), **options: Any) -> Scale | None:
+    """Refuse options that no weights could make sense of; gives the scale that they state.
+
+    Raises:
+        ImageError: The scale cannot be that of a histology image.
+        PanelError: The genes are no panel.
+        ValueError: A layer cannot be mapped.
+    """
+    unknown = [layer for layer in layers if layer not in LAYERS]
+    if unknown or not layers:
+        raise ValueError(f"layers are names out of {', '.join(LAYERS)}, got {', '.join(unknown) or 'none'}")
+    return check_options(**options)
+
+
+def best_genes(info: WeightsInfo) -> list[str]:
     """The four genes of highest held-out PCC.
 
     Raises:
@@ -228,9 +231,15 @@ def learned_graphs(model: TCGN, x: torch.Tensor) -> list[LearnedGraph]:
 
 @contextmanager
 def _inputs_of(modules: Sequence[Any]) -> Iterator[dict[Any, tuple[torch.Tensor, ...]]]:
-    """What modules are called with while the block runs."""
+    """What modules are called with by this thread while the block runs; others may predict with them meanwhile."""
     seen: dict[Any, tuple[torch.Tensor, ...]] = {}
-    hooks = [module.register_forward_pre_hook(lambda module, args: seen.update({module: args})) for module in modules]
+    thread = threading.get_ident()
+
+    def note(module: Any, args: tuple[torch.Tensor, ...]) -> None:
+        if threading.get_ident() == thread:
+            seen[module] = args
+
+    hooks = [module.register_forward_pre_hook(note) for module in modules]
     try:
         yield seen
     finally:
@@ -238,42 +247,43 @@ def _inputs_of(modules: Sequence[Any]) -> Iterator[dict[Any, tuple[torch.Tensor,
             hook.remove()
 
 
-def galleries(
-    prediction: SlidePrediction,
+def make_galleries(
+    predictor: Predictor,
+    result: Result,
     genes: Sequence[str],
     *,
     count: int = 4,
-    device: str | None = None,
     max_pixels: int = MAX_PIXELS,
 ) -> list[Gallery]:
     """Read the highest and lowest tiles of genes again, and map what their predictions rest on.
 
     Args:
-        prediction: A slide; its weights are loaded again, and the file is read again.
+        predictor: The weights that predicted them.
+        result: A slide, whose file is read again.
         genes: Genes that were predicted.
         count: How many of the highest, and of the lowest; fewer if there are not so many tiles.
-        device: Where to compute; the CPU if None.
         max_pixels: The most pixels of a plain picture.
 
     Raises:
         PanelError: A gene was not predicted.
-        WeightsError: The weights are gone, or no longer the same.
+        WeightsError: Other weights predicted the slide, or they were exported for ONNX Runtime, which gives no
+            gradients.
         ImageError: The slide can no longer be read.
     """
-    import torch
-
-    from tcgn_hub.models.loading import load_model
-
-    model, info = load_model(prediction.model.name, device=device)
-    if info.sha256 != prediction.model.sha256:
-        raise WeightsError(f"{info.name} is no longer what {prediction.slide} was predicted with.")
+    context, model, info = result.slide, predictor.model, predictor.info
+    if context is None:
+        raise ValueError("galleries are of tiles of a slide, not of patches")
+    if info.sha256 != result.info.sha256:
+        raise WeightsError(
+            f"{context.path} was predicted by {result.info.name}, not by the {info.name} that is to explain it; load"
+            " the weights of the prediction."
+        )
+    columns = [result.column(gene) for gene in genes]
     found = []
-    with open_slide(prediction.slide, max_pixels=max_pixels) as slide:
-        reader = TileReader(slide, prediction.xy, prediction.tile_px, max_pixels=max_pixels)
-        for gene in genes:
-            if gene not in prediction.genes:
-                raise PanelError(f"{gene} is not among the genes predicted for {prediction.slide}.")
-            values = prediction.values[:, prediction.genes.index(gene)]
+    with open_slide(context.path, max_pixels=max_pixels) as slide:
+        reader = TileReader(slide, result.obsm["spatial"], context.tile_px, max_pixels=max_pixels)
+        for gene, column in zip(genes, columns, strict=True):
+            values = result.X[:, column]
             order = np.argsort(-values, kind="stable")
             number = min(count, len(order) // 2 or 1)
             tiles = np.concatenate([order[:number], order[number:][-number:]])
@@ -281,9 +291,8 @@ def galleries(
             for _, _, why in read:
                 if why:
                     raise ImageError(why)
-            pixels = torch.from_numpy(np.stack([p for _, p, _ in read if p is not None])).permute(0, 3, 1, 2)
-            x = to_input(pixels.to(device or "cpu"))
-            maps = activation_maps(model, x, gene_columns(info, [gene]))["final_conv"][:, 0]
+            x = predictor.backend.prepare(np.stack([pixels for _, pixels, _ in read if pixels is not None]))
+            maps = activation_maps(model, x, predictor.columns([gene]))["final_conv"][:, 0]
             found.append(Gallery(gene, tiles, number, values[tiles], _pictures(x), maps))
     return found
 

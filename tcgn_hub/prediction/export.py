@@ -1,14 +1,14 @@
-"""export_model(): weights as a file that other programs run, ONNX or a program of torch.export."""
+"""Weights as a file that other programs run, ONNX or a program of torch.export."""
 
 from __future__ import annotations
 
-import contextlib
-import io
+import copy
 import json
 import logging
 import tempfile
-import warnings
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,15 +24,15 @@ if TYPE_CHECKING:
     import torch
 
     from tcgn_hub.models.tcgn import TCGN
-    from tcgn_hub.weights.info import ModelInfo
+    from tcgn_hub.prediction.predictor import Predictor
 
-__all__ = ["FORMATS", "PRECISIONS", "Exported", "export_model", "with_features", "write_onnx"]
+__all__ = ["PRECISIONS", "Exported", "check_export", "export_weights", "with_features", "write_onnx"]
 
-FORMATS = ("onnx", "torch-export")
 PRECISIONS = ("float32", "float16", "int8")
 _MOST = 1024  # patches in a batch of a dynamic program
 _OPSET = 20  # the first that has GELU
 _TOLERANCE = {"float32": 1e-4, "float16": 2e-2, "int8": 0.2}
+_exporting = threading.Lock()  # PyTorch's exporter changes state of the process while it runs
 
 
 @dataclass(frozen=True)
@@ -48,76 +48,58 @@ class Exported:
     difference: float
 
 
-def export_model(
-    weights: str | Path | None = None,
+def export_weights(
+    predictor: Predictor,
+    path: str | Path | None = None,
     *,
-    out: str | Path | None = None,
-    format: str = "onnx",
     precision: str = "float32",
     batch_size: int | None = None,
 ) -> Exported:
     """Export weights. The file takes normalised patches ``pixels``, float32, shape (B, 3, 224, 224).
 
-    It gives ``values``, float32, shape (B, genes), and ``features``, (B, 1280). Genes, units, scale and held-out
-    metrics travel with it as JSON: in the metadata of an .onnx file, as the extra file ``tcgn.json`` of a .pt2 file.
+    It gives ``values``, float32, shape (B, genes), and ``features``, (B, 1280). `WeightsInfo` travels with it as JSON:
+    under the key ``tcgn`` of the metadata of an .onnx file, as the extra file ``tcgn.json`` of a .pt2 file.
 
     Args:
-        weights: As in `tcgn_hub.load_model`; the default weights if None.
-        out: File to write, .onnx or .pt2. If None, an ONNX file is kept below ``HF_HOME``, where ``backend='onnx'``
-            finds it.
-        format: 'onnx', or 'torch-export' for `torch.export.load`.
+        predictor: The weights.
+        path: File to write: .onnx, or .pt2 for `torch.export.load`. If None, an ONNX file is kept below ``HF_HOME``,
+            where ``backend='onnx'`` finds it.
         precision: 'float32'; for ONNX also 'float16', which stores the weights so and computes in float32, at half the
             size, or 'int8', which multiplies matrices in 8 bits with scales found anew for each batch.
         batch_size: Patches in a batch; any number from 1 to 1024 if None.
 
     Raises:
-        WeightsError: The weights cannot be had.
+        WeightsError: The weights were exported themselves.
         CheckpointError: The exported model does not give the values of the model.
-        OutputError: The file cannot be written, or has the name of another format.
+        OutputError: The file cannot be written, or its name is that of no format.
         ExtraError: ONNX is not installed.
     """
-    if format not in FORMATS or precision not in PRECISIONS:
-        raise ValueError(f"format is one of {', '.join(FORMATS)}, and precision one of {', '.join(PRECISIONS)}")
-    suffix = ".onnx" if format == "onnx" else ".pt2"
-    if format == "torch-export" and precision != "float32":
-        raise OutputError(f"{precision} is for ONNX; export float32, or to ONNX.")
-    if out is None and format != "onnx":
-        raise OutputError("Say where to write the program: a file that ends in .pt2.")
-    if out is not None and Path(out).suffix != suffix:
-        raise OutputError(f"{out} does not end in {suffix}, as {format} does.")
-    if format == "onnx":
-        for module in ("onnx", "onnxscript", "onnxruntime"):
-            require(module, extra="onnx", to="export ONNX")
+    is_onnx = check_export(path, precision=precision, batch_size=batch_size)
     import torch
 
-    from tcgn_hub.models.loading import load_model
     from tcgn_hub.prediction.backends.onnx import exported_path
 
-    model, info = load_model(weights)
-    if out is None:
+    model, info = copy.deepcopy(predictor.model).cpu(), predictor.info
+    if path is None:
         path = exported_path(info.sha256)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as err:
             raise OutputError(f"{path.parent} cannot be made a folder ({err.strerror}).") from err
-    else:
-        path = Path(out)
-        if not path.parent.is_dir():
-            raise OutputError(f"{path} cannot be written: there is no folder {path.parent}.")
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(batch_size or 2, 3, INPUT_PX, INPUT_PX, generator=generator)
     wrapped = with_features(model)
     with torch.inference_mode():
         expected = wrapped(x)[0].numpy()
-    facts = json.dumps(_known(info))
-    with writing(path) as part:
-        if format == "onnx":
-            write_onnx(wrapped, x, part, precision=precision, dynamic=batch_size is None, facts=facts)
+    stated = json.dumps(info.to_json())
+    with writing(path) as part, _exporting:
+        if is_onnx:
+            write_onnx(wrapped, x, part, precision=precision, dynamic=batch_size is None, info=stated)
             found = _run_onnx(part, x)
         else:
             program = torch.export.export(wrapped, (x,), dynamic_shapes=_dynamic(batch_size is None))
             with open(part, "wb") as handle:
-                torch.export.save(program, handle, extra_files={"tcgn.json": facts})
+                torch.export.save(program, handle, extra_files={"tcgn.json": stated})
             with torch.inference_mode():
                 found = program.module()(x)[0].numpy()
         difference = float(np.abs(found - expected).max())
@@ -125,32 +107,32 @@ def export_model(
             raise CheckpointError(
                 f"The exported model differs by {difference:.2g} from {info.name}; nothing was written."
             )
-    return Exported(path, difference)
+    return Exported(Path(path), difference)
 
 
-def _known(info: ModelInfo) -> dict[str, Any]:
-    """What is known of a model, as `tcgn_hub.weights.info.model_info` takes it."""
-    held_out: dict[str, Any] = {"interval_level": info.level}
-    if info.pcc is not None:
-        held_out["pcc"] = [info.pcc[gene] for gene in info.genes]
-    if info.significant is not None:
-        held_out["significant"] = sorted(info.significant)
-    if info.interval_radius is not None:
-        held_out["interval_radius"] = [
-            None if np.isnan(width) else width for width in (info.interval_radius[gene] for gene in info.genes)
-        ]
-    features = {} if info.ood is None else {"features": info.ood.to_json()}
-    return {
-        "name": info.name,
-        "sha256": info.sha256,
-        "genes": list(info.genes),
-        "units": info.units,
-        "facts": {
-            "held_out": held_out,
-            "crop": {"patch_um": info.patch_um, "nominal_patch_um": info.nominal_patch_um},
-            "training_data": {**info.training_data, **features},
-        },
-    }
+def check_export(path: str | Path | None = None, *, precision: str = "float32", batch_size: int | None = None) -> bool:
+    """Refuse what cannot be exported, before weights are loaded; whether it is ONNX.
+
+    Raises:
+        OutputError: The name of the file is that of no format, or of one without this precision; or there is no folder.
+        ExtraError: ONNX is not installed.
+        ValueError: The precision or the size of a batch is none.
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision is {precision!r}, but has to be one of {', '.join(PRECISIONS)}")
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}, but must be at least 1")
+    suffix = ".onnx" if path is None else Path(path).suffix.lower()
+    if suffix not in (".onnx", ".pt2"):
+        raise OutputError(f"{path} is of no format that is known; let it end in .onnx or .pt2.")
+    if suffix == ".pt2" and precision != "float32":
+        raise OutputError(f"{precision} is for ONNX; export float32, or to a file that ends in .onnx.")
+    if path is not None and not Path(path).parent.is_dir():
+        raise OutputError(f"{path} cannot be written: there is no folder {Path(path).parent}.")
+    if suffix == ".onnx":
+        for module in ("onnx", "onnxscript", "onnxruntime"):
+            require(module, extra="onnx", to="export ONNX")
+    return suffix == ".onnx"
 
 
 def with_features(model: TCGN) -> torch.nn.Module:
@@ -178,7 +160,7 @@ def _dynamic(dynamic: bool) -> Any:
 
 
 def write_onnx(
-    model: torch.nn.Module, x: torch.Tensor, path: Path, *, precision: str, dynamic: bool, facts: str
+    model: torch.nn.Module, x: torch.Tensor, path: Path, *, precision: str, dynamic: bool, info: str
 ) -> None:
     """Write a model as ONNX.
 
@@ -188,18 +170,18 @@ def write_onnx(
         path: File to write.
         precision: One of `PRECISIONS`.
         dynamic: Whether the file takes other batches than that of ``x``.
-        facts: JSON for the metadata.
+        info: JSON of `WeightsInfo` for the metadata.
     """
     import onnx
 
-    from tcgn_hub.prediction.backends.onnx import METADATA
+    from tcgn_hub.prediction.backends.onnx import METADATA, PRECISION
 
     proto = _graph_of(model, x, dynamic=dynamic)
     if precision == "int8":
         proto = _in_int8(proto)
     elif precision == "float16":
         _store_half(proto)
-    onnx.helper.set_model_props(proto, {METADATA: facts})
+    onnx.helper.set_model_props(proto, {METADATA: info, PRECISION: precision})
     path.write_bytes(proto.SerializeToString())
 
 
@@ -221,18 +203,19 @@ def _graph_of(model: torch.nn.Module, x: torch.Tensor, *, dynamic: bool) -> Any:
     return program.model_proto
 
 
-@contextlib.contextmanager
+@contextmanager
 def _quietly() -> Iterator[None]:
-    """The exporter tells of every node that it did not simplify."""
-    logger = logging.getLogger("onnxscript")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    """Without what the exporter says of every node that it did not simplify; other threads still hear their own."""
+    logger, thread = logging.getLogger("onnxscript.optimizer._constant_folding"), threading.get_ident()
+
+    def of_others(record: logging.LogRecord) -> bool:
+        return record.thread != thread
+
+    logger.addFilter(of_others)
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
+        yield
     finally:
-        logger.setLevel(level)
+        logger.removeFilter(of_others)
 
 
 def _store_half(proto: Any) -> None:
@@ -257,15 +240,13 @@ def _in_int8(proto: Any) -> Any:
     import onnx
     from onnxruntime.quantization import quantize_dynamic
 
-    logging.getLogger().disabled, was = True, logging.getLogger().disabled  # it advises on the root logger
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            before, after = Path(folder, "before.onnx"), Path(folder, "after.onnx")
-            before.write_bytes(proto.SerializeToString())
-            quantize_dynamic(before, after, op_types_to_quantize=["MatMul", "Gemm"], per_channel=True)
-            return onnx.load(after)
-    finally:
-        logging.getLogger().disabled = was
+    # what it would advise otherwise goes to the root logger, and sets that up
+    onnx.helper.set_model_props(proto, {"onnx.quant.pre_process": "onnxruntime.quant"})
+    with tempfile.TemporaryDirectory() as folder:
+        before, after = Path(folder, "before.onnx"), Path(folder, "after.onnx")
+        before.write_bytes(proto.SerializeToString())
+        quantize_dynamic(before, after, op_types_to_quantize=["MatMul", "Gemm"], per_channel=True)
+        return onnx.load(after)
 
 
 def _run_onnx(path: Path, x: torch.Tensor) -> np.ndarray:

@@ -2,21 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tcgn_hub.errors import PanelError
+import tcgn_hub.writing  # noqa: F401  (Result.write knows its formats)
+from tcgn_hub.errors import DeviceError, ImageError, PanelError, WeightsError
+from tcgn_hub.images.transforms import to_rgb
 from tcgn_hub.panels import load_panel
-from tcgn_hub.prediction.backends import Backend
+from tcgn_hub.prediction.backends import BACKENDS, PRECISIONS, Backend
+from tcgn_hub.prediction.explain import check_explain, explain_patch, make_galleries
+from tcgn_hub.prediction.export import Exported, check_export, export_weights
 from tcgn_hub.prediction.ood import TissueModel
+from tcgn_hub.prediction.patches import check_options, predict_patches
+from tcgn_hub.prediction.slides import check_folder, check_slide, predict_tiles
+from tcgn_hub.result import Explanation, Result
+from tcgn_hub.weights.hub import locate
 from tcgn_hub.weights.info import WeightsInfo
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    import torch
+    from PIL import Image
 
-__all__ = ["Predictor", "load"]
+    from tcgn_hub.models.tcgn import TCGN
+
+__all__ = ["Predictor", "explain", "export", "load", "predict", "predict_slide"]
+
+_KEPT = 4  # loaded models; one takes 90 MB
+_loaded: OrderedDict[tuple[str, ...], tuple[Backend, WeightsInfo]] = OrderedDict()
+_loading = threading.Lock()
 
 
 class Predictor:
@@ -29,17 +48,44 @@ class Predictor:
     Attributes:
         backend: What computes: `tcgn_hub.prediction.backends.torch.TorchBackend`, or that of ONNX Runtime.
         info: What is known of the weights; patches should cover ``info.patch_um`` micrometres.
+
+    Raises:
+        WeightsError: The description of the training tissue is malformed.
     """
 
     def __init__(self, backend: Backend, info: WeightsInfo) -> None:
         self.backend, self.info = backend, info
-        self._tissue = None if info.ood is None else TissueModel.from_json(info.ood)
+        try:
+            self._tissue = None if info.ood is None else TissueModel.from_json(info.ood)
+        except ValueError as err:
+            raise WeightsError(f"What is stated of {info.name} is malformed ({err}).") from err
 
-    def run(self, pixels: np.ndarray, *, tta: int = 1, features: bool = False) -> dict[str, np.ndarray]:
+    patches = predict_patches
+    slide = predict_tiles
+    explain = explain_patch
+    galleries = make_galleries
+    export = export_weights
+
+    def embed(self, images: Sequence[str | Path | Image.Image | np.ndarray], **options: Any) -> np.ndarray:
+        """Features of patches before the head, float32, shape (n, 1280).
+
+        Args:
+            images: As of `patches`.
+            **options: Likewise: ``mpp``, ``magnification``, ``patch_um``, ``batch_size``, ``progress``.
+
+        Raises:
+            ImageError: As of `patches`.
+        """
+        return self.patches(images, genes=self.info.genes[:1], features=True, **options).obsm["features"]
+
+    def run(
+        self, pixels: np.ndarray | list[np.ndarray], *, tta: int = 1, features: bool = False
+    ) -> dict[str, np.ndarray]:
         """What the weights say of a batch of patches.
 
         Args:
-            pixels: RGB patches, uint8, shape (B, H, W, 3), of the side that the weights were trained on.
+            pixels: RGB patches of the field that the weights were trained on, uint8: an array (B, H, W, 3), or a list
+                of arrays (H, W, 3) of any size.
             tta: Over how many rotations and reflections to average, 1 to 8.
             features: Whether to return the features.
 
@@ -84,6 +130,79 @@ class Predictor:
                 raise PanelError(f"{info.name} predicts none of these genes better than chance.")
         return [index[gene] for gene in wanted]
 
+    def metadata(self, tta: int = 1) -> dict[str, Any]:
+        """What `Result.uns` states of any prediction."""
+        return {
+            "weights": self.info,
+            "tta": tta,
+            "backend": self.backend.name,
+            "precision": self.backend.precision,
+        }
+
+    @property
+    def model(self) -> TCGN:
+        """The model in PyTorch, which other predictors may share: do not change it.
+
+        Raises:
+            WeightsError: ONNX Runtime computes.
+        """
+        from tcgn_hub.prediction.backends.torch import TorchBackend
+
+        if not isinstance(self.backend, TorchBackend):
+            raise WeightsError(
+                f"{self.info.name} is loaded as exported for ONNX Runtime, which gives values alone; load the weights"
+                " themselves, with the backend torch."
+            )
+        return self.backend.model
+
+    def to(self, device: str | torch.device) -> Predictor:
+        """Compute on another device from now on; returns itself, as a module of PyTorch does.
+
+        Raises:
+            DeviceError: It is not there, or cannot be used.
+        """
+        self.backend = self.backend.to(str(device))
+        return self
+
+    def get_transform(self) -> Callable[[Any], torch.Tensor]:
+        """What makes of a tile that another package reads what `predict` takes, see `as_tile`."""
+        return as_tile
+
+    def predict(self, tiles: torch.Tensor | np.ndarray) -> dict[str, np.ndarray]:
+        """Values of every gene, float32, shape (B,): what LazySlide's ``tile_prediction`` calls.
+
+        Args:
+            tiles: RGB tiles before any normalisation: a tensor (B, 3, H, W) or (3, H, W), or an array (B, H, W, 3) or
+                (H, W, 3); uint8, or float from 0 to 1.
+
+        Raises:
+            ImageError: The shape is another one, or float values lie outside of 0 to 1.
+        """
+        pixels: Any = tiles[None] if tiles.ndim == 3 else tiles
+        if not isinstance(pixels, np.ndarray):
+            pixels = pixels.movedim(1, -1)
+        if pixels.ndim != 4 or pixels.shape[-1] != 3:
+            raise ImageError(f"Tiles of shape {tuple(tiles.shape)} are not RGB images.")
+        if not str(pixels.dtype).endswith("uint8"):
+            if 0 not in pixels.shape and not (pixels.min() >= 0 and pixels.max() <= 1):
+                raise ImageError("Tiles of floating point should be from 0 to 1, before any normalisation.")
+            pixels = pixels * 255
+        values, _ = self.backend.forward(self.backend.prepare(pixels))
+        return {gene: values[:, i] for i, gene in enumerate(self.info.genes)}
+
+
+def as_tile(image: Any) -> torch.Tensor:
+    """A tile as a uint8 tensor (3, H, W).
+
+    Args:
+        image: A PIL image of any mode, a uint8 array (H, W, 3), or a tensor (3, H, W), which is returned as it is.
+    """
+    import torch
+
+    if isinstance(image, torch.Tensor):
+        return image
+    return torch.from_numpy(np.array(image if isinstance(image, np.ndarray) else to_rgb(image))).permute(2, 0, 1)
+
 
 def load(
     tag: str | None = None,
@@ -92,10 +211,248 @@ def load(
     device: str = "auto",
     precision: str = "auto",
     backend: str | None = None,
+    cache_dir: str | Path | None = None,
 ) -> Predictor:
-    """Weights, ready to predict."""
-    from tcgn_hub.models.loading import load_model
-    from tcgn_hub.prediction.backends.torch import TorchBackend
+    """Weights, ready to predict. Those that this process has loaded before are not read again.
 
-    model, info = load_model(path or tag, device=device)
-    return Predictor(TorchBackend(model), info)
+    Args:
+        tag: A tag of the manifest, or 'hf-hub:organisation/name'; the default weights if neither this nor a path is
+            given. It is never looked for among files.
+        path: A model directory, a file of parameters, or an .onnx file that `tcgn_hub.export` wrote.
+        device: Where to compute: 'auto' takes CUDA where there is one, and the CPU elsewhere.
+        precision: 'float32', or 'bfloat16' or 'float16', in which convolutions and products of matrices are computed;
+            'auto' is float32.
+        backend: 'torch', or 'onnx' for weights that were exported; if None, what the name of the path says.
+        cache_dir: Where to keep downloads.
+
+    Raises:
+        WeightsError: The weights cannot be found, had, read or verified, were not exported, or ONNX Runtime is to
+            compute in another precision than float32.
+        CheckpointError: The parameters do not fit the architecture.
+        DeviceError: The device is not there, or is not the CPU where ONNX Runtime computes.
+        ExtraError: ONNX Runtime is not installed.
+    """
+    if tag is not None and path is not None:
+        raise ValueError("give a tag or a path, not both")
+    if backend not in (None, *BACKENDS):
+        raise ValueError(f"backend is {backend!r}, but has to be one of {', '.join(BACKENDS)}")
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision is {precision!r}, but has to be one of {', '.join(PRECISIONS)}")
+    if _uses_onnx(path, backend):
+        return _load_onnx(tag, path, device, precision, cache_dir)
+    return _load_torch(tag, path, device, _torch_precision(precision), cache_dir)
+
+
+def _uses_onnx(path: str | Path | None, backend: str | None) -> bool:
+    return backend == "onnx" or (backend is None and path is not None and Path(path).suffix == ".onnx")
+
+
+def _torch_precision(precision: str) -> str:
+    return "float32" if precision == "auto" else precision
+
+
+def _load_torch(
+    tag: str | None, path: str | Path | None, device: str, precision: str, cache_dir: str | Path | None
+) -> Predictor:
+    from tcgn_hub.devices import pick_device
+
+    device = pick_device(device)
+    found = _find(tag, path, cache_dir)
+
+    def read() -> tuple[Backend, WeightsInfo]:
+        from tcgn_hub.models.loading import load_model
+        from tcgn_hub.prediction.backends.torch import TorchBackend
+
+        model, info = load_model(tag if path is None else Path(path), device=device, cache_dir=cache_dir)
+        return TorchBackend(getattr(model, "fuse", lambda: model)(), precision), info
+
+    return Predictor(*_once((str(found.path), found.sha256, device, precision, "torch"), read))
+
+
+def _find(tag: str | None = None, path: str | Path | None = None, cache_dir: str | Path | None = None) -> Any:
+    """The file of parameters, whose sha256 is checked."""
+    from tcgn_hub.weights.manifest import find_weights, load_manifest
+    from tcgn_hub.weights.resolve import resolve
+
+    if path is not None:
+        return resolve(Path(path), cache_dir=cache_dir)
+    if tag is not None and tag.startswith("hf-hub:"):
+        from tcgn_hub.models.loading import _hub_folder
+
+        return resolve(_hub_folder(tag, cache_dir))
+    return resolve(find_weights(tag or next(iter(load_manifest()))), cache_dir=cache_dir)
+
+
+def _load_onnx(
+    tag: str | None, path: str | Path | None, device: str, precision: str, cache_dir: str | Path | None
+) -> Predictor:
+    from tcgn_hub.prediction.backends.onnx import OnnxBackend, exported_path
+    from tcgn_hub.weights.cache import sha256_of
+
+    if precision not in ("auto", "float32"):
+        raise WeightsError(
+            f"ONNX Runtime computes in float32, not in {precision}; leave the precision out, or choose it on export."
+        )
+    if device not in ("auto", "cpu"):
+        raise DeviceError(f"The ONNX backend computes on the CPU, not on {device!r}; leave the device out.")
+    if path is not None and Path(path).suffix == ".onnx":
+        file = Path(path)
+        if not file.is_file():
+            raise WeightsError(f"{file} does not exist.")
+    else:
+        found = _find(tag, path, cache_dir)
+        name, file = tag or path or found.weights.tag, exported_path(found.sha256)
+        if not file.is_file():
+            raise WeightsError(f"{name} was not exported for ONNX Runtime; run `tcgn export --weights {name}` once.")
+
+    def read() -> tuple[Backend, WeightsInfo]:
+        backend = OnnxBackend(file)
+        return backend, backend.info
+
+    return Predictor(*_once((str(file), sha256_of(file), "onnx"), read))
+
+
+def _once(key: tuple[str, ...], read: Callable[[], tuple[Backend, WeightsInfo]]) -> tuple[Backend, WeightsInfo]:
+    """What a key stands for, read if it is not among the last ones asked for."""
+    with _loading:
+        if key not in _loaded:
+            _loaded[key] = read()
+            while len(_loaded) > _KEPT:
+                _loaded.popitem(last=False)
+        _loaded.move_to_end(key)
+        return _loaded[key]
+
+
+def load_weights(weights: str | Path | None = None, **options: Any) -> Predictor:
+    """`load` of what users name: a tag where one has this name, and otherwise a path."""
+    return load(**locate(weights), **options)
+
+
+def predict(
+    images: Sequence[str | Path | Image.Image | np.ndarray],
+    *,
+    weights: str | Path | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+    backend: str | None = None,
+    **options: Any,
+) -> Result:
+    """Predict gene expression in the centre of patches: `load`, then `Predictor.patches`.
+
+    Args:
+        images: Paths, PIL images of any mode, or uint8 arrays of shape (H, W, 3).
+        weights: A tag, or a path to a model directory or file; the default weights if None. What is a tag is never
+            looked for among files.
+        device: As of `load`.
+        precision: Likewise.
+        backend: Likewise.
+        **options: Those of `Predictor.patches`.
+
+    Raises:
+        TcgnError: As of `load` and `Predictor.patches`.
+    """
+    _known(Predictor.patches, options)
+    check_options(**options)
+    return load_weights(weights, device=device, precision=precision, backend=backend).patches(images, **options)
+
+
+def predict_slide(
+    path: str | Path,
+    *,
+    weights: str | Path | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+    backend: str | None = None,
+    **options: Any,
+) -> Result:
+    """Predict gene expression over the tissue of a slide: `load`, then `Predictor.slide`.
+
+    Args:
+        path: A slide in a format of OpenSlide, OME-TIFF, other tiled TIFF, or a plain picture.
+        weights: As of `predict`.
+        device: As of `load`.
+        precision: Likewise.
+        backend: Likewise.
+        **options: Those of `Predictor.slide`.
+
+    Raises:
+        TcgnError: As of `load` and `Predictor.slide`.
+    """
+    _known(Predictor.slide, options)
+    check_slide(path, **options)
+    if options.get("resume") is not None:
+        check_resume(path, weights=weights, precision=precision, backend=backend, **options)
+    return load_weights(weights, device=device, precision=precision, backend=backend).slide(path, **options)
+
+
+def check_resume(
+    path: str | Path,
+    *,
+    resume: str | Path,
+    weights: str | Path | None = None,
+    precision: str = "auto",
+    backend: str | None = None,
+    **options: Any,
+) -> None:
+    """Refuse a folder that `predict_slide` could not resume from, before any weights are loaded.
+
+    Args:
+        path: As of `predict_slide`.
+        resume: The folder.
+        weights: As of `predict_slide`.
+        precision: Likewise.
+        backend: Likewise.
+        **options: Likewise.
+
+    Raises:
+        OutputError: It holds what no run has written there, or another run.
+        WeightsError: The weights cannot be found.
+    """
+    where = locate(weights)
+    loaded = {"backend": "onnx"}
+    if not _uses_onnx(where.get("path"), backend):
+        loaded = {"backend": "torch", "precision": _torch_precision(precision), "weights": _find(**where).sha256}
+    check_folder(resume, path, options, **loaded)
+
+
+def explain(
+    image: str | Path | Image.Image | np.ndarray,
+    *,
+    weights: str | Path | None = None,
+    device: str = "auto",
+    **options: Any,
+) -> Explanation:
+    """Explain the prediction for the centre of a patch: `load`, then `Predictor.explain`.
+
+    Args:
+        image: Path, PIL image of any mode, or uint8 array of shape (H, W, 3).
+        weights: As of `predict`.
+        device: As of `load`.
+        **options: Those of `Predictor.explain`.
+
+    Raises:
+        TcgnError: As of `load` and `Predictor.explain`.
+    """
+    _known(Predictor.explain, options)
+    check_explain(**options)
+    return load_weights(weights, device=device).explain(image, **options)
+
+
+def export(weights: str | Path | None = None, path: str | Path | None = None, **options: Any) -> Exported:
+    """Export weights as ONNX or as a program of torch.export: `load`, then `Predictor.export`.
+
+    Args:
+        weights: As of `predict`.
+        path: File to write, .onnx or .pt2; None keeps an ONNX file where ``backend='onnx'`` finds it.
+        **options: Those of `Predictor.export`.
+
+    Raises:
+        TcgnError: As of `load` and `Predictor.export`.
+    """
+    check_export(path, **options)
+    return load_weights(weights, device="cpu").export(path, **options)
+
+
+def _known(method: Callable[..., Any], options: dict[str, Any]) -> None:
+    """Refuse options that a method has not before anything is loaded."""
+    inspect.signature(method).bind_partial(**options)

@@ -3,94 +3,47 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
-import os
-from collections.abc import Callable, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
+import multiprocessing
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from zipfile import BadZipFile
 
 import numpy as np
 
+from tcgn_hub.data.spots import read_spots
 from tcgn_hub.errors import ImageError, OutputError, SectionError
-from tcgn_hub.files import write_text
-from tcgn_hub.images.scale import Scale, given_scale
+from tcgn_hub.files import write_text, writing
+from tcgn_hub.images.scale import Scale
 from tcgn_hub.images.slides import MAX_PIXELS, Slide, open_slide
-from tcgn_hub.images.tiles import OVERVIEW_PX, TileReader, Tiles, grid_tiles, on_tissue, read_spots
-from tcgn_hub.prediction.patches import OfModel, check_views, gene_columns, no_scale
+from tcgn_hub.images.tiles import OVERVIEW_PX, TileReader, Tiles, grid_tiles, on_tissue
+from tcgn_hub.panels import load_panel
+from tcgn_hub.prediction.patches import check_options, no_scale
+from tcgn_hub.result import Result, SlideContext, gene_table
 
 if TYPE_CHECKING:
     import torch
 
-    from tcgn_hub.weights.info import ModelInfo
+    from tcgn_hub.prediction.predictor import Predictor
 
-__all__ = ["SlidePrediction", "predict_slide"]
+__all__ = ["check_folder", "check_slide", "predict_tiles"]
 
 _CHUNK = 256  # tiles; what an interruption may cost
+_FORMAT = "tcgn_hub slide 1"
+_FOLLOWED = (
+    *("genes", "significant_only", "mpp", "magnification", "patch_um", "stride_um", "spots", "min_tissue"),
+    *("features", "tta"),
+)
+_OWN_FILES = re.compile(r"(run\.json|\d+\.npz)(\.\w+\.part)?")
 
 
-@dataclass(frozen=True)
-class SlidePrediction(OfModel):
-    """Predicted expression of genes in the tiles of a slide.
-
-    Attributes:
-        slide: Path of the slide.
-        tiles: Names of the tiles, n of them: spot names where spots were given, otherwise ``row x column`` of the grid.
-        xy: Centres as (x, y) in pixels at full resolution, float64, shape (n, 2).
-        array_row: Row of each tile in its grid or array, int, shape (n,).
-        array_col: Column, likewise.
-        genes: Symbols of the columns of ``values``.
-        values: Predictions in ``units``, float32, shape (n, genes).
-        units: Units of the values.
-        model: What is known of the model, its held-out significance per gene included.
-        mpp: Micrometres per pixel at full resolution.
-        scale_source: Where ``mpp`` comes from, such as 'openslide.mpp-x' or '--mpp'.
-        patch_um: Side of a tile in micrometres.
-        stride_um: Distance of neighbouring tiles in micrometres; None where spots were given.
-        size: (width, height) in pixels at full resolution.
-        thumbnail: Overview, uint8, shape (h, w, 3).
-        thumbnail_downsample: Full-resolution pixels per pixel of the thumbnail.
-        mask: Where the tissue is, bool, of the shape of the thumbnail; None where spots were given.
-        features: Features before the head, float32, shape (n, 1280); None unless asked for.
-        failed: Tiles that could not be read, and why; they are not among ``tiles``.
-        spread: As of `tcgn_hub.Prediction`.
-        distance: As of `tcgn_hub.Prediction`.
-    """
-
-    slide: Path
-    tiles: list[str]
-    xy: np.ndarray
-    array_row: np.ndarray
-    array_col: np.ndarray
-    genes: list[str]
-    values: np.ndarray
-    units: str
-    model: ModelInfo
-    mpp: float
-    scale_source: str
-    patch_um: float
-    stride_um: float | None
-    size: tuple[int, int]
-    thumbnail: np.ndarray
-    thumbnail_downsample: float
-    mask: np.ndarray | None = None
-    features: np.ndarray | None = None
-    failed: dict[str, str] = field(default_factory=dict)
-    spread: np.ndarray | None = None
-    distance: np.ndarray | None = None
-
-    @property
-    def tile_px(self) -> float:
-        """Side of a tile in pixels at full resolution."""
-        return self.patch_um / self.mpp
-
-
-def predict_slide(
-    slide: str | Path,
+def predict_tiles(
+    predictor: Predictor,
+    path: str | Path,
     *,
-    weights: str | Path | None = None,
     genes: str | Path | Sequence[str] | None = None,
     mpp: float | None = None,
     magnification: float | None = None,
@@ -100,114 +53,159 @@ def predict_slide(
     min_tissue: float = 0.5,
     features: bool = False,
     significant_only: bool = False,
-    views: int = 1,
+    tta: int = 1,
     batch_size: int = 32,
     workers: int = 1,
-    device: str | None = None,
-    backend: str | None = None,
     max_pixels: int = MAX_PIXELS,
     resume: str | Path | None = None,
     progress: bool = False,
-) -> SlidePrediction:
+) -> Result:
     """Predict gene expression over the tissue of a slide.
 
-    Tiles are read by worker processes ahead of the model, and memory does not grow with the slide unless it is a plain
-    picture, which has to be decoded as a whole.
+    Tiles are read by worker processes ahead of the model, and what is read does not stay in memory, unless the slide is
+    a plain picture, which has to be decoded as a whole.
 
     Args:
-        slide: A slide in a format of OpenSlide, OME-TIFF, other tiled TIFF, or a plain picture.
-        weights: A tag, model directory or file, see `tcgn_hub.load_model`; the default weights if None.
+        predictor: The weights.
+        path: A slide in a format of OpenSlide, OME-TIFF, other tiled TIFF, or a plain picture.
         genes: Genes to return, in this order, see `tcgn_hub.panels.load_panel`; all if None.
         mpp: Micrometres per pixel at full resolution, if not what the file says.
         magnification: The same as a magnification, such as 20.
         patch_um: Side of a tile in micrometres; by default what the weights were trained on, or what that nominally was
             where the scale is that of a magnification.
         stride_um: Distance of neighbouring tiles in micrometres; the side of a tile if None.
-        spots: File of spots to predict instead of a grid over the tissue, see `tcgn_hub.images.tiles.read_spots`.
+        spots: File of spots to predict instead of a grid over the tissue, see `tcgn_hub.data.spots.read_spots`.
         min_tissue: Least share of tissue in a tile of the grid; 0 predicts every tile and looks for no tissue.
         features: Keep the 1280 features of each tile.
         significant_only: Leave out genes that could not be predicted better than chance on held-out tissue.
-        views: Over how many rotations and reflections of a tile to average, 1 to 8; more than one give a spread.
+        tta: Over how many rotations and reflections of a tile to average, 1 to 8; more than one give ``tta_std``.
         batch_size: Tiles per forward pass.
-        workers: Processes that read tiles; 0 reads them in this one.
-        device: Where to compute, such as 'cuda'; the CPU if None.
-        backend: As in `tcgn_hub.predict`.
+        workers: Processes that read tiles, started as the platform does by default; 0 reads them in this one, as a
+            daemonic process, which may start none, does in any case.
         max_pixels: The most pixels of a plain picture.
-        resume: Folder to keep what is done in, also after the end; a run of the same slide and settings continues
-            from it.
+        resume: Folder to keep what is done in, also after the end: a run of the same slide, weights and options
+            continues from it, and tries again what could not be read. A folder that anything else has written to is
+            refused.
         progress: Show a progress bar on stderr where that is a terminal.
 
     Raises:
         ImageError: The slide cannot be read, has no scale or no tissue, or none of its tiles could be read.
         SectionError: The file of spots is malformed, or spots lie outside of the slide.
-        PanelError: A gene is not among the outputs of the model.
-        WeightsError: The weights cannot be found, read or verified.
-        OutputError: The folder ``resume`` cannot be written.
+        PanelError: A gene is not among the outputs of the weights.
+        OutputError: The folder ``resume`` cannot be written, or is not of this run.
         ExtraError: The format needs a package that is not installed.
     """
-    from tcgn_hub.prediction.backends import load_backend, run
-
-    slide = Path(slide)
-    if batch_size < 1 or workers < 0:
-        raise ValueError("batch_size must be at least 1 and workers at least 0")
-    check_views(views)
-    given = given_scale(mpp, magnification)
-    with open_slide(slide, max_pixels=max_pixels) as opened:
+    path, info = Path(path), predictor.info
+    options: dict[str, Any] = {
+        "genes": genes,
+        "mpp": mpp,
+        "magnification": magnification,
+        "patch_um": patch_um,
+        "stride_um": stride_um,
+        "spots": spots,
+        "min_tissue": min_tissue,
+        "features": features,
+        "significant_only": significant_only,
+        "tta": tta,
+    }
+    given = check_slide(path, batch_size=batch_size, workers=workers, **options)
+    store = None
+    if resume is not None:
+        backend = predictor.backend
+        run = _run(path, options, weights=info.sha256, backend=backend.name, precision=backend.precision)
+        store = _Store(Path(resume), run)
+    columns = predictor.columns(genes, significant_only=significant_only)
+    with open_slide(path, max_pixels=max_pixels) as opened:
         scale = given or opened.scale
         if scale is None:
-            raise no_scale(slide)
-        model = load_backend(weights, backend=backend, device=device)
-        info = model.info
-        columns = gene_columns(info, genes, significant_only=significant_only)
+            raise no_scale(path)
         side_um = patch_um or scale.patch_um(info.patch_um, info.nominal_patch_um)
         step_um = None if spots else stride_um or side_um
         overview, downsample, lost = opened.overview(OVERVIEW_PX)
         tiles, mask = _choose(opened, scale, side_um, step_um, spots, min_tissue, overview, downsample, lost)
-
         reader = TileReader(opened, tiles.xy, side_um / scale.mpp, max_pixels=max_pixels)
-        facts = {
-            "slide": [str(slide.resolve()), slide.stat().st_size, slide.stat().st_mtime_ns],
-            "weights": [info.sha256, type(model).__name__],
-            "tiles": hashlib.sha256(tiles.xy.tobytes()).hexdigest(),
-            "read": [reader.side, reader.level],
-            "features": features,
-            "views": views,
-            "distance": info.ood is not None,
-        }
-        store = _Store(Path(resume) if resume else None, facts)
-
-        def predict(pixels: torch.Tensor) -> dict[str, np.ndarray]:
-            return run(model, model.prepare(pixels.permute(0, 2, 3, 1).numpy()), views=views, features=features)
-
-        arrays, failed = _predict_tiles(reader, store, predict, batch_size, workers, progress, slide.name)
-    good = np.array([i for i in range(len(tiles)) if i not in failed], int)
-    if not len(good):
-        raise ImageError(f"None of the {len(tiles)} tiles of {slide} could be read: {next(iter(failed.values()))}")
-    names = {i: tiles.names[i] for i in failed}
-    tiles = tiles.at(good)
-    return SlidePrediction(
-        slide=slide,
-        tiles=tiles.names,
-        xy=tiles.xy,
-        array_row=tiles.array_row,
-        array_col=tiles.array_col,
-        genes=[info.genes[i] for i in columns],
-        values=np.ascontiguousarray(arrays["values"][good][:, columns]),
-        units=info.units,
-        model=info,
-        mpp=scale.mpp,
-        scale_source=scale.source,
-        patch_um=side_um,
-        stride_um=step_um,
-        size=opened.size,
-        thumbnail=overview,
-        thumbnail_downsample=downsample,
-        mask=mask,
-        features=arrays["features"][good] if features else None,
-        failed={names[i]: why for i, why in failed.items()},
-        spread=np.ascontiguousarray(arrays["spread"][good][:, columns]) if "spread" in arrays else None,
-        distance=arrays["distance"][good] if "distance" in arrays else None,
+        if store is not None:
+            store.claim([info.genes[i] for i in columns], tiles.xy, reader)
+        table = _Table(len(tiles), columns, store)
+        table.fill(predictor, reader, tta, features, batch_size, workers, path.name if progress else None)
+    failed = {tiles.names[i]: why for i, why in sorted(table.failed.items())}
+    if len(failed) == len(tiles):
+        raise ImageError(f"None of the {len(tiles)} tiles of {path} could be read: {next(iter(failed.values()))}")
+    good = np.flatnonzero(table.done)
+    arrays, tiles = table.compressed(good), tiles.at(good)
+    return Result(
+        X=arrays["values"],
+        obs={
+            "name": np.array(tiles.names, dtype=object),
+            "array_row": tiles.array_row,
+            "array_col": tiles.array_col,
+            **({"ood": arrays["ood"]} if "ood" in arrays else {}),
+        },
+        var=gene_table(info, columns),
+        uns={
+            "failed": failed,
+            **predictor.metadata(tta),
+            "slide": SlideContext(
+                path=path,
+                size=opened.size,
+                mpp=scale.mpp,
+                scale_source=scale.source,
+                patch_um=side_um,
+                stride_um=step_um,
+                thumbnail=overview,
+                thumbnail_downsample=downsample,
+                mask=mask,
+            ),
+        },
+        layers={"tta_std": arrays["tta_std"]} if "tta_std" in arrays else {},
+        obsm={"spatial": tiles.xy, **({"features": arrays["features"]} if "features" in arrays else {})},
     )
+
+
+def check_slide(
+    path: str | Path,
+    *,
+    stride_um: float | None = None,
+    spots: str | Path | None = None,
+    min_tissue: float = 0.5,
+    workers: int = 1,
+    **options: Any,
+) -> Scale | None:
+    """Refuse options that no weights could make sense of; gives the scale that they state.
+
+    Raises:
+        ImageError: The slide does not exist, or the scale cannot be that of a histology image.
+        PanelError: The genes are no panel.
+        SectionError: The file of spots does not exist.
+        ValueError: A number is out of its range.
+    """
+    given = check_options(**options)
+    if workers < 0:
+        raise ValueError(f"workers is {workers}, but must be at least 0")
+    if not 0 <= min_tissue <= 1:
+        raise ValueError(f"min_tissue is {min_tissue}, but must be from 0 to 1")
+    if stride_um is not None and not stride_um > 0:
+        raise ValueError(f"stride_um is {stride_um}, but must be above 0")
+    if not Path(path).exists():
+        raise ImageError(f"{path} does not exist.")
+    if spots is not None and not Path(spots).is_file():
+        raise SectionError(f"The spots file {spots} does not exist.")
+    return given
+
+
+def check_folder(folder: str | Path, path: str | Path, options: dict[str, Any], **loaded: str) -> None:
+    """Refuse a folder that `predict_tiles` could not resume from.
+
+    Args:
+        folder: The folder.
+        path: The slide.
+        options: Those of `predict_tiles`.
+        **loaded: What is known of the weights: ``weights``, their sha256, ``backend``, ``precision``.
+
+    Raises:
+        OutputError: It holds something else, or another run.
+    """
+    _Store(Path(folder), _run(Path(path), options, **loaded))
 
 
 def _choose(
@@ -251,123 +249,169 @@ def _choose(
 
 
 def _collate(items: list[tuple[int, np.ndarray | None, str]]) -> tuple[list[int], torch.Tensor | None, dict[int, str]]:
-    """Indices and pixels (B, 3, side, side) of what could be read, and what could not and why."""
+    """Indices and pixels (B, side, side, 3) of what could be read, and what could not and why."""
     import torch
 
     good = [(index, pixels) for index, pixels, _ in items if pixels is not None]
-    stack = torch.from_numpy(np.stack([pixels for _, pixels in good])).permute(0, 3, 1, 2) if good else None
+    stack = torch.from_numpy(np.stack([pixels for _, pixels in good])) if good else None
     return [index for index, _ in good], stack, {index: why for index, pixels, why in items if pixels is None}
 
 
-def _predict_tiles(
-    reader: TileReader,
-    store: _Store,
-    predict: Callable[[torch.Tensor], dict[str, np.ndarray]],
-    batch_size: int,
-    workers: int,
-    progress: bool,
-    name: str,
-) -> tuple[dict[str, np.ndarray], dict[int, str]]:
-    """What the model says by tile, and what failed; what the store has is not computed again."""
-    from huggingface_hub.utils import tqdm
-    from torch.utils.data import DataLoader, Subset
+class _Table:
+    """What the weights say of each tile, held once: a row a tile, NaN until it is predicted.
 
-    chunks = [range(start, min(start + _CHUNK, len(reader))) for start in range(0, len(reader), _CHUNK)]
-    todo = [chunk for chunk in chunks if not store.has(chunk.start)]
-    loader: DataLoader[Any] = DataLoader(
-        Subset(reader, [index for chunk in todo for index in chunk]),  # type: ignore[arg-type]
-        batch_size=batch_size,
-        num_workers=workers,
-        collate_fn=_collate,
-        prefetch_factor=4 if workers else None,
-        multiprocessing_context=_context() if workers else None,
-    )
-    waiting: dict[int, dict[int, dict[str, np.ndarray]]] = {}
-    failed: dict[int, str] = {}
-    with tqdm(
-        total=len(reader),
-        initial=len(reader) - len(loader.dataset),  # type: ignore[arg-type]
-        unit="tile",
-        desc=name,
-        disable=None if progress else True,
-    ) as bar:
-        for indices, pixels, errors in loader:
-            failed.update(errors)
-            said = predict(pixels) if pixels is not None else {}
-            for row, index in enumerate(indices):
-                part = waiting.setdefault(index // _CHUNK * _CHUNK, {})
-                part[index] = {key: array[row] for key, array in said.items()}
-            bar.update(len(indices) + len(errors))
-            last = max([*indices, *errors])
-            for chunk in todo:
-                # tiles come in order, so that a chunk is whole once a later tile is there
-                if chunk.stop - 1 <= last and not store.has(chunk.start):
-                    store.put(chunk.start, waiting.pop(chunk.start, {}), {i: failed[i] for i in chunk if i in failed})
-    return store.all(chunks)
+    Attributes:
+        arrays: ``values`` and what else `Predictor.run` gives, of the wanted columns.
+        done: Which tiles are predicted, bool, shape (n,).
+        failed: Of those that could not be read, why.
+    """
 
+    def __init__(self, count: int, columns: list[int], store: _Store | None) -> None:
+        self.columns, self.store = columns, store
+        self.arrays: dict[str, np.ndarray] = {}
+        self.done = np.zeros(count, bool)
+        self.failed: dict[int, str] = {}
+        for start, arrays in store.chunks() if store else ():
+            done = arrays.pop("done")
+            self._put(start + np.flatnonzero(done), {key: array[done] for key, array in arrays.items()})
 
-def _context() -> str | None:
-    """Forked processes share the pixels of a picture and start at once; elsewhere the platform decides."""
-    import multiprocessing
+    def fill(
+        self,
+        predictor: Predictor,
+        reader: TileReader,
+        tta: int,
+        features: bool,
+        batch_size: int,
+        workers: int,
+        shown: str | None,
+    ) -> None:
+        """Predict what is not done; store whole chunks as they are complete."""
+        from huggingface_hub.utils import tqdm
+        from torch.utils.data import DataLoader, Subset
 
-    return "fork" if "fork" in multiprocessing.get_all_start_methods() else None
+        todo = np.flatnonzero(~self.done)
+        if multiprocessing.current_process().daemon:
+            workers = 0
+        loader: DataLoader[Any] = DataLoader(
+            Subset(reader, todo.tolist()),  # type: ignore[arg-type]
+            batch_size=batch_size,
+            num_workers=workers,
+            collate_fn=_collate,
+            prefetch_factor=4 if workers else None,
+        )
+        wanted = {"values": self.columns, "tta_std": self.columns}
+        waiting = sorted({int(index) // _CHUNK * _CHUNK for index in todo})
+        seen, hidden = 0, None if shown else True
+        with tqdm(total=len(reader), initial=len(reader) - len(todo), unit="tile", desc=shown, disable=hidden) as bar:
+            for indices, pixels, errors in loader:
+                self.failed.update(errors)
+                if pixels is not None:
+                    said = predictor.run(pixels.numpy(), tta=tta, features=features)
+                    self._put(indices, {key: a[:, wanted[key]] if key in wanted else a for key, a in said.items()})
+                seen += len(indices) + len(errors)
+                bar.update(len(indices) + len(errors))
+                reached = todo[seen] if seen < len(todo) else len(reader)
+                # tiles come in order, so that a chunk is whole once a later tile is next
+                while waiting and min(waiting[0] + _CHUNK, len(reader)) <= reached:
+                    self._keep(waiting.pop(0))
+
+    def compressed(self, good: np.ndarray) -> dict[str, np.ndarray]:
+        """The rows of an ascending index, moved to the front of the same memory."""
+        if len(good) < len(self.done):
+            for array in self.arrays.values():
+                for start in range(0, len(good), _CHUNK):
+                    rows = good[start : start + _CHUNK]
+                    array[start : start + len(rows)] = array[rows]
+        return {key: array[: len(good)] for key, array in self.arrays.items()}
+
+    def _put(self, rows: Any, part: dict[str, np.ndarray]) -> None:
+        for key, array in part.items():
+            if key not in self.arrays:
+                self.arrays[key] = np.full((len(self.done), *array.shape[1:]), np.nan, np.float32)
+            self.arrays[key][rows] = array
+        self.done[rows] = True
+
+    def _keep(self, start: int) -> None:
+        if self.store is not None and self.done[start : start + _CHUNK].any():
+            part = slice(start, start + _CHUNK)
+            self.store.put(start, {"done": self.done[part], **{key: a[part] for key, a in self.arrays.items()}})
 
 
 class _Store:
-    """Results of whole chunks of tiles, in memory, and in a folder that outlives an interruption."""
+    """A folder of chunks of tiles that outlives an interruption; nothing but its own files may lie in it.
 
-    def __init__(self, folder: Path | None, facts: dict[str, Any]) -> None:
-        self.folder = folder
-        self.done: dict[int, dict[str, np.ndarray]] = {}
-        if folder is None:
-            return
+    Args:
+        folder: It need not exist.
+        run: What the results follow from, and is known before weights are loaded.
+
+    Raises:
+        OutputError: The folder holds other files, or those of another run.
+    """
+
+    def __init__(self, folder: Path, run: dict[str, Any]) -> None:
+        self.folder, self.run = folder, run
+        self.of = ""
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            known = folder / "run.json"
-            if known.is_file() and known.read_text(encoding="utf-8") == json.dumps(facts):
-                for path in folder.glob("*.npz"):
-                    # what cannot be read, after a loss of power, is computed again
-                    with suppress(ValueError, EOFError, BadZipFile), np.load(path, allow_pickle=False) as arrays:
-                        self.done[int(path.stem)] = dict(arrays)
-            else:
-                for path in folder.glob("*.npz"):
-                    path.unlink()
-                write_text(known, json.dumps(facts))
+            found = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+            foreign = next((name for name in found if not _OWN_FILES.fullmatch(name)), None)
+            known = json.loads((folder / "run.json").read_text(encoding="utf-8")) if "run.json" in found else {}
+        except (OSError, ValueError) as err:
+            raise OutputError(f"{folder} is no folder to resume from ({err}); give another one.") from err
+        whole = [name for name in found if not name.endswith(".part")]
+        if foreign is None and whole and (not isinstance(known, dict) or known.get("format") != _FORMAT):
+            foreign = whole[0]
+        if foreign is not None:
+            raise OutputError(f"{folder} holds {foreign}, which no run has written there; give another folder.")
+        other = [key for key in run if known and known.get("run", {}).get(key) != run[key]]
+        if other:
+            raise OutputError(
+                f"{folder} holds a run with other {', '.join(other)}; give another folder, or delete this one."
+            )
+
+    def claim(self, genes: list[str], xy: np.ndarray, reader: TileReader) -> None:
+        """Make the folder that of this run; what its tiles are goes into every chunk."""
+        tiles = hashlib.sha256(xy.tobytes()).hexdigest()
+        self.of = hashlib.sha256(json.dumps([self.run, genes, tiles, reader.side, reader.level]).encode()).hexdigest()
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as err:
-            raise OutputError(f"{folder} cannot be written ({err.strerror or err}).") from err
+            raise OutputError(f"{self.folder} cannot be written ({err.strerror or err}).") from err
+        write_text(self.folder / "run.json", json.dumps({"format": _FORMAT, "run": self.run}, indent=1))
 
-    def has(self, start: int) -> bool:
-        return start in self.done
-
-    def put(self, start: int, part: dict[int, dict[str, np.ndarray]], failed: dict[int, str]) -> None:
-        order = sorted(part)
-        arrays = {
-            **({key: np.stack([part[i][key] for i in order]) for key in part[order[0]]} if order else {}),
-            "index": np.array(order, int),
-            "failed": np.array(json.dumps(failed)),
-        }
-        self.done[start] = arrays
-        if self.folder is not None:
-            path = self.folder / f"{start}.npz"
-            part_path = path.with_suffix(".part")
+    def chunks(self) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+        """What was stored, by the first tile. What cannot be read, after a loss of power, is predicted again."""
+        for path in sorted(self.folder.glob("*.npz")):
             try:
-                with open(part_path, "wb") as handle:
-                    np.savez(handle, **arrays)  # type: ignore[arg-type]
-                os.replace(part_path, path)
-            except OSError as err:
-                part_path.unlink(missing_ok=True)
-                raise OutputError(
-                    f"{path} cannot be written ({err.strerror or err}); what was done before is kept, run again to"
-                    " continue."
-                ) from err
+                with np.load(path, allow_pickle=False) as arrays:
+                    chunk = dict(arrays)
+            except (OSError, ValueError, EOFError, BadZipFile):
+                continue
+            if str(chunk.pop("of", "")) != self.of:
+                raise OutputError(f"{path} is of another run; give another folder, or delete this one.")
+            yield int(path.stem), chunk
 
-    def all(self, chunks: list[range]) -> tuple[dict[str, np.ndarray], dict[int, str]]:
-        """By the number of the tile, NaN where it could not be read."""
-        out: dict[str, np.ndarray] = {}
-        failed: dict[int, str] = {}
-        for arrays in (self.done[chunk.start] for chunk in chunks):
-            failed.update({int(i): why for i, why in json.loads(str(arrays["failed"])).items()})
-            for key in arrays.keys() - {"index", "failed"}:
-                shape = (chunks[-1].stop, *arrays[key].shape[1:])
-                out.setdefault(key, np.full(shape, np.nan, np.float32))[arrays["index"]] = arrays[key]
-        return out, failed
+    def put(self, start: int, arrays: dict[str, np.ndarray]) -> None:
+        """Store a chunk.
+
+        Raises:
+            OutputError: The disk is full, or the folder is gone.
+        """
+        path = self.folder / f"{start}.npz"
+        try:
+            with writing(path) as part, open(part, "wb") as handle:
+                np.savez(handle, of=np.array(self.of), **arrays)  # type: ignore[arg-type]
+        except OutputError as err:
+            reason = str(err).removesuffix(".")
+            raise OutputError(f"{reason}; what was done before is kept, run again to continue.") from err
+
+
+def _run(path: Path, options: dict[str, Any], **loaded: str) -> dict[str, Any]:
+    """What the results of a slide follow from, by the words of `predict_tiles`."""
+    stat = path.stat()
+    defaults = inspect.signature(predict_tiles).parameters
+    followed = {name: options.get(name, defaults[name].default) for name in _FOLLOWED}
+    if followed["genes"] is not None:
+        followed["genes"] = load_panel(followed["genes"])
+    if followed["spots"] is not None:
+        followed["spots"] = hashlib.sha256(Path(followed["spots"]).read_bytes()).hexdigest()
+    return {"slide": [str(path.resolve()), stat.st_size, stat.st_mtime_ns], **loaded, **followed}

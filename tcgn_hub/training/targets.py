@@ -74,7 +74,8 @@ def variable_genes(counts: Sequence[np.ndarray], genes: Sequence[Sequence[str]],
     ranks = []
     for table, names in zip(counts, genes, strict=True):
         column = {gene: i for i, gene in enumerate(names)}
-        x = table[:, [column[gene] for gene in common]].astype(np.float64)
+        some = table[:, [column[gene] for gene in common]]
+        x = (some.toarray() if hasattr(some, "toarray") else some).astype(np.float64)
         x = x[x.sum(axis=1) > 0]
         mu = x.sum(axis=1, keepdims=True) * x.sum(axis=0) / max(x.sum(), 1)
         residuals = np.divide(x - mu, np.sqrt(mu + mu**2 / 100), where=mu > 0, out=np.zeros_like(x))

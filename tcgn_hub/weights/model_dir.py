@@ -71,7 +71,7 @@ def read_model_dir(folder: Path) -> dict[str, Any]:
         raise WeightsError(f"{path} is not the configuration of a model of ours ({err!r}).") from err
     if not isinstance(genes, list) or len(genes) != outputs:
         raise WeightsError(f"{path} names {len(genes)} genes in label_names for {outputs} outputs.")
-    if not str(architecture).startswith("tcgn_"):
+    if not str(architecture).startswith(("tcgn_", "test_tcgn")):
         raise WeightsError(f"{path} is of architecture {architecture!r}, not of one of this package.")
     return config
 

@@ -4,50 +4,52 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
-
-import numpy as np
+from pathlib import Path
+from typing import Any
 
 from tcgn_hub.errors import OutputError
+from tcgn_hub.result import Result
+from tcgn_hub.writing.tables import write_with_metadata
 
-if TYPE_CHECKING:
-    from tcgn_hub.prediction.slides import SlidePrediction
-
-__all__ = ["bulk_csv", "pseudo_bulk"]
-
-_UNITS = "log10(1 + 10^4 count / sum of the panel's counts)"
+__all__ = ["BulkTable"]
 
 
-def pseudo_bulk(prediction: SlidePrediction) -> np.ndarray:
-    """Mean over the tiles in linear space, float32, shape (genes,), in the units of the prediction.
+class BulkTable:
+    """A table with one row per slide: its path, its number of tiles, and `Result.bulk` in a column per gene.
 
-    Every tile weighs the same, however many counts it would have had.
-
-    Raises:
-        OutputError: The units are not the logarithm whose inverse is known here.
+    Args:
+        path: The file, CSV.
     """
-    if prediction.units != _UNITS:
-        raise OutputError(
-            f"The mean over tiles is taken for values in {_UNITS}, but these of {prediction.slide} are in"
-            f" {prediction.units}."
-        )
-    linear = np.expm1(prediction.values.astype(np.float64) * np.log(10))
-    return (np.log1p(linear.mean(axis=0)) / np.log(10)).astype(np.float32)
 
+    def __init__(self, path: str | Path) -> None:
+        self._path = path
+        self._rows: list[list[Any]] = []
+        self._metadata: dict[str, Any] = {"runs": []}
 
-def bulk_csv(predictions: Sequence[SlidePrediction]) -> str:
-    """One row per slide: its path, its number of tiles, and `pseudo_bulk` in a column per gene.
+    def add(self, result: Result) -> None:
+        """Take a slide up; its tiles are not kept.
 
-    Raises:
-        OutputError: The slides were not predicted for the same genes, or not in units that can be averaged.
-    """
-    if len({tuple(prediction.genes) for prediction in predictions}) != 1:
-        raise OutputError("A table of slides needs at least one slide, and the same genes in all of them.")
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["slide", "tiles", *predictions[0].genes])
-    for prediction in predictions:
-        values = pseudo_bulk(prediction).tolist()
-        writer.writerow([prediction.slide, len(prediction.tiles), *(f"{value:.6g}" for value in values)])
-    return text.getvalue()
+        Raises:
+            OutputError: It was not predicted for the genes of those before, or not in units that can be averaged.
+        """
+        if not self._rows:
+            self._rows.append(["slide", "tiles", *result.genes])
+            # intervals of tiles do not hold for means
+            self._metadata["significant"] = result.gene_metadata()["significant"]
+        if result.genes != self._rows[0][2:]:
+            raise OutputError(f"{self._path} cannot be a table of slides that were not predicted for the same genes.")
+        where = result.slide.path if result.slide else ""
+        self._rows.append([where, len(result), *(f"{value:.6g}" for value in result.bulk().tolist())])
+        self._metadata["runs"].append(result.metadata())
+
+    def write(self) -> None:
+        """Write it, and beside it, as ``FILE.json``, what was run on what and which genes are significant.
+
+        Raises:
+            OutputError: There are no slides, or a file cannot be written.
+        """
+        if not self._rows:
+            raise OutputError(f"{self._path} cannot be a table of slides, as there are none.")
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows(self._rows)
+        write_with_metadata(self._path, [text.getvalue()], self._metadata)

@@ -1,46 +1,66 @@
-"""A slide as GeoJSON, for QuPath 0.4 and later."""
+"""The tiles of a slide as GeoJSON, for QuPath 0.4 and later."""
 
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 
-from tcgn_hub.writing.frames import gene_facts, run_facts
-
-if TYPE_CHECKING:
-    from tcgn_hub.prediction.slides import SlidePrediction
+from tcgn_hub.errors import OutputError
+from tcgn_hub.files import write_text
+from tcgn_hub.result import Result, writer
+from tcgn_hub.writing.tables import rows_of, table_metadata
 
 __all__ = ["to_geojson"]
 
+_COMPACT = (",", ":")
 
-def to_geojson(prediction: SlidePrediction) -> str:
-    """A FeatureCollection with one square per tile, in pixels at full resolution.
 
-    Each is a tile of QuPath, with its genes as measurements, to four decimals; and ``tissue_distance``, how unlike the
-    training tissue it is, where that is known. The member ``tcgn`` holds `run_facts` and `gene_facts`; QuPath passes
-    over it.
+def to_geojson(result: Result) -> Iterator[str]:
+    """The parts of a FeatureCollection with one square per tile, in pixels at full resolution.
+
+    Each is a tile of QuPath, with its genes as measurements, to four decimals; and ``ood``, its distance from the
+    training tissue, where that is known. The member ``tcgn`` holds what `tcgn_hub.writing.tables.table_metadata` gives;
+    QuPath passes over it.
+
+    Raises:
+        OutputError: The result is of patches, which have no place on a slide.
     """
-    half = prediction.tile_px / 2
+    if result.slide is None:
+        raise OutputError("GeoJSON places tiles on a slide; write patches as .csv, .json, .parquet or .h5ad.")
+    half = result.slide.tile_px / 2
     corners = np.array([(-half, -half), (half, -half), (half, half), (-half, half), (-half, -half)])
-    rings = np.round(prediction.xy[:, None] + corners, 2).tolist()
-    names, columns = list(prediction.genes), prediction.values
-    if prediction.distance is not None:
-        names, columns = ["tissue_distance", *names], np.column_stack([prediction.distance, columns])
-    values = np.round(columns.astype(np.float64), 4).tolist()
-    features: list[dict[str, Any]] = [
-        {
-            "type": "Feature",
-            "geometry": {"type": "Polygon", "coordinates": [ring]},
-            "properties": {
-                "objectType": "tile",
-                "name": tile,
-                "measurements": dict(zip(names, row, strict=True)),
-            },
-        }
-        for tile, ring, row in zip(prediction.tiles, rings, values, strict=True)
-    ]
-    facts = {**run_facts(prediction), **gene_facts(prediction)}
-    document = {"type": "FeatureCollection", "tcgn": facts, "features": features}
-    return json.dumps(document, separators=(",", ":")) + "\n"
+    names, ood = result.genes, result.obs.get("ood")
+    names = names if ood is None else ["ood", *names]
+    metadata = json.dumps(table_metadata(result), separators=_COMPACT)
+    yield f'{{"type":"FeatureCollection","tcgn":{metadata},"features":['
+    before = ""
+    for rows in rows_of(result):
+        rings = np.round(result.obsm["spatial"][rows, None] + corners, 2).tolist()
+        values = result.X[rows] if ood is None else np.column_stack([ood[rows], result.X[rows]])
+        measurements = np.round(values.astype(np.float64), 4).tolist()
+        for name, ring, row in zip(result.obs["name"][rows], rings, measurements, strict=True):
+            feature = {
+                "type": "Feature",
+                "geometry": {"type": "Polygon", "coordinates": [ring]},
+                "properties": {
+                    "objectType": "tile",
+                    "name": name,
+                    "measurements": dict(zip(names, row, strict=True)),
+                },
+            }
+            yield before + json.dumps(feature, separators=_COMPACT)
+            before = ","
+    yield "]}\n"
+
+
+@writer(".geojson")
+def write_geojson(path: Path, result: Result) -> None:
+    """Write `to_geojson`.
+
+    Raises:
+        OutputError: The file cannot be written, or the result is of patches.
+    """
+    write_text(path, to_geojson(result))

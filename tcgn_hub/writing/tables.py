@@ -1,146 +1,271 @@
-"""Predictions as text: a table to read, CSV and JSON to work with."""
+"""Results as tables: CSV, JSON and Parquet to work with, text to read."""
 
 from __future__ import annotations
 
 import csv
-import io
 import json
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 
-from tcgn_hub.writing.frames import significance
+from tcgn_hub.extras import require
+from tcgn_hub.files import write_text, writing
+from tcgn_hub.result import Result, writer
+from tcgn_hub.text import aligned
 
-if TYPE_CHECKING:
-    from tcgn_hub.prediction.patches import Prediction
+__all__ = [
+    "FORMATS",
+    "describe",
+    "ood_text",
+    "rows_of",
+    "table_metadata",
+    "to_csv",
+    "to_json",
+    "to_table",
+    "write_csv",
+    "write_json",
+    "write_parquet",
+    "write_table",
+    "write_with_metadata",
+]
 
-__all__ = ["FORMATS"]
-
-_SURE = ("spread", "low", "high")
-_WIDTHS = {"spread": 6, "low": 12}
+_ROWS = 1024
 
 
-def _rows(prediction: Prediction, image: int, top: int | None) -> list[tuple[str, float]]:
-    """Genes and values of an image, in the order of the prediction, or the ``top`` highest first."""
-    rows = list(zip(prediction.genes, prediction.values[image].tolist(), strict=True))
-    return rows if top is None else sorted(rows, key=lambda row: -row[1])[:top]
+def table_metadata(result: Result) -> dict[str, Any]:
+    """What a table of values does not say: the run, and what is known of its genes."""
+    return {**result.metadata(), **result.gene_metadata()}
 
 
-def to_table(prediction: Prediction, *, top: int | None = None) -> str:
-    """A table to read, one block an image."""
-    width = max(map(len, (*prediction.genes, "gene")))
-    sure = _sureness(prediction)
-    names = {"spread": "spread", "low": f"{prediction.model.level:.0%} interval"}
-    titles = "".join(f"  {title:>{_WIDTHS[key]}}" for key, title in names.items() if key in sure)
-    blocks = []
-    for i, image in enumerate(prediction.images):
-        lines = [
-            f"{image}: central {prediction.crop_px[i]} px, {prediction.scales[i].mpp:.4g} um/px by"
-            f" {prediction.scales[i].source}, weights {prediction.model.name}",
-        ]
-        if prediction.distance is not None and prediction.distance[i] > 1:
-            lines.append(
-                f"unlike the training tissue (distance {prediction.distance[i]:.1f}, above 1): do not rely on it"
-            )
-        lines.append(f"{'gene':{width}}  {'value':>7}{titles}  significant  held-out PCC")
-        for gene, value in _rows(prediction, i, top):
-            pcc, column = prediction.pcc(gene), prediction.genes.index(gene)
-            cells = ""
-            if "spread" in sure:
-                cells += f"  {sure['spread'][i, column]:6.3f}"
-            if "low" in sure:
-                low, high = sure["low"][i, column], sure["high"][i, column]
-                cells += "  " + ("unknown" if np.isnan(low) else f"{low:.2f} to {high:.2f}").rjust(_WIDTHS["low"])
-            lines.append(
-                f"{gene:{width}}  {value:7.3f}{cells}  {significance(prediction, gene):8}  "
-                + ("unknown" if pcc is None else f"{pcc:12.3f}")
-            )
-        blocks.append("\n".join(lines) + "\n")
-    after = [f"values in {prediction.units}"]
-    if "spread" in sure:
-        after.append("spread: standard deviation over rotations and reflections of the patch")
-    if "low" in sure:
-        after.append(f"interval: where {prediction.model.level:.0%} of the measurements of held-out tissue would lie")
-    elif prediction.model.pcc is None:
+def rows_of(result: Result, count: int = _ROWS) -> Iterator[slice]:
+    """Its rows, some at a time, so that no second table of many tiles is held."""
+    for start in range(0, len(result), count):
+        yield slice(start, min(start + count, len(result)))
+
+
+def describe(result: Result) -> dict[str, np.ndarray]:
+    """The columns of every table before those of the genes.
+
+    ``name``; of tiles ``x`` and ``y`` of the centre in pixels at full resolution, ``array_row`` and ``array_col``; of
+    patches ``mpp``, ``scale_source``, ``patch_um`` and ``patch_px``; and last, where it is known, ``ood``.
+    """
+    columns = {"name": result.obs["name"]}
+    if "spatial" in result.obsm:
+        columns |= {"x": result.obsm["spatial"][:, 0], "y": result.obsm["spatial"][:, 1]}
+    columns |= {key: values for key, values in result.obs.items() if key not in ("name", "ood")}
+    return columns | ({"ood": result.obs["ood"]} if "ood" in result.obs else {})
+
+
+def _values(result: Result) -> dict[str, np.ndarray]:
+    """The tables that stand side by side in one table, by what their columns are called after the gene."""
+    tta_std = result.layers.get("tta_std")
+    return {"": result.X} | ({} if tta_std is None else {".tta_std": tta_std})
+
+
+def to_csv(result: Result) -> Iterator[str]:
+    """The lines of a table: one row a patch or tile, and a column a gene.
+
+    Before the genes stands what `describe` gives, and after them, if several rotations and reflections were averaged,
+    ``GENE.tta_std`` of each.
+    """
+    columns, tables = describe(result), _values(result)
+    # hands each line back as it is made
+    line = csv.writer(SimpleNamespace(write=str), lineterminator="\n").writerow
+    yield line([*columns, *(f"{gene}{suffix}" for suffix in tables for gene in result.genes)])  # type: ignore[misc]
+    for rows in rows_of(result):
+        before = zip(*(_cells(values[rows]) for values in columns.values()), strict=True)
+        after = np.concatenate([table[rows] for table in tables.values()], axis=1).tolist()
+        for cells, numbers in zip(before, after, strict=True):
+            yield line([*cells, *(f"{number:.6g}" for number in numbers)])  # type: ignore[misc]
+
+
+def _cells(values: np.ndarray) -> list[Any]:
+    """As they are to be written: coordinates to the hundredth of a pixel in any slide, the rest as it is known."""
+    if values.dtype.kind != "f":
+        return values.tolist()
+    digits = 10 if values.dtype == np.float64 else 6
+    return [f"{value:.{digits}g}" for value in values.tolist()]
+
+
+def to_json(result: Result) -> Iterator[str]:
+    """The parts of one object: `Result.metadata`, and ``predictions`` with what is known of each patch or tile.
+
+    Its ``genes`` are a list in the order of the result, each with ``gene``, ``value``, ``significant``,
+    ``held_out_pcc``, ``tta_std``, ``interval_low`` and ``interval_high``, null where unknown.
+    """
+    head = json.dumps(result.metadata(), indent=1)
+    yield head.removesuffix("\n}") + ',\n "predictions": ['
+    columns, known = describe(result), result.gene_metadata()
+    genes = [
+        {"gene": gene, "value": 0.0, **{key: (known[key] or {}).get(gene) for key in ("significant", "held_out_pcc")}}
+        for gene in result.genes
+    ]
+    before = "\n"
+    for rows in rows_of(result):
+        ends = result.interval(rows)
+        tables = {
+            "value": result.X[rows],
+            "tta_std": result.layers["tta_std"][rows] if "tta_std" in result.layers else None,
+            "interval_low": None if ends is None else ends[0],
+            "interval_high": None if ends is None else ends[1],
+        }
+        for i in range(rows.stop - rows.start):
+            own = {key: values[rows][i : i + 1].tolist()[0] for key, values in columns.items()}
+            cells = {key: [None] * len(genes) if t is None else t[i].tolist() for key, t in tables.items()}
+            numbers = zip(*cells.values(), strict=True)
+            own["genes"] = [
+                {**gene, **{k: None if v != v else v for k, v in zip(cells, row, strict=True)}}
+                for gene, row in zip(genes, numbers, strict=True)
+            ]
+            yield before + json.dumps(own, indent=1)
+            before = ",\n"
+    yield "\n ]\n}\n"
+
+
+def to_table(result: Result, *, top: int | None = None) -> str:
+    """A table to read: a block a patch, or one of the genes of a slide over its tiles.
+
+    Args:
+        result: What was predicted.
+        top: How many genes to show: of each patch those of the highest values, of a slide those of the highest means,
+            the highest first; if None all, in the order of the result.
+    """
+    blocks = [_slide_block(result, top)] if result.slide else [_block(result, i, top) for i in range(len(result))]
+    after = [f"values in {result.units}"]
+    over = "tiles" if result.slide else "the patch"
+    if "tta_std" in result.layers:
+        after.append(f"tta_std: standard deviation over rotations and reflections of {over}")
+    if "interval_radius" in result.var:
+        around = " around the value of a tile" if result.slide else ""
+        level = f"{result.info.interval_level:.0%}"
+        after.append(f"interval: where {level} of the measurements of held-out tissue would lie{around}")
+    elif result.info.pcc is None:
         after.append("no intervals: these weights state no errors on held-out tissue")
     return "\n".join(blocks) + "\n" + "\n".join(after) + "\n"
 
 
-def _sureness(prediction: Prediction) -> dict[str, np.ndarray]:
-    """Of each value what is known of ``spread``, ``low`` and ``high``."""
-    known = {} if prediction.spread is None else {"spread": prediction.spread}
-    ends = prediction.interval()
-    return known if ends is None else {**known, "low": ends[0], "high": ends[1]}
+def _block(result: Result, i: int, top: int | None) -> str:
+    """One patch."""
+    obs = {key: values[i] for key, values in result.obs.items()}
+    head = f"{obs['name']}: central {obs['patch_px']} px, {obs['mpp']:.4g} um/px by {obs['scale_source']}"
+    head += f", weights {result.info.name}\n"
+    if obs.get("ood", 0) > 1:
+        head += f"{ood_text(obs['ood'])}\n"
+    ends = result.interval(slice(i, i + 1))
+    columns = {"value": [f"{value:.3f}" for value in result.X[i]]}
+    if "tta_std" in result.layers:
+        columns["tta_std"] = [f"{value:.3f}" for value in result.layers["tta_std"][i]]
+    if ends is not None:
+        columns[f"{result.info.interval_level:.0%} interval"] = [
+            "unknown" if np.isnan(low) else f"{low:.2f} to {high:.2f}" for low, high in np.concatenate(ends).T
+        ]
+    return head + _genes(result, columns, result.X[i], top)
 
 
-def _cell(values: np.ndarray | None, image: int, column: int) -> float | None:
-    """One value, None if it is not known."""
-    return None if values is None or np.isnan(values[image, column]) else float(values[image, column])
+def ood_text(ood: float) -> str:
+    """What to say of a patch that is out of distribution."""
+    return f"out of distribution (distance from the training tissue {ood:.1f}, above 1): do not rely on it"
 
 
-def to_csv(prediction: Prediction, *, top: int | None = None) -> str:
-    """One row per image and gene."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    sure = _sureness(prediction)
-    writer.writerow(
-        ["image", "gene", "value", "units", "significant", "held_out_pcc", "mpp", "weights", *_SURE, "tissue_distance"]
-    )
-    for i, image in enumerate(prediction.images):
-        for gene, value in _rows(prediction, i, top):
-            pcc, column = prediction.pcc(gene), prediction.genes.index(gene)
-            cells = [_cell(sure.get(key), i, column) for key in _SURE]
-            writer.writerow(
-                [
-                    image,
-                    gene,
-                    f"{value:.6g}",
-                    prediction.units,
-                    significance(prediction, gene),
-                    "" if pcc is None else f"{pcc:.4f}",
-                    f"{prediction.scales[i].mpp:.6g}",
-                    prediction.model.name,
-                    *("" if cell is None else f"{cell:.6g}" for cell in cells),
-                    "" if prediction.distance is None else f"{prediction.distance[i]:.4g}",
-                ]
-            )
-    return text.getvalue()
+def _slide_block(result: Result, top: int | None) -> str:
+    """A slide."""
+    slide, is_ood = result.slide, result.is_ood
+    assert slide is not None
+    head = f"{slide.path}: {len(result)} tiles of {slide.patch_um:.4g} um, {slide.mpp:.4g} um/px by"
+    head += f" {slide.scale_source}, weights {result.info.name}\n"
+    if is_ood is not None and is_ood.any():
+        head += f"out of distribution: {is_ood.sum()} of {len(result)} tiles; do not rely on them\n"
+    summary = result.summary()
+    shown = ["mean", "sd", "min", "max"] + ["tta_std"] * ("tta_std" in result.layers)
+    columns = {key: [f"{getattr(gene, key):.3f}" for gene in summary] for key in shown}
+    if "interval_radius" in result.var:
+        radii = [gene.interval_radius for gene in summary]
+        columns[f"{result.info.interval_level:.0%} interval"] = [
+            "unknown" if np.isnan(radius) else f"+- {radius:.2f}" for radius in radii
+        ]
+    return head + _genes(result, columns, np.array([gene.mean for gene in summary]), top)
 
 
-def to_json(prediction: Prediction, *, top: int | None = None) -> str:
-    """One object: the facts of the run, and per image its genes."""
-    sure = _sureness(prediction)
-    column = {gene: i for i, gene in enumerate(prediction.genes)}
-    document: dict[str, Any] = {
-        "weights": prediction.model.name,
-        "sha256": prediction.model.sha256,
-        "units": prediction.units,
-        "interval_level": None if prediction.model.interval_radius is None else prediction.model.level,
-        "predictions": [
-            {
-                "image": image,
-                "mpp": prediction.scales[i].mpp,
-                "scale_source": prediction.scales[i].source,
-                "crop_px": prediction.crop_px[i],
-                "tissue_distance": None if prediction.distance is None else float(prediction.distance[i]),
-                "genes": [
-                    {
-                        "gene": gene,
-                        "value": value,
-                        "significant": prediction.significant(gene),
-                        "held_out_pcc": prediction.pcc(gene),
-                        **{key: _cell(sure.get(key), i, column[gene]) for key in _SURE},
-                    }
-                    for gene, value in _rows(prediction, i, top)
-                ],
-            }
-            for i, image in enumerate(prediction.images)
-        ],
-        "failed": prediction.failed,
+def _genes(result: Result, columns: dict[str, list[str]], values: np.ndarray, top: int | None) -> str:
+    """Lines of genes with what is known of each."""
+    pcc = [result.pcc(gene) for gene in result.genes]
+    columns = {
+        "gene": result.genes,
+        **columns,
+        "significant": [result.significance(gene) for gene in result.genes],
+        "held-out PCC": ["unknown" if value is None else f"{value:.3f}" for value in pcc],
     }
-    return json.dumps(document, indent=1) + "\n"
+    rows = list(zip(*columns.values(), strict=True))
+    if top is not None:
+        rows = [rows[i] for i in np.argsort(-values, kind="stable")[:top]]
+    return aligned([list(columns), *rows], left=(0, len(columns) - 2))
 
 
-FORMATS: dict[str, Callable[..., str]] = {"table": to_table, "csv": to_csv, "json": to_json}
-"""Formats of a prediction by name."""
+def write_with_metadata(path: str | Path, lines: Iterable[str], metadata: dict[str, Any]) -> None:
+    """Write a table, and beside it, as ``FILE.json``, what it does not say; both or neither.
+
+    Raises:
+        OutputError: A file cannot be written.
+    """
+    with writing(f"{path}.json") as beside, writing(path) as part:
+        beside.write_bytes((json.dumps(metadata, indent=1) + "\n").encode())
+        with part.open("w", encoding="utf-8", newline="") as file:
+            file.writelines(lines)
+
+
+FORMATS: dict[str, Callable[[Result], Iterator[str]]] = {"csv": to_csv, "json": to_json}
+"""The parts of tables that may go to standard output."""
+
+
+@writer(".csv")
+def write_csv(path: Path, result: Result) -> None:
+    """Write `to_csv`, and beside it, as ``FILE.csv.json``, what it does not say.
+
+    Raises:
+        OutputError: A file cannot be written.
+    """
+    write_with_metadata(path, to_csv(result), {"runs": [result.metadata()], **result.gene_metadata()})
+
+
+@writer(".json")
+def write_json(path: Path, result: Result) -> None:
+    """Write `to_json`.
+
+    Raises:
+        OutputError: The file cannot be written.
+    """
+    write_text(path, to_json(result))
+
+
+@writer(".txt")
+def write_table(path: Path, result: Result) -> None:
+    """Write `to_table`.
+
+    Raises:
+        OutputError: The file cannot be written.
+    """
+    write_text(path, to_table(result))
+
+
+@writer(".parquet", needs="pyarrow", extra="parquet")
+def write_parquet(path: Path, result: Result) -> None:
+    """Write the table of `to_csv`; genes are float32, and the metadata of the schema hold `table_metadata` as ``tcgn``.
+
+    Raises:
+        ExtraError: pyarrow is not installed.
+        OutputError: The file cannot be written.
+    """
+    pa = require("pyarrow", extra="parquet", to="write .parquet files")
+    parquet = require("pyarrow.parquet", extra="parquet", to="write .parquet files")
+    columns, tables = describe(result), _values(result)
+    genes = [pa.field(f"{gene}{suffix}", pa.float32()) for suffix in tables for gene in result.genes]
+    located = [pa.field(key, pa.array(values[:1]).type) for key, values in columns.items()]
+    schema = pa.schema([*located, *genes], metadata={"tcgn": json.dumps(table_metadata(result))})
+    with writing(path) as part, parquet.ParquetWriter(part, schema) as file:
+        for rows in rows_of(result, 16 * _ROWS):
+            values = [pa.array(values[rows]) for values in columns.values()]
+            values += [pa.array(column) for table in tables.values() for column in np.ascontiguousarray(table[rows].T)]
+            file.write_table(pa.Table.from_arrays(values, schema=schema))

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tcgn_hub.extras import require
 from tcgn_hub.files import write_bytes
+from tcgn_hub.writing.canvas import GREY, Canvas, matplotlib
 
 __all__ = ["curve_figure", "violin_figure"]
 
 _DPI = 150
 # blue and orange of Okabe and Ito, which the colour-blind can tell apart
 _COLOURS = {"TCGN": "#0072b2", "ridge": "#e69f00"}
-_GREY = "#444444"
 
 
 def curve_figure(history: Sequence[Mapping[str, Any]], path: str | Path) -> None:
@@ -31,10 +29,9 @@ def curve_figure(history: Sequence[Mapping[str, Any]], path: str | Path) -> None
         ExtraError: matplotlib is not installed.
         OutputError: The file cannot be written.
     """
-    ticker = require("matplotlib.ticker", extra="plot", to="draw figures")
     known = [row for row in history if row.get("val_pcc") is not None]
-    figure = _figure(6.4, 5.6 if known else 3.6)
-    panels = np.ravel(figure.subplots(2 if known else 1, 1, sharex=True))
+    canvas = Canvas(6.4, 5.6 if known else 3.6, dpi=_DPI, layout="constrained")
+    panels = np.ravel(canvas.figure.subplots(2 if known else 1, 1, sharex=True))
     curves = [
         ("loss", history, "training loss\n(scaled squared error)"),
         ("val_pcc", known, "validation PCC\n(median)"),
@@ -48,9 +45,9 @@ def curve_figure(history: Sequence[Mapping[str, Any]], path: str | Path) -> None
     panels[0].set_title("Training")
     panels[-1].set_xlabel("epoch")
     panels[-1].set_xlim(0.5, max((row["epoch"] for row in history), default=1) + 0.5)
-    panels[-1].xaxis.set_major_locator(ticker.MaxNLocator(integer=True, min_n_ticks=1))
-    figure.align_ylabels()
-    _write(figure, path)
+    panels[-1].xaxis.set_major_locator(matplotlib("ticker").MaxNLocator(integer=True, min_n_ticks=1))
+    canvas.figure.align_ylabels()
+    write_bytes(path, canvas.png())
 
 
 def violin_figure(per_section: Mapping[str, Mapping[str, np.ndarray]], path: str | Path) -> None:
@@ -65,10 +62,9 @@ def violin_figure(per_section: Mapping[str, Mapping[str, np.ndarray]], path: str
         ExtraError: matplotlib is not installed.
         OutputError: The file cannot be written.
     """
-    lines = require("matplotlib.lines", extra="plot", to="draw figures")
-    patches = require("matplotlib.patches", extra="plot", to="draw figures")
-    figure = _figure(max(6.4, 1.6 + 1.1 * len(per_section)), 4.4)
-    axes = figure.subplots()
+    lines, patches = matplotlib("lines"), matplotlib("patches")
+    canvas = Canvas(max(6.4, 1.6 + 1.1 * len(per_section)), 4.4, dpi=_DPI, layout="constrained")
+    axes = canvas.figure.subplots()
     axes.axhline(0, color="#999999", linewidth=1, zorder=0.9)
     drawn: dict[str, Any] = {}
     for at, values in enumerate(per_section.values()):
@@ -97,7 +93,7 @@ def violin_figure(per_section: Mapping[str, Mapping[str, np.ndarray]], path: str
     shown = [name for name in ("TCGN", "ridge", "median", "median noise ceiling") if name in drawn]
     handles = [drawn[name] for name in shown]
     axes.legend(handles, shown, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=4, frameon=False)
-    _write(figure, path)
+    write_bytes(path, canvas.png())
 
 
 def _known(values: Mapping[str, np.ndarray], name: str) -> np.ndarray:
@@ -105,20 +101,8 @@ def _known(values: Mapping[str, np.ndarray], name: str) -> np.ndarray:
     return array[~np.isnan(array)]
 
 
-def _figure(width: float, height: float) -> Any:
-    figure = require("matplotlib.figure", extra="plot", to="draw figures")
-    return figure.Figure(figsize=(width, height), dpi=_DPI, facecolor="white", layout="constrained")
-
-
 def _quieten(axes: Any) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="#e5e5e5", linewidth=0.8)
     axes.set_axisbelow(True)
-    axes.tick_params(color=_GREY)
-
-
-def _write(figure: Any, path: str | Path) -> None:
-    canvas = require("matplotlib.backends.backend_agg", extra="plot", to="draw figures").FigureCanvasAgg(figure)
-    content = io.BytesIO()
-    canvas.print_png(content)
-    write_bytes(path, content.getvalue())
+    axes.tick_params(color=GREY)

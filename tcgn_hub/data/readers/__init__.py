@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,7 +20,7 @@ def as_sections(data: Data) -> list[Section]:
     """Sections as they are, and anything else by `read_sections`.
 
     Raises:
-        SectionError: There are none, or they cannot be read.
+        SectionError: There are none, two have one name, or they cannot be read.
     """
     if isinstance(data, (str, Path)):
         return read_sections(data)
@@ -27,4 +28,8 @@ def as_sections(data: Data) -> list[Section]:
     paths = [item for item in data if not isinstance(item, Section)]
     if not sections and not paths:
         raise SectionError("There are no sections.")
-    return sections + (read_sections(paths) if paths else [])
+    sections += read_sections(paths) if paths else []
+    twice = [name for name, count in Counter(section.name for section in sections).items() if count > 1]
+    if twice:
+        raise SectionError(f"Two sections are named {twice[0]}; rename one.")
+    return sections

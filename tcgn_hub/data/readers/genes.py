@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from tcgn_hub.errors import SectionError
+from tcgn_hub.extras import require
 
 __all__ = ["SUMMED", "are_ensembl", "tidy"]
 
@@ -33,7 +35,7 @@ def tidy(
     source: Path,
     symbols: Sequence[str] | None = None,
     bulk: bool = False,
-) -> tuple[list[str], np.ndarray, dict[str, int]]:
+) -> tuple[list[str], Any, dict[str, int]]:
     """Counts that are checked, under gene names without duplicates.
 
     Args:
@@ -46,7 +48,8 @@ def tidy(
 
     Returns:
         Gene names, in the order of their first column, Ensembl ids without their version; counts, float32, shape
-        (n, gene names), where columns of one name are summed; and what to note of that in ``left_out``.
+        (n, gene names), an array or, of a sparse matrix, a CSR matrix, where columns of one name are summed; and what
+        to note of that in ``left_out``.
 
     Raises:
         SectionError: A count is not a number, infinite or negative, or the counts are logged or normalised.
@@ -54,29 +57,35 @@ def tidy(
     if symbols is not None and are_ensembl(genes):
         genes = [symbol or gene for symbol, gene in zip(symbols, genes, strict=True)]
     genes = [match[1] if (match := _ENSEMBL.fullmatch(gene)) else gene for gene in genes]
-    dense = np.asarray(counts.toarray() if hasattr(counts, "toarray") else counts).astype(np.float32, copy=False)
-    _check(dense, genes, rows, source, bulk=bulk)
-    column: dict[str, int] = {}
-    first = np.array([column.setdefault(gene, i) == i for i, gene in enumerate(genes)], bool)
-    if first.all():
-        return list(genes), dense, {}
-    summed = dense[:, first]
-    place = {gene: i for i, gene in enumerate(column)}
-    again = np.flatnonzero(~first)
-    for i in again:
-        summed[:, place[genes[i]]] += dense[:, i]
-    return list(column), summed, {SUMMED: len({genes[i] for i in again})}
+    sparse = require("scipy.sparse", extra="h5ad", to="read sparse counts") if hasattr(counts, "tocsr") else None
+    counts = sparse.csr_matrix(counts, dtype=np.float32) if sparse else np.asarray(counts, np.float32)
+    _check(counts, genes, rows, source, bulk=bulk)
+    named = Counter(genes)
+    if len(named) == len(genes):
+        return list(genes), counts, {}
+    place = {gene: i for i, gene in enumerate(named)}
+    columns = [place[gene] for gene in genes]
+    if sparse:
+        ones = np.ones(len(genes), np.float32), (np.arange(len(genes)), columns)
+        summed = counts @ sparse.csr_matrix(ones, shape=(len(genes), len(named)))
+    else:
+        summed = np.zeros((len(counts), len(named)), np.float32)
+        np.add.at(summed.T, columns, counts.T)
+    return list(named), summed, {SUMMED: sum(number > 1 for number in named.values())}
 
 
-def _check(counts: np.ndarray, genes: Sequence[str], rows: Sequence[str], source: Path, *, bulk: bool) -> None:
-    for bad, what in ((~np.isfinite(counts), "not a finite number"), (counts < 0, "negative")):
+def _check(counts: Any, genes: Sequence[str], rows: Sequence[str], source: Path, *, bulk: bool) -> None:
+    values = counts.data if hasattr(counts, "tocsr") else counts.ravel()
+    for bad, what in ((~np.isfinite(values), "not a finite number"), (values < 0, "negative")):
         if bad.any():
-            row, column = divmod(int(bad.argmax()), bad.shape[1])
+            first = int(bad.argmax())
+            row, column = divmod(first, len(genes))
+            if hasattr(counts, "tocsr"):
+                row, column = np.searchsorted(counts.indptr, first, "right") - 1, counts.indices[first]
             raise SectionError(
-                f"{source}: the count of {genes[column]} in {rows[row]} is {what} ({counts[row, column]:g}); give raw"
-                " counts."
+                f"{source}: the count of {genes[column]} in {rows[row]} is {what} ({values[first]:g}); give raw counts."
             )
-    some = counts[counts != 0]
+    some = values[values != 0]
     share = float((np.abs(some - np.round(some)) > 1e-3).mean()) if len(some) else 0.0
     if bulk and share > 0.01 and some.max() < _LOG_MAX:
         raise SectionError(

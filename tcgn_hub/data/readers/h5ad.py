@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from tcgn_hub.data.readers.genes import tidy
 from tcgn_hub.data.readers.parts import PITCH_VISIUM, array_mpp, image_mpp, images_in
 from tcgn_hub.data.readers.tables import number, read_rows
 from tcgn_hub.data.readers.visium import NEIGHBOURS
-from tcgn_hub.data.sections import Section
+from tcgn_hub.data.sections import OWN, Section
 from tcgn_hub.errors import SectionError
 from tcgn_hub.extras import require
 
@@ -22,6 +21,7 @@ __all__ = ["hest_names", "is_hest", "read_h5ad", "read_hest"]
 
 _SYMBOLS = ("gene_name", "gene_symbols", "feature_name", "symbol")
 _HEST_MPP = "pixel_size_um_estimated"
+_HEST_STUDY = ("dataset_title", "dataset", "study", "study_link")
 
 
 def read_h5ad(
@@ -31,6 +31,7 @@ def read_h5ad(
     patient: str | None = None,
     image: str | Path | None = None,
     mpp: float | None = None,
+    study: str | None = None,
 ) -> Section:
     """Read the spots of one section, those in tissue if ``obs['in_tissue']`` tells.
 
@@ -46,6 +47,7 @@ def read_h5ad(
             image of the same stem beside the file.
         mpp: Micrometres per pixel of the image; if None, ``uns['tcgn']['mpp']``, that of Visium by the distance of its
             spots, or what the image states.
+        study: Study; that of ``uns['study']`` if None, else 'own'.
 
     Raises:
         SectionError: The file is malformed, lacks counts, positions or an image, holds more than one section, or the
@@ -55,10 +57,7 @@ def read_h5ad(
     path = Path(path)
     name = name or path.stem
     try:
-        with warnings.catch_warnings():
-            # of names that are not unique, which are dealt with here
-            warnings.simplefilter("ignore")
-            data = require("anndata", extra="h5ad", to="read .h5ad files").read_h5ad(path)
+        data = require("anndata", extra="h5ad", to="read .h5ad files").read_h5ad(path)
         if "spatial" not in data.obsm:
             raise SectionError(f"{path} has no obsm['spatial'], the positions of the spots in pixels of the image.")
         xy = np.asarray(data.obsm["spatial"], np.float64)
@@ -88,6 +87,7 @@ def read_h5ad(
             patient = _patient(data, path)
         if mpp is None:
             mpp = _mpp(data, xy, metadata)
+        study = study or str(data.uns.get("study", OWN))
     except (OSError, KeyError, ValueError, TypeError, AttributeError, IndexError) as err:
         if isinstance(err, SectionError):
             raise
@@ -102,6 +102,7 @@ def read_h5ad(
         counts=counts,
         mpp=mpp or image_mpp(image, name),
         left_out=({"spots not in tissue": out} if out else {}) | summed,
+        study=study,
     )
 
 
@@ -173,9 +174,10 @@ def read_hest(root: str | Path, names: Sequence[str] | None = None) -> list[Sect
         names: Ids of the sections to read, such as ``['INT1']``; all if None.
 
     Returns:
-        The sections, in the order of ``names``, or sorted. Patient and scale, ``pixel_size_um_estimated``, are those of
-        the metadata, where a patient is the section's id if it is not known. Patients of different studies that have
-        one name are taken for one, so that no split can separate what is one.
+        The sections, in the order of ``names``, or sorted. Study (``dataset_title``), patient and scale,
+        ``pixel_size_um_estimated``, are those of the metadata, where a study is 'hest' and a patient the section's id
+        if they are not known. Patients of different studies that have one name are taken for one by a split, so that
+        none can separate what is one.
 
     Raises:
         SectionError: A file is missing or malformed, or the counts are not raw counts.
@@ -184,18 +186,19 @@ def read_hest(root: str | Path, names: Sequence[str] | None = None) -> list[Sect
     root = Path(root)
     sections = []
     for name in hest_names(root) if names is None else names:
-        facts = _facts(root, name)
+        metadata = _metadata_of(root, name)
         image = root / "wsis" / f"{name}.tif"
         if not image.is_file():
             raise SectionError(f"Section {name} of {root} has no image {image}; download it too.")
-        mpp = facts.get(_HEST_MPP)
+        mpp = metadata.get(_HEST_MPP)
         sections.append(
             read_h5ad(
                 root / "st" / f"{name}.h5ad",
                 name=name,
-                patient=str(facts["patient"]) if _known(facts.get("patient")) else name,
+                patient=str(metadata["patient"]) if _known(metadata.get("patient")) else name,
                 image=image,
                 mpp=float(mpp) if _known(mpp) else None,  # type: ignore[arg-type]
+                study=next((str(metadata[key]) for key in _HEST_STUDY if _known(metadata.get(key))), "hest"),
             )
         )
     return sections
@@ -205,16 +208,16 @@ def _known(value: Any) -> bool:
     return value is not None and str(value).strip().lower() not in ("", "nan", "none")
 
 
-def _facts(root: Path, name: str) -> dict[str, Any]:
+def _metadata_of(root: Path, name: str) -> dict[str, Any]:
     """What the metadata say of a section: its own file, or its row of the table of all."""
     file = root / "metadata" / f"{name}.json"
     if file.is_file():
         try:
-            facts = json.loads(file.read_text(encoding="utf-8"))
-            float(facts.get(_HEST_MPP) or 1)
+            metadata = json.loads(file.read_text(encoding="utf-8"))
+            float(metadata.get(_HEST_MPP) or 1)
         except (OSError, ValueError, TypeError, AttributeError) as err:
             raise SectionError(f"{file} cannot be read ({err}).") from err
-        return facts
+        return metadata
     for table in sorted(root.glob("HEST_v*.csv"), reverse=True):
         for row in read_rows(table):
             if row.get("id") == name:

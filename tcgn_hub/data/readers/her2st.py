@@ -50,8 +50,8 @@ def read_her2st(root: str | Path, names: Sequence[str] | None = None) -> list[Se
         names: Sections to read, such as ``['B4', 'C2']``; all that have counts if None.
 
     Returns:
-        The sections, in the order of ``names``, or sorted. The patient is the letter a section's name begins with, the
-        scale follows from the distance of the spots, 200 um.
+        The sections, in the order of ``names``, or sorted. The study is 'her2st', the patient the letter a section's
+        name begins with; the scale follows from the distance of the spots, 200 um.
 
     Raises:
         SectionError: A file is missing or malformed, or the counts are not raw counts.
@@ -91,4 +91,5 @@ def _read(root: Path, name: str) -> Section:
         counts=counts,
         mpp=mpp or image_mpp(images[0], name),
         left_out=left_out | summed,
+        study="her2st",
     )

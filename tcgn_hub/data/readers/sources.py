@@ -34,6 +34,7 @@ def read_sections(
     names: Sequence[str] | None = None,
     expression: str | Path | None = None,
     mpp: float | None = None,
+    study: str | None = None,
     tiles_um: float = 77.0,
 ) -> list[Section]:
     """Sections with measured expression, from one source or several.
@@ -45,7 +46,7 @@ def read_sections(
     - an ``.h5ad``; its patient is the name of the section if the file does not say;
     - a folder in the layout of HEST-1k;
     - a sample sheet, a CSV with the columns section, patient, data (one of the above, relative to the sheet), and
-      optionally image and mpp;
+      optionally image, mpp and study;
     - a CSV of patches with the columns patch, section, patient, and optionally spot, x, y, mpp, together with
       ``expression``;
     - a CSV with the columns slide and patient, then genes: bulk RNA-seq, see `tcgn_hub.data.readers.bulk.read_bulk`.
@@ -55,6 +56,8 @@ def read_sections(
         names: Sections to read, in this order; all if None.
         expression: Table of spots by genes for patches.
         mpp: Micrometres per pixel of every image, in place of what the sources say.
+        study: The study that all sections are from, in place of what the sources say, which is 'own' mostly: weights
+            know the sections and patients that they have seen by study and name, see `tcgn_hub.weights.lineage`.
         tiles_um: Side of the tiles of slides with bulk RNA-seq, in micrometres.
 
     Raises:
@@ -83,7 +86,8 @@ def read_sections(
             f"There is no section {', '.join(unknown)} in {', '.join(map(str, paths))}; there are {_listed(found)}."
         )
     sections = [found[name]() for name in (found if names is None else names)]
-    return sections if mpp is None else [replace(section, mpp=float(mpp)) for section in sections]
+    changes: dict[str, Any] = {"mpp": None if mpp is None else float(mpp), "study": study}
+    return [replace(section, **{key: value for key, value in changes.items() if value}) for section in sections]
 
 
 def _listed(names: Any) -> str:
@@ -160,8 +164,8 @@ def _of_sheet(sheet: Path, mpp: float | None) -> _Found:
         read = inside.get(name, next(iter(inside.values())) if len(inside) == 1 else None)
         if read is None:
             raise SectionError(f"{sheet}: {data} has no section {name}; there are {_listed(inside)}.")
-        changes = {"name": name, "patient": patient, "image": image, "mpp": scale}
-        found[name] = partial(_changed, read, {key: value for key, value in changes.items() if value is not None})
+        changes = {"name": name, "patient": patient, "image": image, "mpp": scale, "study": row.get("study")}
+        found[name] = partial(_changed, read, {key: value for key, value in changes.items() if value})
     return found
 
 

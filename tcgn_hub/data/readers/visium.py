@@ -13,9 +13,9 @@ from tcgn_hub.data.readers.genes import tidy
 from tcgn_hub.data.readers.parts import PITCH_VISIUM, array_mpp, image_mpp, images_in, matched
 from tcgn_hub.data.readers.tables import open_text
 from tcgn_hub.data.sections import Section
+from tcgn_hub.data.spots import read_spots
 from tcgn_hub.errors import SectionError
 from tcgn_hub.extras import require
-from tcgn_hub.images.tiles import read_spots
 
 __all__ = ["NEIGHBOURS", "is_visium", "read_visium", "visium_name"]
 

@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from tcgn_hub.errors import WeightsError
+from tcgn_hub.errors import DeviceError, WeightsError
 from tcgn_hub.extras import require
 from tcgn_hub.images.transforms import dihedral, to_input_array
-from tcgn_hub.prediction.backends import uses_onnx
-from tcgn_hub.weights.info import model_info
-from tcgn_hub.weights.manifest import exports_folder, load_manifest
-from tcgn_hub.weights.resolve import resolve
+from tcgn_hub.weights.info import WeightsInfo
+from tcgn_hub.weights.manifest import exports_folder
 
-__all__ = ["METADATA", "OnnxBackend", "exported_path"]
+__all__ = ["METADATA", "PRECISION", "OnnxBackend", "exported_path"]
 
-METADATA = "tcgn"
-"""Key of the metadata of an .onnx file: JSON of ``name``, ``sha256``, ``genes``, ``units`` and ``facts``."""
+METADATA, PRECISION = "tcgn", "tcgn_precision"
+"""Keys of the metadata of an .onnx file: JSON of `WeightsInfo`, and the precision of the export."""
 
 
 def exported_path(sha256: str) -> Path:
-    """Where `tcgn_hub.export_model` keeps weights of this checksum if it is not told otherwise."""
+    """Where `tcgn_hub.export` keeps weights of this checksum if it is not told otherwise."""
     return exports_folder() / f"{sha256}.onnx"
 
 
@@ -31,22 +29,25 @@ class OnnxBackend:
     """An exported model on the CPU, see `tcgn_hub.prediction.backends.Backend`.
 
     Args:
-        weights: An .onnx file; or weights that were exported without saying where to, the default ones if None.
+        path: An .onnx file.
+
+    Attributes:
+        info: What is known of the weights that were exported.
 
     Raises:
-        WeightsError: There is no such file, or it is not one that this package exported.
+        WeightsError: The file is not one that this package exported.
         ExtraError: ONNX Runtime is not installed.
     """
 
-    def __init__(self, weights: str | Path | None = None) -> None:
+    name = "onnx"
+
+    def __init__(self, path: Path) -> None:
         ort = require("onnxruntime", extra="onnx", to="predict with ONNX Runtime")
-        path = _find(weights)
         try:
             self._session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-            known = json.loads(self._session.get_modelmeta().custom_metadata_map[METADATA])
-            self.info = model_info(
-                known["name"], tuple(known["genes"]), known["units"], known["sha256"], known["facts"]
-            )
+            stated = self._session.get_modelmeta().custom_metadata_map
+            self.info = WeightsInfo.from_json(json.loads(stated[METADATA]))
+            self.precision = stated[PRECISION]
         except WeightsError:
             raise
         except Exception as err:
@@ -55,17 +56,13 @@ class OnnxBackend:
             ) from err
         self._batch = self._session.get_inputs()[0].shape[0]
 
-    def prepare(self, pixels: np.ndarray) -> np.ndarray:
+    def prepare(self, pixels: Any) -> np.ndarray:
         """Resized and normalised by NumPy and Pillow."""
-        return to_input_array(pixels)
+        return to_input_array(pixels if isinstance(pixels, list) else np.asarray(pixels))
 
-    def join(self, inputs: Sequence[np.ndarray]) -> np.ndarray:
-        """Concatenated."""
-        return np.concatenate(list(inputs))
-
-    def forward(self, x: np.ndarray, view: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    def forward(self, x: np.ndarray, index: int = 0) -> tuple[np.ndarray, np.ndarray]:
         """Values and features. A file of a fixed batch is given as many patches as it takes."""
-        x = np.ascontiguousarray(dihedral(x, view))
+        x = np.ascontiguousarray(dihedral(x, index))
         if not isinstance(self._batch, int):
             return tuple(self._session.run(["values", "features"], {"pixels": x}))
         parts = []
@@ -77,15 +74,8 @@ class OnnxBackend:
         values, features = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
         return values, features
 
-
-def _find(weights: str | Path | None) -> Path:
-    if weights is not None and uses_onnx(weights):
-        path = Path(weights)
-        if not path.is_file():
-            raise WeightsError(f"{path} does not exist.")
-        return path
-    name = next(iter(load_manifest())) if weights is None else weights
-    path = exported_path(resolve(name).sha256)
-    if not path.is_file():
-        raise WeightsError(f"{name} was not exported for ONNX Runtime; run `tcgn export --weights {name}` once.")
-    return path
+    def to(self, device: object) -> OnnxBackend:
+        """Itself: there is no device but the CPU."""
+        if str(device) not in ("auto", "cpu"):
+            raise DeviceError(f"The ONNX backend computes on the CPU, not on '{device}'; leave the device out.")
+        return self

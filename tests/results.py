@@ -1,0 +1,112 @@
+"""Results without any model, for the tests of what is made of them."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from tcgn_hub.result import Result, SlideContext, gene_table
+from tcgn_hub.units import UNITS
+from tcgn_hub.weights.info import WeightsInfo
+
+GENES = ["GNAS", "FASN", "HLA-DRA", "ACTB"]
+HELD_OUT = {"pcc": [0.42, 0.31, 0.55, 0.01], "significant": ["GNAS", "FASN", "HLA-DRA"]}
+DOWNSAMPLE, MPP, PATCH_UM = 16.0, 0.5, 128.0
+
+
+def _uns(held_out, units, failed):
+    info = WeightsInfo(name="tcgn_base.test", genes=tuple(GENES), units=units, sha256="0" * 64, held_out=held_out or {})
+    return {"weights": info, "failed": failed, "tta": 1, "backend": "torch", "precision": "float32"}
+
+
+def make(
+    *,
+    height: int = 300,
+    width: int = 400,
+    name: str = "slide 1.svs",
+    stride_um: float = PATCH_UM,
+    held_out: dict | None = HELD_OUT,
+    units: str = UNITS,
+    failed: dict | None = None,
+    sure: bool = False,
+    **slide,
+) -> Result:
+    """A slide with one ellipse of tissue; GNAS rises from left to right, FASN is the same everywhere.
+
+    Args:
+        sure: Whether ``ood`` and ``tta_std`` are known.
+        **slide: Of `SlideContext`.
+    """
+    rng = np.random.default_rng(0)
+    image = Image.new("RGB", (width, height), (244, 243, 245))
+    shape = Image.new("1", (width, height))
+    ellipse = (width * 0.1, height * 0.12, width * 0.85, height * 0.9)
+    ImageDraw.Draw(image).ellipse(ellipse, fill=(214, 140, 190))
+    ImageDraw.Draw(shape).ellipse(ellipse, fill=1)
+    mask = np.array(shape)
+    for x, y in rng.integers(0, (width, height), (width * height // 60, 2)):
+        if mask[y, x]:
+            ImageDraw.Draw(image).ellipse((x - 1, y - 1, x + 1, y + 1), fill=(92, 52, 130))
+    step = stride_um / MPP
+    grid = np.indices((int(height * DOWNSAMPLE / step), int(width * DOWNSAMPLE / step))).reshape(2, -1).T
+    xy = (grid[:, ::-1] + 0.5) * step
+    on = mask[tuple((xy[:, ::-1] / DOWNSAMPLE).astype(int).T)]
+    grid, xy = grid[on], xy[on]
+    values = rng.uniform(0, 2, (len(xy), len(GENES))).astype(np.float32)
+    values[:, 0] = xy[:, 0] / xy[:, 0].max()
+    values[:, 1] = 0.5
+    names = np.array([f"{row}x{col}" for row, col in grid], object)
+    known = {"ood": np.linspace(0.1, 1.4, len(xy)).astype(np.float32)} if sure else {}
+    context = SlideContext(
+        path=Path("slides") / name,
+        size=(int(width * DOWNSAMPLE), int(height * DOWNSAMPLE)),
+        mpp=MPP,
+        scale_source="openslide.mpp-x",
+        patch_um=PATCH_UM,
+        stride_um=stride_um,
+        thumbnail=np.array(image),
+        thumbnail_downsample=DOWNSAMPLE,
+        mask=mask,
+    )
+    uns = _uns(held_out, units, {"9/9": "the tile is damaged"} if failed is None else failed)
+    return Result(
+        X=values,
+        obs={"name": names, "array_row": grid[:, 0], "array_col": grid[:, 1], **known},
+        var=gene_table(uns["weights"], range(len(GENES))),
+        uns={**uns, "slide": replace(context, **slide), "tta": 8 if sure else 1},
+        layers={"tta_std": (values / 10).astype(np.float32)} if sure else {},
+        obsm={"spatial": xy, "features": rng.normal(size=(len(xy), 12)).astype(np.float32)},
+    )
+
+
+def make_patches(count: int = 3, *, held_out: dict | None = HELD_OUT, units: str = UNITS, sure: bool = False) -> Result:
+    """Patches; of those that are sure the last is out of distribution."""
+    values = np.random.default_rng(1).uniform(0, 2, (count, len(GENES))).astype(np.float32)
+    uns = _uns(held_out, units, {"gone.png": "gone.png does not exist."})
+    return Result(
+        X=values,
+        obs={
+            "name": np.array([f"patches/{i}, №1.png" for i in range(count)], object),
+            "mpp": np.full(count, 0.6875),
+            "scale_source": np.array(["--mpp"] * count, object),
+            "patch_um": np.full(count, 154.0),
+            "patch_px": np.full(count, 224),
+            **({"ood": np.linspace(0.5, 1.25, count)} if sure else {}),
+        },
+        var=gene_table(uns["weights"], range(len(GENES))),
+        uns=uns,
+        layers={"tta_std": values / 10} if sure else {},
+    )
+
+
+def some(result: Result, index) -> Result:
+    """The tiles of an index, in its order."""
+    return replace(
+        result,
+        X=result.X[index],
+        **{
+            key: {name: values[index] for name, values in getattr(result, key).items()}
+            for key in ("obs", "layers", "obsm")
+        },
+    )

@@ -1,0 +1,144 @@
+"""evaluate() and measure(): weights and baselines on sections that were held out, with a model of one line."""
+
+import json
+import tracemalloc
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from sections import PANEL, write_section
+
+from tcgn_hub.data.crops import SpotCrops
+from tcgn_hub.data.readers.her2st import read_her2st
+from tcgn_hub.data.sections import expression_targets
+from tcgn_hub.errors import SectionError
+from tcgn_hub.evaluation.baselines import color_texture_features, ridge_predict
+from tcgn_hub.evaluation.heldout import evaluate, measure
+from tcgn_hub.evaluation.tables import section_table
+from tcgn_hub.prediction.predictor import Predictor
+from tcgn_hub.weights.info import WeightsInfo
+
+
+class Brightness:
+    """A backend that takes the brightness of a patch for the expression of every gene."""
+
+    device = "cpu"
+
+    def __init__(self, scale=1):
+        self.scale = scale
+
+    def prepare(self, pixels):
+        return pixels.astype(np.float32)
+
+    def forward(self, x, index=0):
+        mean = x.mean(axis=(1, 2, 3))[:, None] / 255
+        return np.repeat(self.scale * mean, len(PANEL), axis=1), np.repeat(mean, 4, axis=1)
+
+
+@pytest.fixture(scope="module")
+def sections(tmp_path_factory):
+    root = tmp_path_factory.mktemp("her2st")
+    for seed, name in enumerate(("A1", "A2", "B1", "C2")):
+        write_section(root, name, seed=seed)
+    return read_her2st(root)
+
+
+@pytest.fixture
+def predictor(sections):
+    seen = tuple(section.seen() for section in sections if section.name in ("A1", "B1"))
+    return Predictor(Brightness(), WeightsInfo("mine", genes=tuple(PANEL), seen=seen))
+
+
+def measured(data, predictor, **options):
+    return evaluate(data, weights=predictor, crop_px=112, **options)
+
+
+def test_what_was_seen_is_left_out_or_refused(sections, predictor, tmp_path):
+    evaluation = measured(sections, predictor, by="section", out=tmp_path)
+    assert list(evaluation.summary["sections"]) == ["A2", "C2"]
+    assert evaluation.summary["allowed_seen"] == []
+    assert json.loads((tmp_path / "metrics.json").read_text())["allowed_seen"] == []
+    with pytest.raises(SectionError, match=r"section A2 \(patient A of study her2st, as A1 is\)"):
+        measured(sections, predictor)
+    with pytest.raises(SectionError, match=r"section B1 \(it is B1 of study her2st\)"):
+        measured(sections, predictor, test=["B1", "C2"], by="section")
+    with pytest.raises(SectionError, match="No section is left"):
+        measured(sections[2:3], predictor)
+
+
+def test_what_was_allowed_is_recorded_everywhere(sections, predictor, tmp_path):
+    evaluation = measured(sections, predictor, test=["B1", "C2"], allow_seen=["B1"], out=tmp_path)
+    assert evaluation.summary["allowed_seen"] == ["B1"]
+    document = json.loads((tmp_path / "metrics.json").read_text())
+    assert document["allowed_seen"] == document["held_out"]["allowed_seen"] == ["B1"]
+    assert "have seen B1" in section_table(evaluation)
+    assert "have seen B1" in section_table(evaluation, markdown=True)
+    assert "have seen" not in section_table(measured(sections[3:], predictor))
+
+
+def test_a_renamed_section_is_refused(sections, predictor):
+    renamed = replace(sections[2], name="X7", patient="X", study="own", image=None, mpp=0.5)
+    with pytest.raises(SectionError, match=r"X7 \(it is B1 of study her2st\).*--allow-seen X7"):
+        measured([renamed], predictor, test=["X7"])
+
+
+def test_sections_of_a_lab_may_have_any_names(sections, predictor, caplog):
+    # named as sections that were seen, and of patients named as theirs
+    own = [
+        replace(section, name=name, patient=name[0], study="own")
+        for section, name in zip((sections[1], sections[3]), ("B1", "A1"), strict=True)
+    ]
+    evaluation = measured(own, predictor)
+    assert list(evaluation.summary["sections"]) == ["B1", "A1"]
+    # and no baseline is fitted on them
+    assert evaluation.summary["median_pcc_ridge"] is None
+    assert "No baselines" in caplog.text
+
+
+def test_baselines_are_fitted_on_sections_that_were_seen_and_no_others(sections, predictor):
+    evaluation = measured(sections, predictor, test=["C2"])
+    assert evaluation.summary["median_pcc_ridge"] is not None
+    own = replace(sections[1], name="A1", patient="Z", study="own")
+    with_other = measured([own, *sections[2:]], predictor, test=["C2"])
+    assert with_other.per_gene == measured(sections[2:], predictor, test=["C2"]).per_gene
+    assert with_other.per_gene != evaluation.per_gene
+
+
+def test_two_sections_of_one_name_are_refused(sections, predictor):
+    with pytest.raises(SectionError, match="Two sections are named C2"):
+        measured([*sections, replace(sections[1], name="C2")], predictor)
+
+
+def test_bulk_is_the_mean_in_linear_space(predictor, sections):
+    """The mean of logarithms of 1 and of 3 is 2, that of the values near 2.7."""
+    slide = replace(sections[3], bulk=True, counts=sections[3].counts[:1])
+    shades = np.repeat(np.array([85, 255], np.uint8), 6)
+    crops = SpotCrops(np.broadcast_to(shades[:, None, None, None], (12, 3, 8, 8)), 8)
+    tripled = Predictor(Brightness(scale=3), predictor.info)
+    (measured,) = measure(tripled, train=[], test=[slide], panel=PANEL, crops={slide.name: crops})
+    assert measured.predicted.shape == (1, len(PANEL))
+    assert measured.predicted[0, 0] == pytest.approx(np.log10(1 + (9 + 999) / 2), abs=1e-6)
+
+
+def test_the_memory_of_baselines_does_not_grow_with_the_spots(predictor, sections):
+    spots = 300
+    pixels = np.random.default_rng(0).integers(0, 255, (spots, 3, 80, 80), dtype=np.uint8)
+    crops = SpotCrops(pixels, 64)
+    section = replace(
+        sections[3],
+        spots=[f"s{i}" for i in range(spots)],
+        xy=np.zeros((spots, 2)),
+        counts=np.resize(sections[3].counts, (spots, sections[3].counts.shape[1])),
+    )
+    other = replace(section, name="A1")
+    tracemalloc.start()
+    (measured,) = measure(
+        predictor, train=[other], test=[section], panel=PANEL, crops={"A1": crops, section.name: crops}
+    )
+    used = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    # in float32 the crops alone have 15 MB, and what was made of them at once 60 MB
+    assert used < 12e6
+    features = color_texture_features(pixels[:, :, 8:-8, 8:-8])
+    targets = expression_targets(section, PANEL)
+    assert measured.baselines["ridge"] == pytest.approx(ridge_predict(features, targets, features), abs=1e-5)

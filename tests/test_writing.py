@@ -1,0 +1,500 @@
+"""Results as files: what other programs read back is what was predicted."""
+
+import base64
+import csv
+import errno
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+import tracemalloc
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from results import DOWNSAMPLE, GENES, HELD_OUT, MPP, PATCH_UM, make, make_patches, some
+
+from tcgn_hub.errors import ExtraError, OutputError, PanelError
+from tcgn_hub.files import write_bytes
+from tcgn_hub.result import Result, gene_table
+from tcgn_hub.units import UNITS
+from tcgn_hub.writing.bulk import BulkTable
+from tcgn_hub.writing.figures import draw_gene, draw_mask
+from tcgn_hub.writing.geojson import to_geojson
+from tcgn_hub.writing.report import write_report
+from tcgn_hub.writing.tables import to_csv, to_json, to_table
+
+SURE = {**HELD_OUT, "interval_radius": [0.5, 0.25, None, 1.0], "interval_level": 0.8}
+RADIUS = {"GNAS": 0.5, "FASN": 0.25, "HLA-DRA": None, "ACTB": 1.0}
+
+
+def pixels(png: bytes) -> np.ndarray:
+    return np.array(Image.open(io.BytesIO(png)).convert("RGB")).astype(int)
+
+
+@pytest.fixture(scope="module")
+def prediction() -> Result:
+    return make()
+
+
+def changed(result: Result, **of_info) -> Result:
+    """The same of weights of which something else is stated."""
+    info = replace(result.info, **of_info)
+    return replace(result, var=gene_table(info, range(len(GENES))), uns={**result.uns, "weights": info})
+
+
+def on(result: Result, **of_slide) -> Result:
+    """The same of a slide of which something else is known."""
+    return replace(result, uns={**result.uns, "slide": replace(result.slide, **of_slide)})
+
+
+def lines(table) -> list[list[str]]:
+    return list(csv.reader(io.StringIO("".join(table))))
+
+
+# ---------------------------------------------------------------------------------------------------------- AnnData
+
+
+def test_h5ad_comes_back_as_it_was(tmp_path):
+    anndata = pytest.importorskip("anndata")
+    prediction = make(held_out=SURE, sure=True)
+    prediction.write(tmp_path / "slide.h5ad")
+    back = anndata.read_h5ad(tmp_path / "slide.h5ad")
+    assert back.X.dtype == np.float32
+    np.testing.assert_array_equal(back.X, prediction.X)
+    assert list(back.var_names) == GENES
+    assert list(back.obs_names) == prediction.names
+    assert back.var["significant"].dtype == bool
+    assert list(back[:, back.var["significant"]].var_names) == ["GNAS", "FASN", "HLA-DRA"]
+    assert back.var["held_out_pcc"].tolist() == [0.42, 0.31, 0.55, 0.01]
+    np.testing.assert_array_equal(back.obsm["spatial"], prediction.obsm["spatial"])
+    np.testing.assert_array_equal(back.obsm["X_tcgn"], prediction.obsm["features"])
+    np.testing.assert_array_equal(back.layers["tta_std"], prediction.layers["tta_std"])
+    for key, end in zip(("interval_low", "interval_high"), prediction.interval(), strict=True):
+        np.testing.assert_array_equal(back.layers[key], end)
+    np.testing.assert_array_equal(back.obs["ood"], prediction.obs["ood"])
+    assert set(back.obs["in_tissue"]) == {1}
+    assert back.obs["array_col"].tolist() == prediction.obs["array_col"].tolist()
+    library = back.uns["spatial"]["slide 1"]
+    assert library["scalefactors"]["spot_diameter_fullres"] == PATCH_UM / MPP
+    np.testing.assert_array_equal(library["images"]["hires"], prediction.slide.thumbnail)
+    assert library["scalefactors"]["tissue_hires_scalef"] == 1 / DOWNSAMPLE
+    metadata = back.uns["tcgn"]
+    assert (metadata["mpp"], metadata["units"], metadata["sha256"]) == (MPP, UNITS, "0" * 64)
+    assert metadata["out_of_distribution"] == (prediction.obs["ood"] > 1).sum() > 0
+    assert json.loads(metadata["failed"]) == prediction.failed
+    np.testing.assert_array_equal(metadata["mask"].astype(bool), prediction.slide.mask)
+    assert metadata["mask_downsample"] == DOWNSAMPLE
+    assert [p.name for p in tmp_path.iterdir()] == ["slide.h5ad"]
+
+
+def test_h5ad_of_what_is_not_known(tmp_path):
+    anndata = pytest.importorskip("anndata")
+    bare = on(some(make(held_out=None, failed={}), [0, 0]), mask=None, stride_um=None)
+    replace(bare, obsm={"spatial": bare.obsm["spatial"]}).write(tmp_path / "slide.h5ad")
+    back = anndata.read_h5ad(tmp_path / "slide.h5ad")
+    assert not list(back.var.columns)
+    assert not set(back.layers)
+    assert "ood" not in back.obs
+    assert list(back.obs_names) == [bare.names[0], f"{bare.names[0]}-1"]
+    assert np.isnan(back.uns["tcgn"]["stride_um"])
+    assert "mask" not in back.uns["tcgn"]
+    assert "X_tcgn" not in back.obsm
+
+
+def test_patches_as_h5ad(tmp_path):
+    anndata = pytest.importorskip("anndata")
+    patches = make_patches(sure=True)
+    patches.write(tmp_path / "patches.h5ad")
+    back = anndata.read_h5ad(tmp_path / "patches.h5ad")
+    np.testing.assert_array_equal(back.X, patches.X)
+    assert back.obs["mpp"].tolist() == [0.6875] * 3
+    assert "spatial" not in back.uns
+    assert json.loads(back.uns["tcgn"]["failed"]) == patches.failed
+
+
+def test_large_overviews_are_shrunk_and_the_factors_with_them(prediction):
+    pytest.importorskip("anndata")
+    thumbnail = np.full((1000, 2500, 3), 200, np.uint8)
+    large = on(prediction, thumbnail=thumbnail, mask=None, thumbnail_downsample=2.56)
+    library = large.to_anndata().uns["spatial"]["slide 1"]
+    assert library["images"]["hires"].shape == (800, 2000, 3)
+    assert library["images"]["lowres"].shape == (240, 600, 3)
+    assert library["scalefactors"]["tissue_hires_scalef"] == pytest.approx(2000 / 6400)
+    assert library["scalefactors"]["tissue_lowres_scalef"] == pytest.approx(600 / 6400)
+
+
+def test_work_on_the_anndata_leaves_the_prediction(prediction):
+    pytest.importorskip("anndata")
+    before = prediction.X.copy()
+    adata = prediction.to_anndata()
+    adata.X[:] = 0
+    adata.obsm["spatial"][:] = 0
+    np.testing.assert_array_equal(prediction.X, before)
+    assert prediction.obsm["spatial"].all()
+
+
+def test_scanpy_draws_it(prediction):
+    pytest.importorskip("matplotlib").use("Agg")
+    sc = pytest.importorskip("scanpy")
+    axes = sc.pl.spatial(prediction.to_anndata(), color="GNAS", show=False)
+    spots = axes[0].collections[0]
+    assert len(spots.get_array()) == len(prediction)
+    assert axes[0].images
+
+
+def test_squidpy_draws_it(prediction):
+    pytest.importorskip("matplotlib").use("Agg")
+    sq = pytest.importorskip("squidpy")
+    axes = sq.pl.spatial_scatter(prediction.to_anndata(), color="GNAS", return_ax=True)
+    assert axes.images
+    assert axes.get_title() == "GNAS"
+
+
+# ------------------------------------------------------------------------------------------------- GeoJSON and tables
+
+
+def test_geojson(prediction):
+    document = json.loads("".join(to_geojson(prediction)))
+    assert document["type"] == "FeatureCollection"
+    assert document["tcgn"]["units"] == UNITS
+    assert len(document["features"]) == len(prediction)
+    for i, feature in enumerate(document["features"]):
+        assert feature["type"] == "Feature"
+        assert feature["geometry"]["type"] == "Polygon"
+        (ring,) = feature["geometry"]["coordinates"]
+        assert ring[0] == ring[-1]
+        corners = np.array(ring[:4])
+        assert len({tuple(corner) for corner in ring}) == 4
+        np.testing.assert_allclose(corners.mean(axis=0), prediction.obsm["spatial"][i])
+        np.testing.assert_allclose(np.ptp(corners, axis=0), PATCH_UM / MPP)
+        properties = feature["properties"]
+        assert (properties["objectType"], properties["name"]) == ("tile", prediction.names[i])
+        assert list(properties["measurements"]) == GENES
+        np.testing.assert_allclose(list(properties["measurements"].values()), prediction.X[i], atol=5e-5)
+    with pytest.raises(OutputError, match="places tiles on a slide"):
+        list(to_geojson(make_patches()))
+
+
+@pytest.mark.parametrize("sure", [False, True])
+@pytest.mark.parametrize("kind", [make, make_patches])
+def test_csv_and_parquet_hold_the_same(kind, sure, tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    result = kind(held_out=SURE if sure else HELD_OUT, sure=sure)
+    where = ["x", "y", "array_row", "array_col"] if kind is make else ["mpp", "scale_source", "patch_um", "patch_px"]
+    known = ["ood"] if sure else []
+    rows = lines(to_csv(result))
+    assert rows[0] == ["name", *where, *known, *GENES, *(f"{gene}.tta_std" for gene in GENES if sure)]
+    result.write(tmp_path / "table.parquet")
+    result.write(tmp_path / "table.csv")
+    assert lines([(tmp_path / "table.csv").read_text(encoding="utf-8")]) == rows
+    table = parquet.read_table(tmp_path / "table.parquet")
+    assert table.column_names == rows[0]
+    assert [row[0] for row in rows[1:]] == table["name"].to_pylist() == result.names
+    for column, name in enumerate(rows[0][1:], 1):
+        stored = table[name].to_pylist()
+        if name == "scale_source":
+            assert [row[column] for row in rows[1:]] == stored
+        else:
+            np.testing.assert_allclose([float(row[column]) for row in rows[1:]], stored, rtol=1e-5)
+    np.testing.assert_array_equal(np.stack([table[gene].to_numpy() for gene in GENES], axis=1), result.X)
+    assert {str(table.schema.field(gene).type) for gene in GENES} == {"float"}
+    metadata = json.loads(table.schema.metadata[b"tcgn"])
+    assert metadata["weights"] == "tcgn_base.test"
+    assert metadata["failed"] == result.failed
+    assert metadata["interval_radius"] == (RADIUS if sure else None)
+    beside = json.loads((tmp_path / "table.csv.json").read_text(encoding="utf-8"))
+    assert beside["runs"] == [result.metadata()]
+    assert beside["interval_radius"] == metadata["interval_radius"]
+    assert beside["significant"] == {gene: gene != "ACTB" for gene in GENES}
+
+
+def test_what_is_known_of_sureness_is_in_the_geojson():
+    sure = make(held_out=SURE, sure=True)
+    document = json.loads("".join(to_geojson(sure)))
+    assert document["tcgn"]["interval_radius"] == RADIUS
+    measured = [feature["properties"]["measurements"] for feature in document["features"]]
+    np.testing.assert_allclose([m["ood"] for m in measured], sure.obs["ood"], atol=5e-5)
+    np.testing.assert_allclose([m["GNAS"] for m in measured], sure.X[:, 0], atol=5e-5)
+
+
+@pytest.mark.parametrize("sure", [False, True])
+@pytest.mark.parametrize("kind", [make, make_patches])
+def test_json_holds_everything(kind, sure):
+    result = kind(held_out=SURE if sure else None, sure=sure)
+    document = json.loads("".join(to_json(result)))
+    assert document.pop("predictions")
+    assert document == result.metadata()
+    rows = json.loads("".join(to_json(result)))["predictions"]
+    ends = result.interval()
+    for i, row in enumerate(rows):
+        assert row["name"] == result.names[i]
+        assert row.get("ood") == (pytest.approx(float(result.obs["ood"][i])) if sure else None)
+        for j, gene in enumerate(row["genes"]):
+            assert gene["gene"] == GENES[j]
+            assert gene["value"] == pytest.approx(float(result.X[i, j]))
+            assert gene["tta_std"] == (pytest.approx(float(result.layers["tta_std"][i, j])) if sure else None)
+            assert gene["significant"] == ((GENES[j] != "ACTB") if sure else None)
+            assert gene["held_out_pcc"] == (SURE["pcc"][j] if sure else None)
+            known = sure and RADIUS[GENES[j]] is not None
+            assert gene["interval_low"] == (pytest.approx(float(ends[0][i, j])) if known else None)
+            assert gene["interval_high"] == (pytest.approx(float(ends[1][i, j])) if known else None)
+
+
+def test_the_table_of_patches_can_be_read():
+    patches = make_patches(held_out=SURE, sure=True)
+    text = to_table(patches, top=2)
+    blocks = text.split("patches/")[1:]
+    assert len(blocks) == 3
+    for i, block in enumerate(blocks):
+        shown = [line.split()[0] for line in block.splitlines()[1:] if line.split() and line.split()[0] in GENES]
+        assert shown == [GENES[j] for j in np.argsort(-patches.X[i])[:2]]
+    assert "0.6875 um/px by --mpp, weights tcgn_base.test" in text
+    assert text.count("out of distribution (distance from the training tissue 1.2") == 1
+    assert "80% interval" in text
+    assert "80% of the measurements" in text
+    assert text.rstrip().splitlines()[-3].startswith("values in log10")
+    bare = to_table(make_patches(held_out=None))
+    assert "unknown" in bare
+    assert "no intervals" in bare
+    assert "tta_std" not in bare
+
+
+def test_the_table_of_a_slide_can_be_read(prediction):
+    text = to_table(prediction, top=2)
+    means = prediction.X.mean(axis=0, dtype=np.float64)
+    shown = [line.split()[0] for line in text.splitlines() if line.split() and line.split()[0] in GENES]
+    assert shown == [GENES[j] for j in np.argsort(-means)[:2]]
+    assert text.startswith(f"{prediction.slide.path}: {len(prediction)} tiles of 128 um, 0.5 um/px by openslide.mpp-x")
+
+
+def test_the_suffix_says_the_format(prediction, tmp_path):
+    prediction.write(tmp_path / "OUT.CSV")
+    assert lines([(tmp_path / "OUT.CSV").read_text(encoding="utf-8")])[0][0] == "name"
+    prediction.write(tmp_path / "out.data", format="json")
+    assert json.loads((tmp_path / "out.data").read_text(encoding="utf-8"))["tiles"] == len(prediction)
+    with pytest.raises(
+        OutputError, match=r"out\.docx is of no format.*\.csv, \.geojson, \.h5ad, \.json, \.parquet, \.txt"
+    ):
+        prediction.write(tmp_path / "out.docx")
+
+
+def test_large_tables_are_written_in_parts(tmp_path):
+    small = make()
+    many = some(small, np.arange(5_000) % len(small))
+    tracemalloc.start()
+    try:
+        for suffix in (".csv", ".json", ".geojson"):
+            many.write(tmp_path / f"many{suffix}")
+            assert tracemalloc.get_traced_memory()[1] < 5e6, suffix
+    finally:
+        tracemalloc.stop()
+    assert len(lines([(tmp_path / "many.csv").read_text()])) == 5_001
+
+
+def test_summary(prediction):
+    gnas, fasn, _, actb = prediction.summary()
+    assert (gnas.gene, gnas.significant, gnas.pcc) == ("GNAS", "yes", 0.42)
+    assert gnas.max == 1
+    assert gnas.mean == pytest.approx(prediction.X[:, 0].mean(), rel=1e-5)
+    assert (fasn.mean, fasn.sd, fasn.min, fasn.max) == (0.5, 0, 0.5, 0.5)
+    assert actb.significant == "no"
+
+
+# ----------------------------------------------------------------------------------------------------------- figures
+
+
+def test_a_map_shows_the_values(prediction):
+    pytest.importorskip("matplotlib")
+    image = pixels(draw_gene(prediction, "GNAS"))
+    assert max(image.shape[:2]) <= 1200
+    # viridis goes from purple to yellow, and GNAS from left to right
+    row = image[image.shape[0] // 2]
+    low, high = row[round(0.15 * len(row))], row[round(0.8 * len(row))]
+    assert low[2] > low[1]
+    assert high[0] > high[2] + 60
+    assert high[1] > high[2] + 60
+    with pytest.raises(PanelError, match="NOGENE is not among"):
+        draw_gene(prediction, "NOGENE")
+
+
+def test_the_mask_is_drawn(prediction):
+    pytest.importorskip("matplotlib")
+    drawn = (pixels(draw_mask(prediction)) == (0, 0x57, 0xB8)).all(axis=2)
+    assert drawn.any()
+    for mask in (None, np.zeros_like(prediction.slide.mask)):
+        without = pixels(draw_mask(on(prediction, mask=mask)))
+        assert not (without == (0, 0x57, 0xB8)).all(axis=2).any()
+    everywhere = pixels(draw_mask(on(prediction, mask=np.ones_like(prediction.slide.mask))))
+    assert (everywhere == (0, 0x57, 0xB8)).all(axis=2).any()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"height": 40, "width": 800},
+        {"height": 800, "width": 40},
+        {"name": "a $x$ _name^.svs"},
+        {"stride_um": 64.0},
+        {"units": "counts"},
+    ],
+    ids=["wide", "tall", "dollars", "overlapping", "other units"],
+)
+@pytest.mark.parametrize("side", [400, 1200])
+def test_slides_of_any_shape(changes, side):
+    pytest.importorskip("matplotlib")
+    odd = make(**changes)
+    for prediction in (odd, some(odd, [0]), replace(odd, X=np.zeros_like(odd.X))):
+        for png in (draw_gene(prediction, "GNAS", side=side), draw_mask(prediction, side=side)):
+            assert pixels(png).std() > 1
+
+
+def test_the_scale_bar_is_as_long_as_it_says(prediction):
+    pytest.importorskip("matplotlib")
+    image = pixels(draw_mask(prediction))
+    # 6400 px of 0.5 um over 1160 px or less; the bar is at the lower left, 200 px at most
+    black = (image[-56, :] == 0).all(axis=1)
+    px_per_um = (image.shape[1] - 40) / (6400 * MPP)
+    assert black.sum() / px_per_um == pytest.approx(500, rel=0.03)
+
+
+# ------------------------------------------------------------------------------------------------------------ report
+
+
+def test_report(tmp_path):
+    pytest.importorskip("matplotlib")
+    hostile = make(name="<b>.svs", scale_source="<i>", failed={"<u>": "5 > 4 & 3"})
+    write_report(tmp_path / "report.html", hostile)
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert not re.search(r"(?i)https?://|<script|<link|src=\"(?!data:image/png;base64,)|url\(", page)
+    assert not re.search(r"<[biu]>", page)
+    assert "&lt;b&gt;.svs" in page
+    assert "5 &gt; 4 &amp; 3" in page
+    assert "not for diagnosis" in page
+    assert re.findall(r'alt="Map of (.*?)"', page) == ["HLA-DRA", "GNAS", "FASN"]
+    for data in re.findall(r"base64,([^\"]+)", page):
+        Image.open(io.BytesIO(base64.b64decode(data))).load()
+    for gene in GENES:
+        assert f"<td>{gene}</td>" in page
+    for fact in (UNITS.replace("'", "&#39;"), "0" * 64, "0.5 µm/px", "128 µm", "6400 x 4800 px"):
+        assert fact in page
+
+
+def test_the_genes_of_a_report(prediction, tmp_path):
+    pytest.importorskip("matplotlib")
+
+    def mapped(prediction, **options):
+        write_report(tmp_path / "report.html", prediction, **options)
+        return re.findall(r'alt="Map of (.*?)"', (tmp_path / "report.html").read_text(encoding="utf-8"))
+
+    assert mapped(prediction, top=1) == ["HLA-DRA"]
+    assert mapped(prediction, genes=["ACTB", "GNAS"]) == ["ACTB", "GNAS"]
+    assert mapped(changed(prediction, held_out={**HELD_OUT, "significant": []})) == []
+    unknown = make(held_out=None)
+    assert mapped(unknown)[-1] == "FASN"
+    assert "was not measured" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    with pytest.raises(PanelError, match="NOGENE"):
+        mapped(prediction, genes=["NOGENE"])
+
+
+# -------------------------------------------------------------------------------------------------------------- bulk
+
+
+def test_bulk_is_the_mean_of_counts_and_not_of_their_logarithms(prediction):
+    bulk = prediction.bulk()
+    assert bulk.dtype == np.float32
+    assert bulk[1] == pytest.approx(0.5, rel=1e-6)
+    linear = 10 ** prediction.X.astype(float) - 1
+    np.testing.assert_allclose(bulk, np.log10(1 + linear.mean(axis=0)), rtol=1e-6)
+    order = np.random.default_rng(1).permutation(len(prediction))
+    np.testing.assert_allclose(some(prediction, order).bulk(), bulk, rtol=1e-6)
+    np.testing.assert_allclose(some(prediction, [3]).bulk(), prediction.X[3], rtol=1e-6)
+    with pytest.raises(OutputError, match=r"are in not stated\."):
+        make(units="not stated").bulk()
+
+
+def test_a_table_of_slides(prediction, tmp_path):
+    table, one = BulkTable(tmp_path / "bulk.csv"), some(prediction, [0])
+    with pytest.raises(OutputError, match="there are none"):
+        table.write()
+    table.add(prediction)
+    table.add(one)
+    with pytest.raises(OutputError, match="the same genes"):
+        table.add(one.select(GENES[:2]))
+    table.write()
+    rows = lines([(tmp_path / "bulk.csv").read_text(encoding="utf-8")])
+    assert rows[0] == ["slide", "tiles", *GENES]
+    assert rows[1][:2] == [str(prediction.slide.path), str(len(prediction))]
+    np.testing.assert_allclose(np.array(rows[2][2:], float), one.X[0], rtol=1e-5)
+    beside = json.loads((tmp_path / "bulk.csv.json").read_text(encoding="utf-8"))
+    assert [run["tiles"] for run in beside["runs"]] == [len(prediction), 1]
+    assert "interval_radius" not in beside
+
+
+# ------------------------------------------------------------------------------------------ what may stand in the way
+
+
+WRITERS = {
+    "h5ad": lambda path, result: result.write(path, format="h5ad"),
+    "parquet": lambda path, result: result.write(path, format="parquet"),
+    "geojson": lambda path, result: result.write(path, format="geojson"),
+    "json": lambda path, result: result.write(path, format="json"),
+    "png": lambda path, result: write_bytes(path, draw_gene(result, "GNAS")),
+    "html": write_report,
+}
+
+
+@pytest.mark.parametrize(
+    ("module", "kind", "extra"),
+    [("anndata", "h5ad", "h5ad"), ("pyarrow", "parquet", "parquet"), ("matplotlib.figure", "png", "plot")],
+)
+def test_a_missing_extra_is_named(prediction, tmp_path, monkeypatch, module, kind, extra):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ExtraError, match=rf"install \w+: pip install 'tcgn_hub\[{extra}\]'\.$"):
+        WRITERS[kind](tmp_path / "out", prediction)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_a_folder_that_is_not_there(prediction, tmp_path, kind):
+    with pytest.raises(OutputError, match=r"out.* cannot be written \(No such file or directory\)\.$"):
+        WRITERS[kind](tmp_path / "absent" / "out", prediction)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_a_file_that_was_there_survives_a_full_disk(prediction, tmp_path, monkeypatch, kind):
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    (tmp_path / "out").write_text("before")
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OutputError, match=r"cannot be written \(No space left on device\)\.$"):
+        WRITERS[kind](tmp_path / "out", prediction)
+    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("out", "before")]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no limit on the size of files")
+@pytest.mark.parametrize("kind", ["h5ad", "parquet", "geojson"])
+def test_a_disk_that_fills_while_writing(tmp_path, kind):
+    code = (
+        "import resource, signal, sys\n"
+        f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "from test_writing import WRITERS, make\n"
+        "from tcgn_hub.errors import OutputError\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "try:\n"
+        f"    WRITERS[{kind!r}](sys.argv[1], make())\n"
+        "except OutputError as err:\n"
+        "    print(err)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "out")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(r".*out cannot be written \(.+\)\.\n", done.stdout), done.stdout
+    assert done.stderr == ""
+    assert not list(tmp_path.iterdir())
