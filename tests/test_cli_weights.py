@@ -9,11 +9,11 @@ import time
 import golden
 import pytest
 import torch
-from test_hub import BUNDLED, TAG, facts_of, hub, write_manifest  # noqa: F401
+from test_hub import BUNDLED, TAG, bundled_folder, facts_of, hub, write_manifest  # noqa: F401
 from test_weights import flip_last_byte
 
 from tcgn_hub.cli.main import main
-from tcgn_hub.weights.cache import cached_path
+from tcgn_hub.weights.hub import cached_path
 from tcgn_hub.weights.manifest import find_weights, reload_manifest
 
 PATCH = golden.PATCHES[0]
@@ -38,15 +38,17 @@ def test_list_and_show(capsys):
     assert weights("list") == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[1].split()[:2] == [BUNDLED, "785"]
-    assert lines[2].split()[:4] == ["tcgn_base.her2st_c6", "785", "0.169", "45"]
-    assert all(line.endswith("in this package") for line in lines[1:3])
+    assert lines[1].split()[2:4] == ["0.230", "45"]
+    assert lines[1].endswith("in this package")
     assert weights("list", "--json") == 0
     rows = json.loads(capsys.readouterr().out)
-    assert [row["where"] for row in rows] == ["bundled", "bundled", "import", "import", "import", "import"]
+    assert [row["where"] for row in rows] == ["bundled", "import", "import", "import", "import"]
     assert weights("show", "tcgn_base") == 0
     text = capsys.readouterr().out
     assert find_weights(BUNDLED).model_file.sha256 in text
-    assert "features" not in text
+    assert "directions" not in text
+    assert "her2st B4, her2st C2" in text
+    assert "interval_coverage" in text
     assert "license: CC-BY-4.0" in text
     assert weights("show", BUNDLED, "--json") == 0
     shown = json.loads(capsys.readouterr().out)
@@ -70,8 +72,7 @@ def test_pull_path_verify_clear(hub, capsys, tmp_path):  # noqa: F811
     assert "downloaded" in capsys.readouterr().out
     assert weights("verify", *cache) == 0
     assert [line.split()[:2] for line in capsys.readouterr().out.splitlines()] == [
-        *[["good", BUNDLED]] * 2,
-        *[["good", f"{BUNDLED}_c6"]] * 2,
+        ["good", BUNDLED],
         ["good", TAG],
     ]
     stat = os.stat(path)
@@ -115,8 +116,8 @@ def test_import_of_a_trunk_lists_what_is_fresh(capsys, tmp_path):
     assert "graph" not in lines["filled"]
 
 
-def test_publish_dry_run(hub, capsys):  # noqa: F811
-    folder = find_weights(BUNDLED).folder
+def test_publish_dry_run(hub, capsys, tmp_path):  # noqa: F811
+    folder = bundled_folder(tmp_path / "model")
     assert weights("publish", folder, "--repo", "org/tcgn", "--tag", "tcgn_base.mine", "--dry-run") == 0
     captured = capsys.readouterr()
     card, entry = captured.out.split("\n\n{\n")

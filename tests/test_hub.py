@@ -25,10 +25,11 @@ from safetensors.torch import load_file
 
 import tcgn_hub
 from tcgn_hub.errors import ManifestError, WeightsError
-from tcgn_hub.weights import download
-from tcgn_hub.weights.cache import cached_path, clear_cache, downloads_folder, sha256_of
+from tcgn_hub.models.loading import load_model
+from tcgn_hub.weights import hub as resolver
+from tcgn_hub.weights.hub import cached_path, clear_cache, downloads_folder, pull, resolve, sha256_of, where
 from tcgn_hub.weights.manifest import find_weights, load_manifest, reload_manifest
-from tcgn_hub.weights.resolve import pull, resolve, where
+from tcgn_hub.weights.model_dir import save_model_dir
 
 REPO, TAG = "lab/tcgn", "tcgn_base.lab"
 BUNDLED = "tcgn_base.her2st"
@@ -81,7 +82,7 @@ def hub(monkeypatch, tmp_path):
         use_endpoint(monkeypatch, hub.url)
         reload_manifest()
         # no waiting between tries; what the waits add up to is measured in test_a_dead_server
-        monkeypatch.setattr(download, "time", SimpleNamespace(sleep=lambda s: None, monotonic=time.monotonic))
+        monkeypatch.setattr(resolver, "time", SimpleNamespace(sleep=lambda s: None, monotonic=time.monotonic))
         yield hub
 
 
@@ -95,7 +96,7 @@ def run(code, hub, home, **env):
     )
 
 
-RESOLVE = f"from tcgn_hub.weights.resolve import resolve; print(resolve('{TAG}').path)"
+RESOLVE = f"from tcgn_hub.weights.hub import resolve; print(resolve('{TAG}').path)"
 
 
 def refused(match):
@@ -115,7 +116,7 @@ def test_the_order_explicit_bundled_cache_hub(hub, tmp_path):
     path.write_bytes(DATA)
     assert resolve(str(path)).source == resolve(path).source == "path"
     assert resolve(BUNDLED).source == resolve("tcgn_base").source == "bundled"
-    assert resolve("tcgn_base").weights.tag == BUNDLED
+    assert resolve("tcgn_base").entry.tag == BUNDLED
     assert not hub.log
 
     first = resolve(TAG)
@@ -126,11 +127,19 @@ def test_the_order_explicit_bundled_cache_hub(hub, tmp_path):
     assert [path.split("/")[4] for _, path, _ in hub.log if "/resolve/" in path] == [find_weights(TAG).hub["revision"]]
 
 
-def test_a_folder_with_the_name_of_a_tag_is_meant(hub, tmp_path, monkeypatch):
+def test_a_tag_is_a_tag_whatever_lies_around(hub, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / TAG).mkdir()
-    (tmp_path / TAG / "model.safetensors").write_bytes(b"other")
-    assert resolve(TAG).source == "path"
+    for name in (TAG, BUNDLED, "tcgn_base"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_bytes(b"other")
+    assert resolve(TAG).source == "hub"
+    assert resolve(BUNDLED).source == resolve("tcgn_base").source == "bundled"
+    assert tcgn_hub.load().info.sha256 == find_weights(BUNDLED).info.sha256
+    assert tcgn_hub.load("tcgn_base").info == tcgn_hub.load().info
+    for meant in (Path(BUNDLED), f"./{BUNDLED}"):
+        assert resolve(meant).path.read_bytes() == b"other"
+    with refused("cannot be read as parameters"):
+        tcgn_hub.load(path=BUNDLED)
 
 
 def test_cache_dir(hub, tmp_path):
@@ -368,7 +377,7 @@ def test_offline(hub, monkeypatch):
 
 
 def test_a_dead_server(hub, monkeypatch):
-    monkeypatch.setattr(download, "time", time)
+    monkeypatch.setattr(resolver, "time", time)
     use_endpoint(monkeypatch, "http://127.0.0.1:9")
     start = time.monotonic()
     with refused("cannot be reached"):
@@ -377,7 +386,10 @@ def test_a_dead_server(hub, monkeypatch):
 
 
 def test_a_server_that_says_nothing(hub, monkeypatch):
-    monkeypatch.setattr(download, "time", time)
+    monkeypatch.setattr(resolver, "time", time)
+    # a third of the real ones
+    monkeypatch.setattr(resolver, "_PATIENCE", 5)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DOWNLOAD_TIMEOUT", 3)
     hub.faults.delay = 60
     start = time.monotonic()
     with refused("cannot be reached, or broke off"):
@@ -394,7 +406,7 @@ def test_a_proxy_that_is_not_there(hub, tmp_path):
 
 
 def test_a_lock_that_is_never_given_back(hub, monkeypatch):
-    monkeypatch.setattr(download, "_PATIENCE", 1)
+    monkeypatch.setattr(resolver, "_PATIENCE", 1)
     path = cached_path(find_weights(TAG).model_file)
     path.parent.mkdir(parents=True)
     with huggingface_hub.utils.WeakFileLock(path.with_name(f"{path.name}.lock")), refused("Another process holds"):
@@ -465,9 +477,15 @@ def test_a_cache_of_another_user(hub, shared_folder):
 
 
 @pytest.fixture(scope="module")
-def real_files():
-    folder = find_weights(BUNDLED).folder
-    return {name: (folder / name).read_bytes() for name in ("config.json", "model.safetensors")}
+def real_files(tmp_path_factory):
+    return {path.name: path.read_bytes() for path in bundled_folder(tmp_path_factory.mktemp("real")).iterdir()}
+
+
+def bundled_folder(folder):
+    """The weights of the package as a model directory."""
+    model, info = load_model(BUNDLED)
+    save_model_dir(model, folder, info)
+    return folder
 
 
 def equal_to_bundled(model):
@@ -490,7 +508,7 @@ assert "label_names" not in model.pretrained_cfg
     process = run(code, hub, tmp_path)
     out, err = process.communicate()
     assert process.returncode == 0, err
-    assert out.split() == [find_weights(BUNDLED).genes[0], f"{REPO}@{revision}"]
+    assert out.split() == [find_weights(BUNDLED).info.genes[0], f"{REPO}@{revision}"]
     assert len(hub.gets("model.safetensors")) == 1
 
 
@@ -498,14 +516,26 @@ def test_hub_names_are_verified(hub, real_files, tmp_path):
     revision = hub.add(REPO, real_files)
     model = tcgn_hub.create_model(f"hf-hub:{REPO}", pretrained=True, cache_dir=tmp_path)
     assert equal_to_bundled(model)
-    assert model.pretrained_cfg["label_names"][0] == find_weights(BUNDLED).genes[0]
-    _, info = tcgn_hub.load_model(f"hf-hub:{REPO}@{revision}", cache_dir=tmp_path)
-    assert info.significant == set(find_weights(BUNDLED).held_out["significant"])
+    assert model.pretrained_cfg["label_names"][0] == find_weights(BUNDLED).info.genes[0]
+    _, info = load_model(f"hf-hub:{REPO}@{revision}", cache_dir=tmp_path)
+    assert info.significant == find_weights(BUNDLED).info.significant
     blob = next(path for path in tmp_path.rglob("blobs/*") if path.stat().st_size > 1_000_000)
     blob.write_bytes(b"x" * blob.stat().st_size)
     with refused("is damaged"):
         tcgn_hub.create_model(f"hf-hub:{REPO}", pretrained=True, cache_dir=tmp_path)
     assert sha256_of(blob) != blob.name
+
+
+def test_a_cache_without_links_is_hashed_too(hub, real_files, tmp_path, monkeypatch):
+    """Where links are not supported, as on Windows, the name of a file does not tell its sha256."""
+    monkeypatch.setattr("huggingface_hub.file_download.are_symlinks_supported", lambda cache_dir=None: False)
+    hub.add(REPO, real_files)
+    assert equal_to_bundled(tcgn_hub.create_model(f"hf-hub:{REPO}", pretrained=True, cache_dir=tmp_path))
+    (file,) = tmp_path.rglob("model.safetensors")
+    assert not file.is_symlink()
+    file.write_bytes(file.read_bytes()[:-1] + b"?")
+    with refused("is damaged"):
+        tcgn_hub.create_model(f"hf-hub:{REPO}", pretrained=True, cache_dir=tmp_path)
 
 
 def test_hub_names_that_cannot_be_had(hub, tmp_path):

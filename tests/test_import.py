@@ -10,14 +10,13 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 
-import tcgn_hub
 from tcgn_hub.errors import CheckpointError, PanelError, TcgnError, WeightsError
+from tcgn_hub.models.loading import load_model
 from tcgn_hub.panels import load_panel
-from tcgn_hub.weights.cache import sha256_of
 from tcgn_hub.weights.convert import import_checkpoint, remove_import
+from tcgn_hub.weights.hub import resolve, sha256_of, where
 from tcgn_hub.weights.manifest import find_weights, imports_folder
 from tcgn_hub.weights.published_keys import is_trunk_key
-from tcgn_hub.weights.resolve import resolve, where
 
 A2 = "tcgn_base.her2st_a2"
 
@@ -40,7 +39,7 @@ def test_before_the_import_the_error_says_what_to_do():
     with pytest.raises(WeightsError, match=rf"A2-TCGN-her2-best\.pth from .*tcgn weights import FILE --tag {A2}"):
         timm.create_model(A2, pretrained=True)
     with pytest.raises(WeightsError, match="tcgn weights import"):
-        tcgn_hub.load_model(A2)
+        load_model(A2)
 
 
 def test_the_published_model(published):
@@ -50,17 +49,17 @@ def test_the_published_model(published):
     entry = find_weights(A2)
     assert where(entry) == "imported"
     assert entry.import_from["sha256"] == sha256_of(published)
-    assert entry.import_from["file"] in entry.origin
-    assert entry.genes == tuple(load_panel("her2st_785"))
-    assert entry.held_out == {}
+    assert entry.import_from["file"] in entry.info.origin
+    assert entry.info.genes == tuple(load_panel("her2st_785"))
+    assert entry.info.held_out == {}
 
     model = timm.create_model(A2, pretrained=True).eval()
-    assert tuple(model.pretrained_cfg["label_names"]) == entry.genes
+    assert tuple(model.pretrained_cfg["label_names"]) == entry.info.genes
     with torch.inference_mode():
         logits = model(golden.expected()["input"])
     torch.testing.assert_close(logits, golden.expected()["logits"], atol=1e-4, rtol=0)
-    _, info = tcgn_hub.load_model(A2)
-    assert (info.genes, info.pcc) == (entry.genes, None)
+    _, info = load_model(A2)
+    assert (info.genes, info.pcc) == (entry.info.genes, None)
     # the folder is one that timm loads too, and nothing was rounded
     again = timm.create_model(f"local-dir:{entry.folder}", pretrained=True)
     assert all(torch.equal(a, b) for a, b in zip(again.state_dict().values(), model.state_dict().values(), strict=True))
@@ -89,7 +88,7 @@ def test_any_panel_with_a_name(tmp_path):
         import_checkpoint(tmp_path / "mine.safetensors", tag="tcgn_base.mine")
     for _ in range(2):  # the second replaces the first
         import_checkpoint(tmp_path / "mine.safetensors", tag="tcgn_base.mine", genes=tmp_path / "genes.txt")
-    _, info = tcgn_hub.load_model("tcgn_base.mine")
+    _, info = load_model("tcgn_base.mine")
     assert list(info.genes) == genes
     assert info.units == "not stated"
 
@@ -114,7 +113,7 @@ def test_a_trunk_is_a_start(tmp_path, caplog):
         assert torch.equal(value, given[key] if is_trunk_key(key) else new[key]), key
     assert timm.create_model("tcgn_base.cmt_tiny", pretrained=True, features_only=True)
     with pytest.raises(WeightsError, match="a start for fine-tuning"):
-        tcgn_hub.load_model("tcgn_base.cmt_tiny")
+        load_model("tcgn_base.cmt_tiny")
     # named as a file it is not taken for a whole model
     with pytest.raises(CheckpointError, match="missing"):
         timm.create_model(

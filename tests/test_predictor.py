@@ -82,11 +82,11 @@ def test_other_weights_at_the_same_place_are_read(tiny_weights, reads, tmp_path)
     folder = tmp_path / "model"
     shutil.copytree(tiny_weights, folder)
     before = tcgn_hub.load(path=folder)
-    model, _ = load_model(folder)
+    model, info = load_model(folder)
     reads.clear()
     with torch.no_grad():
         model.head.fc.bias += 1
-    tcgn_hub.weights.model_dir.save_model_dir(model, folder, genes=PANEL)
+    tcgn_hub.weights.model_dir.save_model_dir(model, folder, info)
     after = tcgn_hub.load(path=folder)
     assert len(reads) == 1
     assert after.info.sha256 != before.info.sha256

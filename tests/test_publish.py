@@ -7,7 +7,7 @@ import pytest
 import timm
 import torch
 from huggingface_hub import ModelCard
-from test_hub import BUNDLED, TOKEN, Hub, equal_to_bundled, use_endpoint
+from test_hub import BUNDLED, TOKEN, Hub, bundled_folder, equal_to_bundled, use_endpoint
 
 import tcgn_hub
 from tcgn_hub.errors import WeightsError
@@ -30,9 +30,14 @@ def hub(monkeypatch):
         yield hub
 
 
+@pytest.fixture(scope="module")
+def whole_folder(tmp_path_factory):
+    return bundled_folder(tmp_path_factory.mktemp("bundled"))
+
+
 @pytest.fixture
-def folder(tmp_path):
-    return shutil.copytree(find_weights(BUNDLED).folder, tmp_path / "model")
+def folder(tmp_path, whole_folder):
+    return shutil.copytree(whole_folder, tmp_path / "model")
 
 
 def test_published_weights_load_with_plain_timm(hub, folder, tmp_path, monkeypatch):
@@ -44,7 +49,7 @@ def test_published_weights_load_with_plain_timm(hub, folder, tmp_path, monkeypat
 
     model = timm.create_model(f"hf-hub:{REPO}", pretrained=True, cache_dir=tmp_path / "cache").eval()
     assert equal_to_bundled(model)
-    assert tuple(model.pretrained_cfg["label_names"]) == find_weights(BUNDLED).genes
+    assert tuple(model.pretrained_cfg["label_names"]) == find_weights(BUNDLED).info.genes
     local = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     x = torch.rand(1, 3, 224, 224)
     with torch.inference_mode():
@@ -58,8 +63,8 @@ def test_published_weights_load_with_plain_timm(hub, folder, tmp_path, monkeypat
     reload_manifest()
     assert published.entry["tag"] == "tcgn_base.tcgn_her2st"
     entry = find_weights("tcgn_base.tcgn_her2st")
-    assert entry.held_out == find_weights(BUNDLED).held_out
-    assert tcgn_hub.weights.resolve.resolve(entry, cache_dir=tmp_path / "cache").source == "hub"
+    assert entry.info.held_out == find_weights(BUNDLED).info.held_out
+    assert tcgn_hub.weights.hub.resolve(entry, cache_dir=tmp_path / "cache").source == "hub"
 
 
 def test_publishing_twice_moves_the_revision(hub, folder):
@@ -80,7 +85,7 @@ def test_the_card_says_it_all(folder):
     assert parsed.data.license == "apache-2.0"
     assert parsed.data.datasets == ["her2st"]
     assert {"pathology", "histology", "spatial-transcriptomics", "gene-expression"} <= set(parsed.data.tags)
-    entry = find_weights(BUNDLED)
+    entry = find_weights(BUNDLED).info
     for text in (
         f'timm.create_model("hf-hub:{REPO}", pretrained=True)',
         entry.units,

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from sections import PANEL, write_section
+from tcgn_hub.writing.frames import run_facts
 from test_slides import SVS
 
 import tcgn_hub
@@ -28,7 +29,6 @@ from tcgn_hub.result import Measured
 from tcgn_hub.training.results import facts_of_evaluation
 from tcgn_hub.weights.model_dir import save_model_dir
 from tcgn_hub.writing.anndata import to_anndata
-from tcgn_hub.writing.frames import run_facts
 from tcgn_hub.writing.report import write_report
 from tcgn_hub.writing.tables import to_csv, to_json, to_table
 

@@ -134,15 +134,15 @@ def metadata_of(args: argparse.Namespace) -> dict[str, Any]:
     if args.metadata is None:
         return {}
     from tcgn_hub.errors import TrainingError
-    from tcgn_hub.weights.model_dir import FACTS
+    from tcgn_hub.weights.model_dir import STATED
 
     try:
         metadata = json.loads(Path(args.metadata).read_text(encoding="utf-8"))
     except (OSError, ValueError) as err:
         raise TrainingError(f"The metadata {args.metadata} cannot be read as JSON ({err}).") from err
-    unknown = sorted(set(metadata) - set(FACTS)) if isinstance(metadata, dict) else ["which is no object"]
+    unknown = sorted(set(metadata) - set(STATED)) if isinstance(metadata, dict) else ["which is no object"]
     if unknown:
-        raise TrainingError(f"{args.metadata} states {', '.join(unknown)}; what can be stated is {', '.join(FACTS)}.")
+        raise TrainingError(f"{args.metadata} states {', '.join(unknown)}; what can be stated is {', '.join(STATED)}.")
     return metadata
 
 

@@ -13,7 +13,7 @@ from tcgn_hub.cli.common import make_parser, panel_of, run
 from tcgn_hub.cli.options import add
 
 if TYPE_CHECKING:
-    from tcgn_hub.weights.manifest import Weights
+    from tcgn_hub.weights.manifest import ManifestEntry
 
 _WHERE = {
     "bundled": "in this package",
@@ -60,95 +60,102 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "tcgn weights") -> in
     return run(lambda: globals()[f"_{args.command}"](args), prog)
 
 
-def _summary(weights: Weights, cache_dir: str | None) -> dict[str, Any]:
-    from tcgn_hub.weights.resolve import where
+def _summary(entry: ManifestEntry, cache_dir: str | None) -> dict[str, Any]:
+    from tcgn_hub.weights.hub import where
 
     return {
-        "tag": weights.tag,
-        "genes": len(weights.genes),
-        "median_pcc": weights.held_out.get("median_pcc"),
-        "size": sum(file.size for file in weights.files) or None,
-        "where": where(weights, cache_dir=cache_dir),
-        "license": weights.license,
+        "tag": entry.tag,
+        "genes": len(entry.info.genes),
+        "median_pcc": entry.info.held_out.get("median_pcc"),
+        "size": sum(file.size for file in entry.files) or None,
+        "where": where(entry, cache_dir=cache_dir),
+        "license": entry.info.license,
     }
 
 
 def _list(args: argparse.Namespace) -> int:
+    from tcgn_hub.text import aligned
     from tcgn_hub.weights.manifest import load_manifest
 
-    rows = [_summary(weights, args.cache_dir) for weights in load_manifest().values()]
+    rows = [_summary(entry, args.cache_dir) for entry in load_manifest().values()]
     if args.json:
         print(json.dumps(rows, indent=2))
         return 0
-    width = max(len(row["tag"]) for row in rows)
-    print(f"{'tag':{width}}  genes  held-out median PCC     MB  where")
-    for row in rows:
-        pcc = "not measured" if row["median_pcc"] is None else f"{row['median_pcc']:.3f}"
-        size = "" if row["size"] is None else f"{row['size'] / 1e6:.0f}"
-        print(f"{row['tag']:{width}}  {row['genes'] or '-':>5}  {pcc:>19}  {size:>5}  {_WHERE[row['where']]}")
-    print("\n`tcgn weights show TAG` says more, and where to get what is to be imported.")
+    cells = [
+        (
+            row["tag"],
+            str(row["genes"] or "-"),
+            "not measured" if row["median_pcc"] is None else f"{row['median_pcc']:.3f}",
+            "" if row["size"] is None else f"{row['size'] / 1e6:.0f}",
+            _WHERE[row["where"]],
+        )
+        for row in rows
+    ]
+    print(aligned([("tag", "genes", "held-out median PCC", "MB", "where"), *cells], left=(0, 4)))
+    print("`tcgn weights show TAG` says more, and where to get what is to be imported.")
     return 0
 
 
 def _show(args: argparse.Namespace) -> int:
-    from tcgn_hub.weights.cache import cached_path
+    from tcgn_hub.weights.hub import cached_path, not_imported
     from tcgn_hub.weights.manifest import find_weights
-    from tcgn_hub.weights.resolve import not_imported
 
-    weights = find_weights(args.which)
-    facts = {
-        **_summary(weights, args.cache_dir),
-        "units": weights.units,
-        "origin": weights.origin,
-        "hub": weights.hub,
-        "import": weights.import_from,
-        "crop": weights.crop,
-        "training_data": {key: value for key, value in weights.training_data.items() if key != "features"},
-        "held_out": weights.held_out,
-        "panel": list(weights.genes),
-        "files": [{"name": file.name, "size": file.size, "sha256": file.sha256} for file in weights.files],
+    entry = find_weights(args.which)
+    info = entry.info
+    shown = {
+        **_summary(entry, args.cache_dir),
+        "units": info.units,
+        "origin": info.origin,
+        "hub": entry.hub,
+        "import": entry.import_from,
+        "crop": info.crop,
+        "training_data": info.training_data,
+        "seen": [section.to_json() for section in info.seen],
+        "held_out": info.held_out,
+        "panel": list(info.genes),
+        "files": [{"name": file.name, "size": file.size, "sha256": file.sha256} for file in entry.files],
     }
     if args.json:
-        print(json.dumps(facts, indent=2, ensure_ascii=False))
+        print(json.dumps(shown, indent=2, ensure_ascii=False))
         return 0
-    facts["where"] = _WHERE[facts["where"]]
-    facts["panel"] = f"{', '.join(weights.genes[:8])}, ..." if len(weights.genes) > 8 else ", ".join(weights.genes)
-    held_out = weights.held_out
-    facts["held_out"] = {
-        key: f"{len(value)} genes" if isinstance(value, list) and len(value) > 2 else value
-        for key, value in held_out.items()
-        if key not in ("pcc", "interval_radius", "sections")
+    of_genes = {"pcc": info.pcc, "interval_radius": info.interval_radius, "significant": info.significant}
+    shown |= {
+        "where": _WHERE[shown["where"]],
+        "seen": ", ".join(f"{section.study} {section.section}" for section in info.seen),
+        "held_out": {
+            key: f"{len(of_genes[key] or ())} genes" if key in of_genes else value
+            for key, value in info.held_out.items()
+            if key != "sections"
+        },
+        "panel": ", ".join(info.genes[:8]) + (", ..." if len(info.genes) > 8 else ""),
     }
-    for key, value in facts.items():
-        if key == "files":
-            for file in weights.files:
-                path = weights.folder / file.name if weights.bundled else cached_path(file, args.cache_dir)
-                print(f"{'file':14} {path}\n{'':14} {file.size:,} bytes, sha256 {file.sha256}")
-        elif isinstance(value, dict):
-            for name, part in value.items():
-                text = ", ".join(map(str, part)) if isinstance(part, list) else part
-                if text is not None:
-                    print(f"{key:14} {name}: {text}")
-        elif value not in (None, ""):
-            print(f"{key:14} {value}")
-    if weights.model_file is None:
-        print(f"\n{not_imported(weights)}")
+    del shown["files"]
+    for key, value in shown.items():
+        for name, part in value.items() if isinstance(value, dict) else [(None, value)]:
+            text = ", ".join(map(str, part)) if isinstance(part, list) else part
+            if text not in (None, ""):
+                print(f"{key:14} {name}: {text}" if name else f"{key:14} {text}")
+    for file in entry.files:
+        path = entry.folder / file.name if entry.bundled else cached_path(file, args.cache_dir)
+        print(f"{'file':14} {path}\n{'':14} {file.size:,} bytes, sha256 {file.sha256}")
+    if entry.model_file is None:
+        print(f"\n{not_imported(entry)}")
     return 0
 
 
 def _pull(args: argparse.Namespace) -> int:
-    from tcgn_hub.weights.resolve import pull, resolve
+    from tcgn_hub.weights.hub import pull, resolve
 
     resolved = resolve(args.which, cache_dir=args.cache_dir)
-    if resolved.source in ("cache", "hub") and resolved.weights is not None:
-        for file in resolved.weights.files:
-            pull(resolved.weights, file, cache_dir=args.cache_dir)
+    if resolved.source in ("cache", "hub") and resolved.entry is not None:
+        for file in resolved.entry.files:
+            pull(resolved.entry, file, cache_dir=args.cache_dir)
     print(resolved.path)
     return 0
 
 
 def _verify(args: argparse.Namespace) -> int:
-    from tcgn_hub.weights.cache import cached_path, matches
+    from tcgn_hub.weights.hub import cached_path, matches
     from tcgn_hub.weights.manifest import find_weights, load_manifest
 
     damaged = checked = 0
@@ -165,7 +172,7 @@ def _verify(args: argparse.Namespace) -> int:
 
 
 def _path(args: argparse.Namespace) -> int:
-    from tcgn_hub.weights.resolve import resolve
+    from tcgn_hub.weights.hub import resolve
 
     print(resolve(args.which, cache_dir=args.cache_dir, download=False).path)
     return 0
@@ -173,8 +180,8 @@ def _path(args: argparse.Namespace) -> int:
 
 def _clear(args: argparse.Namespace) -> int:
     from tcgn_hub.errors import WeightsError
-    from tcgn_hub.weights.cache import clear_cache
     from tcgn_hub.weights.convert import remove_import
+    from tcgn_hub.weights.hub import clear_cache
     from tcgn_hub.weights.manifest import find_weights
 
     if args.which is None:

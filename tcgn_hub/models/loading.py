@@ -11,12 +11,12 @@ from torch import nn
 from tcgn_hub.errors import CheckpointError, TcgnError, WeightsError
 from tcgn_hub.models.tcgn import TCGN
 from tcgn_hub.panels import PANELS, load_panel
+from tcgn_hub.units import UNITS
 from tcgn_hub.weights.convert import read_parameters
-from tcgn_hub.weights.download import fetch_folder
+from tcgn_hub.weights.hub import Resolved, fetch_folder, locate, not_imported, resolve
 from tcgn_hub.weights.info import WeightsInfo
-from tcgn_hub.weights.manifest import Weights, load_manifest
-from tcgn_hub.weights.model_dir import read_model_dir
-from tcgn_hub.weights.resolve import Resolved, not_imported, resolve
+from tcgn_hub.weights.manifest import ManifestEntry, find_weights, load_manifest
+from tcgn_hub.weights.model_dir import read_info, read_model_dir
 
 __all__ = ["create_model", "load_model"]
 
@@ -66,9 +66,9 @@ def load_model(
     """A model in eval mode with its genes, units and held-out significance.
 
     Args:
-        weights: A tag of the manifest, 'hf-hub:organisation/name', a model directory, or a file of parameters: one
-            that lies in a model directory, or a published checkpoint of a panel of this package. The default weights if
-            None.
+        weights: As `tcgn_hub.weights.hub.locate` takes it: a tag, 'hf-hub:organisation/name', or the path of a model
+            directory or of a file of parameters, which lies in one or is a published checkpoint of a panel of this
+            package. The default weights if None.
         device: Where to put the model; the CPU if None.
         cache_dir: Where to keep downloads.
 
@@ -76,49 +76,36 @@ def load_model(
         WeightsError: The weights cannot be found, had, read or verified, or nothing says which genes they predict.
         CheckpointError: The parameters do not fit the architecture.
     """
-    if weights is None:
-        weights = next(iter(load_manifest()))
-    if isinstance(weights, str) and weights.startswith(_HUB):
-        model, info = _load_folder(weights, resolve(_hub_folder(weights, cache_dir)))
+    known = locate(weights or next(iter(load_manifest())))
+    tag = known.get("tag", "")
+    if tag.startswith(_HUB):
+        model, info = _load_folder(tag, resolve(_hub_folder(tag, cache_dir)))
+    elif tag:
+        model, info = _load_entry(find_weights(tag), cache_dir)
     else:
-        resolved = resolve(weights, cache_dir=cache_dir)
-        if resolved.weights is not None:
-            model, info = _load_entry(resolved.weights, cache_dir)
-        elif (resolved.path.parent / "config.json").is_file():
-            folder = Path(weights) if Path(weights).is_dir() else resolved.path.parent
-            model, info = _load_folder(str(folder), resolved)
+        found = resolve(known["path"])
+        if (found.path.parent / "config.json").is_file():
+            name = known["path"] if Path(known["path"]).is_dir() else found.path.parent
+            model, info = _load_folder(str(name), found)
         else:
-            model, info = _load_published(resolved)
+            model, info = _load_published(found)
     return model.eval().to(device or "cpu"), info
 
 
-def _load_entry(entry: Weights, cache_dir: str | Path | None) -> tuple[TCGN, WeightsInfo]:
-    file = entry.model_file
-    if file is None:
+def _load_entry(entry: ManifestEntry, cache_dir: str | Path | None) -> tuple[TCGN, WeightsInfo]:
+    if entry.model_file is None:
         raise not_imported(entry)
-    if entry.scope == "trunk":
+    if entry.info.scope == "trunk":
         raise WeightsError(f"{entry.tag} predicts no genes; it is a start for fine-tuning.")
     model: Any = timm.create_model(entry.tag, pretrained=True, cache_dir=cache_dir)
-    return model, WeightsInfo(
-        name=entry.tag,
-        genes=entry.genes,
-        units=entry.units,
-        sha256=file.sha256,
-        held_out=entry.held_out,
-        crop=entry.crop,
-        training_data={key: value for key, value in entry.training_data.items() if key != "features"},
-        ood=entry.training_data.get("features"),
-    )
+    return model, entry.info
 
 
 def _load_folder(name: str, resolved: Resolved) -> tuple[TCGN, WeightsInfo]:
-    config = read_model_dir(resolved.path.parent)
-    genes = tuple(config["label_names"])
-    model = _read(
-        config["architecture"], resolved.path, num_classes=len(genes), pretrained_cfg_overlay={"label_names": genes}
-    )
-    facts = config.get("tcgn", {})
-    return model, WeightsInfo.from_json(facts, name=name, genes=genes, sha256=resolved.sha256)
+    info = read_info(resolved.path.parent, name=name, sha256=resolved.sha256)
+    names = {"label_names": info.genes}
+    model = _read(info.architecture, resolved.path, num_classes=len(info.genes), pretrained_cfg_overlay=names)
+    return model, info
 
 
 def _load_published(resolved: Resolved) -> tuple[TCGN, WeightsInfo]:
@@ -133,8 +120,7 @@ def _load_published(resolved: Resolved) -> tuple[TCGN, WeightsInfo]:
             )
         except _OtherPanelError:
             continue
-        units = "log10(1 + 10^4 count / sum of the panel's counts)"
-        return model, WeightsInfo(name=str(resolved.path), genes=genes, units=units, sha256=resolved.sha256)
+        return model, WeightsInfo(name=str(resolved.path), genes=genes, units=UNITS, sha256=resolved.sha256)
     raise WeightsError(
         f"{resolved.path} predicts a number of genes that no panel of this package has; name them with"
         " `tcgn weights import FILE --tag tcgn_base.NAME --genes FILE`."

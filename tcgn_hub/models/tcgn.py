@@ -41,9 +41,9 @@ from timm.models._features import feature_take_indices
 from torch import nn
 
 from ..errors import CheckpointError, ManifestError
-from ..weights.manifest import Weights, find_weights, load_manifest, package_manifest, registries
+from ..weights.hub import resolve
+from ..weights.manifest import ManifestEntry, find_weights, load_manifest, package_manifest, registries
 from ..weights.published_keys import is_trunk_key, rename_published
-from ..weights.resolve import resolve
 from .censnet import GraphEmbed
 
 __all__ = ["TCGN", "checkpoint_filter_fn", "trunk_filter_fn"]
@@ -826,7 +826,7 @@ def _create_tcgn(variant: str, pretrained: bool = False, **kwargs: Any) -> TCGN:
     if entry is not None:
         path = resolve(entry, cache_dir=kwargs.get("cache_dir")).path
         kwargs["pretrained_cfg_overlay"] = {**(kwargs.get("pretrained_cfg_overlay") or {}), "file": str(path)}
-        if entry.scope == "trunk":
+        if entry.info.scope == "trunk":
             filter_fn = trunk_filter_fn
             _logger.warning("%s fills the trunk; the graph branches and the head are new and untrained.", entry.tag)
     model = build_model_with_cfg(
@@ -844,7 +844,7 @@ def _create_tcgn(variant: str, pretrained: bool = False, **kwargs: Any) -> TCGN:
     return model
 
 
-def _manifest_entry(variant: str, kwargs: Dict[str, Any]) -> Optional[Weights]:
+def _manifest_entry(variant: str, kwargs: Dict[str, Any]) -> Optional[ManifestEntry]:
     """The entry whose verified file is to be read, or None where the user named another source."""
     cfg, overlay = kwargs.get("pretrained_cfg"), kwargs.get("pretrained_cfg_overlay") or {}
     if any(overlay.get(key) for key in ("source", "state_dict", "file", "hf_hub_id", "url")):
@@ -873,13 +873,13 @@ def _cfg(**kwargs: Any) -> Dict[str, Any]:
     }
 
 
-def _cfg_of(weights: Weights) -> Dict[str, Any]:
+def _cfg_of(weights: ManifestEntry) -> Dict[str, Any]:
     file = weights.model_file
     return _cfg(
-        **({"num_classes": len(weights.genes), "label_names": weights.genes} if weights.genes else {}),
+        **({"num_classes": len(weights.info.genes), "label_names": weights.info.genes} if weights.info.genes else {}),
         file=str(weights.folder / file.name) if weights.bundled and file else None,
         hf_hub_id=f"{weights.hub['repo_id']}@{weights.hub['revision']}" if weights.hub["repo_id"] else None,
-        license=weights.license,
+        license=weights.info.license,
     )
 
 

@@ -271,8 +271,8 @@ def _load_torch(
 
 def _find(tag: str | None = None, path: str | Path | None = None, cache_dir: str | Path | None = None) -> Any:
     """The file of parameters, whose sha256 is checked."""
+    from tcgn_hub.weights.hub import resolve
     from tcgn_hub.weights.manifest import find_weights, load_manifest
-    from tcgn_hub.weights.resolve import resolve
 
     if path is not None:
         return resolve(Path(path), cache_dir=cache_dir)
@@ -287,7 +287,7 @@ def _load_onnx(
     tag: str | None, path: str | Path | None, device: str, precision: str, cache_dir: str | Path | None
 ) -> Predictor:
     from tcgn_hub.prediction.backends.onnx import OnnxBackend, exported_path
-    from tcgn_hub.weights.cache import sha256_of
+    from tcgn_hub.weights.hub import sha256_of
 
     if precision not in ("auto", "float32"):
         raise WeightsError(

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from tcgn_hub.errors import CheckpointError, ManifestError, PanelError, WeightsError
 from tcgn_hub.panels import PANELS, load_panel
-from tcgn_hub.weights.cache import sha256_of, writing
+from tcgn_hub.weights.hub import kept_in, sha256_of
 from tcgn_hub.weights.manifest import (
     NAME,
     TAG,
-    Weights,
+    ManifestEntry,
     find_weights,
     imports_folder,
     manifest_path,
@@ -43,7 +43,7 @@ class Imported:
         left_out: Names in the checkpoint that the model has no use for.
     """
 
-    weights: Weights
+    weights: ManifestEntry
     filled: list[str]
     fresh: list[str]
     left_out: list[str]
@@ -93,9 +93,8 @@ def import_checkpoint(
         CheckpointError: It does not fit the architecture.
         PanelError: The panel has another number of genes than the checkpoint.
     """
+    import timm
     import torch
-
-    from tcgn_hub.models.tcgn import TCGN
 
     file = Path(file)
     if genes is not None:
@@ -118,7 +117,7 @@ def import_checkpoint(
             raise CheckpointError(f"{file} is not a TCGN checkpoint: it has no last layer of one output per gene.")
         outputs = len(last)
     with torch.device("meta"):
-        expected = TCGN(num_classes=outputs).state_dict()
+        expected = timm.create_model("tcgn_base", num_classes=outputs).state_dict()
     fresh = [key for key in expected if scope == "trunk" and not is_trunk_key(key)]
     _check_fit(file, state, {key: value for key, value in expected.items() if key not in fresh})
 
@@ -135,7 +134,7 @@ def import_checkpoint(
         "origin": f"{known['origin']}; converted from {file.name}, sha256 {source['sha256']}",
     }
     root = imports_folder()
-    with writing(root):
+    with kept_in(root):
         root.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=root, prefix=".part-") as part:
             entry["files"] = _write(Path(part), state, entry, outputs)
@@ -232,12 +231,12 @@ def _write(part: Path, state: dict[str, torch.Tensor], entry: dict[str, Any], ou
     else:
         import timm
 
-        from tcgn_hub.weights.model_dir import FACTS, save_model_dir
+        from tcgn_hub.weights.info import WeightsInfo
+        from tcgn_hub.weights.model_dir import save_model_dir
 
         model = timm.create_model(entry["tag"].split(".")[0], num_classes=outputs)
         model.load_state_dict(state)
-        facts = {key: entry[key] for key in FACTS if key in entry}
-        save_model_dir(model, part, genes=load_panel(entry["panel"]), facts=facts, half=False)
+        save_model_dir(model, part, WeightsInfo.from_json(entry, name=entry["tag"]), half=False)
     names = sorted(path.name for path in part.iterdir())
     return [
         {"name": name, "size": (part / name).stat().st_size, "sha256": sha256_of(part / name, force=True)}
@@ -276,7 +275,7 @@ def remove_import(tag: str) -> int:
     from huggingface_hub.utils import WeakFileLock
 
     root = imports_folder()
-    with writing(root), WeakFileLock(root / f"{NAME}.lock"):
+    with kept_in(root), WeakFileLock(root / f"{NAME}.lock"):
         _rewrite(root, [], tag)
         freed = sum(path.stat().st_size for path in (root / tag).glob("*"))
         shutil.rmtree(root / tag)

@@ -93,20 +93,19 @@ class WeightsInfo:
         def refused(why: object) -> WeightsError:
             return WeightsError(f"What is stated of {name} is malformed ({why}).")
 
-        for key, kind in (
-            ("crop", dict),
-            ("training_data", dict),
-            ("held_out", dict),
-            ("parents", list),
-            ("seen", list),
-        ):
-            if not isinstance(stated.get(key) or kind(), kind | tuple if kind is list else kind):
-                raise refused(f"{key} is no {'list' if kind is list else 'object'}")
+        for key, default in (("crop", {}), ("training_data", {}), ("held_out", {}), ("parents", []), ("seen", [])):
+            if not isinstance(stated.get(key) or default, type(default)):
+                raise refused(f"{key} is no {'list' if default == [] else 'object'}")
         if stated.get("scope", "model") not in SCOPES:
             raise refused(f"scope is {stated['scope']!r}, not 'model' or 'trunk'")
         try:
-            panel = stated.pop("panel", ())
-            genes = stated.get("genes") or (tuple(load_panel(panel)) if panel else ())
+            genes = stated.get("genes") or (load_panel(stated["panel"]) if stated.get("panel") else ())
+        except (PanelError, AttributeError) as err:
+            raise refused(f"panel is no panel: {stated['panel']!r:.80}") from err
+        pcc = (stated.get("held_out") or {}).get("pcc")
+        if pcc is not None and len(pcc) != len(genes):
+            raise refused(f"held_out.pcc has {len(pcc)} values for {len(genes)} genes")
+        try:
             info = cls(
                 **{
                     **{key: stated[key] for key in cls.__dataclass_fields__ if stated.get(key) is not None},
@@ -116,15 +115,9 @@ class WeightsInfo:
                     "seen": tuple(SeenSection.from_json(section) for section in stated.get("seen") or ()),
                 }
             )
-            _ = (
-                info.pcc,
-                info.significant,
-                info.interval_radius,
-                info.patch_um,
-                info.nominal_patch_um,
-                info.interval_level,
-            )
-        except (PanelError, ValueError, TypeError, AttributeError) as err:
+            _ = info.pcc, info.significant, info.interval_radius
+            _ = info.patch_um, info.nominal_patch_um, info.interval_level
+        except (ValueError, TypeError, AttributeError) as err:
             raise refused(err) from err
         return info
 

@@ -1,29 +1,23 @@
 """The manifest: every set of weights this package knows, and all that is known of it.
 
-``weights_manifest.json`` is the single source. It stands at the top of the repository, and a built package carries a
-copy of it. Two more of the same schema are read beside it: the one that `tcgn weights import` keeps, and those that
+``tcgn_hub/weights_manifest.json`` is the single source; the ``weights_manifest.json`` at the top of the repository is a
+link to it. Two more of the same schema are read beside it: the one that `tcgn weights import` keeps, and those that
 the environment variable ``TCGN_MANIFEST`` names (paths, separated like those of ``PATH``), a user's or a lab's own.
 An entry is all it takes: its tag appears in timm. The schema, version 1::
 
     {"schema": 1,
      "models": [{
-        "tag":           "tcgn_base.her2st_c6",      the timm name, architecture.tag
-        "scope":         "model",                    or "trunk": no graph branches and no head, to start training from
-        "panel":         "her2st_785",               ordered genes: a panel of this package, or a list of symbols
-        "units":         "log10(1 + ...)",           of the outputs
-        "crop":          {"px": 112, "magnification": 20, "nominal_patch_um": 56, "patch_um": 77, "rule": ...},
-        "training_data": {"name", "sections", "held_out", "source", "license", "citation"},
-        "held_out":      {"spots", "median_pcc", "median_pcc_ridge", "pcc": [one a gene], "significant": [genes], ...},
+        "tag":           "tcgn_base.her2st",         the timm name, architecture.tag
+        ...                                          what `tcgn_hub.weights.info.WeightsInfo` states, ``panel`` being a
+                                                     panel of this package or a list of symbols
         "files":         [{"name": "model.safetensors", "size": bytes, "sha256": "..."}],
         "bundled":       true if the files lie with the manifest, in a folder named like the tag,
         "hub":           {"repo_id": "org/name", "revision": "commit"},   both null until published
-        "import":        {"file": "its name", "from": "where to get it"},
-        "license":       "Apache-2.0",
-        "origin":        how the weights came about
+        "import":        {"file": "its name", "from": "where to get it"}
      }]}
 
-``scope`` and ``import`` may be left out. An entry with ``import`` describes weights that only their authors give: it
-has no ``files``, until an import puts an entry with files in its place.
+What is not known may be left out, but for units, license and origin. An entry with ``import`` describes weights that
+only their authors give: it has no ``files``, until an import puts an entry with files in its place.
 """
 
 from __future__ import annotations
@@ -37,13 +31,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from tcgn_hub.errors import ManifestError, PanelError
-from tcgn_hub.panels import load_panel
+from tcgn_hub.errors import ManifestError, WeightsError
+from tcgn_hub.weights.info import WeightsInfo
 
 __all__ = [
     "ARCHITECTURES",
+    "ManifestEntry",
     "WeightFile",
-    "Weights",
     "exports_folder",
     "find_weights",
     "load_manifest",
@@ -77,32 +71,29 @@ class WeightFile:
 
 
 @dataclass(frozen=True)
-class Weights:
-    """An entry of a manifest; the fields are those of its schema, with the panel as a list of genes.
+class ManifestEntry:
+    """What a manifest says of weights.
 
     Attributes:
-        folder: Where the files lie if they are ``bundled`` with the manifest.
+        info: What is known of them.
+        files: Their files; none before an import.
+        bundled: Whether these lie with the manifest, in ``folder``.
+        folder: Where they lie if they do.
+        hub: ``repo_id`` and ``revision`` on the Hub, None until they are published.
+        import_from: ``file`` and ``from`` of weights that only their authors give.
     """
 
-    tag: str
-    scope: str
-    genes: tuple[str, ...]
-    units: str
-    crop: dict[str, Any]
-    training_data: dict[str, Any]
-    held_out: dict[str, Any]
+    info: WeightsInfo
     files: tuple[WeightFile, ...]
     bundled: bool
     folder: Path
     hub: dict[str, str | None]
-    license: str
-    origin: str
     import_from: dict[str, str] | None = None
 
     @property
-    def architecture(self) -> str:
-        """The timm architecture, the part of the tag before its dot."""
-        return self.tag.split(".")[0]
+    def tag(self) -> str:
+        """The timm name, architecture.tag."""
+        return self.info.name
 
     @property
     def model_file(self) -> WeightFile | None:
@@ -111,9 +102,8 @@ class Weights:
 
 
 def manifest_path() -> Path:
-    """The manifest of this package: its own copy where it was built, the repository's in a checkout."""
-    inside = _PACKAGE / NAME
-    return inside if inside.exists() else _PACKAGE.parent / NAME
+    """The manifest of this package."""
+    return _PACKAGE / NAME
 
 
 def imports_folder() -> Path:
@@ -131,7 +121,7 @@ def exports_folder() -> Path:
 
 
 @cache
-def load_manifest() -> dict[str, Weights]:
+def load_manifest() -> dict[str, ManifestEntry]:
     """All entries by tag: the package's in the order of its file, whose first is the default, then the others.
 
     Raises:
@@ -152,7 +142,7 @@ def load_manifest() -> dict[str, Weights]:
     return entries
 
 
-def package_manifest() -> dict[str, Weights]:
+def package_manifest() -> dict[str, ManifestEntry]:
     """The entries of this package alone, by tag.
 
     Raises:
@@ -168,7 +158,7 @@ def reload_manifest() -> None:
         registry()
 
 
-def read_manifest(path: Path, *, folder: Path | None = None) -> dict[str, Weights]:
+def read_manifest(path: Path, *, folder: Path | None = None) -> dict[str, ManifestEntry]:
     """Entries of a manifest file by tag.
 
     Args:
@@ -186,7 +176,7 @@ def read_manifest(path: Path, *, folder: Path | None = None) -> dict[str, Weight
     return parse_manifest(document, source=str(path), folder=folder or path.resolve().parent)
 
 
-def parse_manifest(document: Any, *, source: str, folder: Path) -> dict[str, Weights]:
+def parse_manifest(document: Any, *, source: str, folder: Path) -> dict[str, ManifestEntry]:
     """Entries of a manifest by tag.
 
     Raises:
@@ -196,7 +186,7 @@ def parse_manifest(document: Any, *, source: str, folder: Path) -> dict[str, Wei
     if document.get("schema") != 1:
         raise ManifestError(f"{source}: $.schema is {document.get('schema')!r}, this version reads 1 only.")
     models = _field(document, "models", list, "$", source)
-    entries: dict[str, Weights] = {}
+    entries: dict[str, ManifestEntry] = {}
     for i, model in enumerate(models):
         entry = _parse_entry(model, f"$.models[{i}]", source, folder)
         if entry.tag in entries:
@@ -205,9 +195,7 @@ def parse_manifest(document: Any, *, source: str, folder: Path) -> dict[str, Wei
     return entries
 
 
-def _parse_entry(model: Any, at: str, source: str, folder: Path) -> Weights:
-    _check(model, dict, at, source)
-
+def _parse_entry(model: Any, at: str, source: str, folder: Path) -> ManifestEntry:
     def field(key: str, kind: type | tuple[type, ...]) -> Any:
         return _field(model, key, kind, at, source)
 
@@ -217,28 +205,20 @@ def _parse_entry(model: Any, at: str, source: str, folder: Path) -> Weights:
     tag = field("tag", str)
     if not TAG.fullmatch(tag):
         raise fail("tag", f"is {tag!r}, not {' or '.join(ARCHITECTURES)}, a dot and a name")
-    scope = model.get("scope", "model")
-    if scope not in ("model", "trunk"):
-        raise fail("scope", f"is {scope!r}, not 'model' or 'trunk'")
-    try:
-        genes = () if scope == "trunk" else tuple(load_panel(field("panel", (str, list))))
-    except (PanelError, AttributeError) as err:
-        raise fail("panel", f"is not a panel: {model.get('panel')!r:.80}") from err
-
     files = []
     for j, file in enumerate(field("files", list)):
         where = f"files[{j}]"
-        name, size, sha256 = (
-            _field(file, key, kind, f"{at}.{where}", source)
+        known = {
+            key: _field(file, key, kind, f"{at}.{where}", source)
             for key, kind in (("name", str), ("size", int), ("sha256", str))
-        )
-        if not _FILE_NAME.fullmatch(name):
-            raise fail(f"{where}.name", f"is {name!r}, not the name of a file")
-        if size < 1:
-            raise fail(f"{where}.size", f"is {size}, not a number of bytes")
-        if not _SHA256.fullmatch(sha256):
-            raise fail(f"{where}.sha256", f"is {sha256!r:.80}, not 64 hexadecimal digits")
-        files.append(WeightFile(name=name, size=size, sha256=sha256))
+        }
+        if not _FILE_NAME.fullmatch(known["name"]):
+            raise fail(f"{where}.name", f"is {known['name']!r}, not the name of a file")
+        if known["size"] < 1:
+            raise fail(f"{where}.size", f"is {known['size']}, not a number of bytes")
+        if not _SHA256.fullmatch(known["sha256"]):
+            raise fail(f"{where}.sha256", f"is {known['sha256']!r:.80}, not 64 hexadecimal digits")
+        files.append(WeightFile(**known))
 
     import_from = model.get("import")
     if import_from is not None:
@@ -254,35 +234,23 @@ def _parse_entry(model: Any, at: str, source: str, folder: Path) -> Weights:
             raise fail(f"hub.{key}", f"is {value!r:.80}, not {what}")
     if (hub["repo_id"] is None) != (hub["revision"] is None):
         raise fail("hub", "needs both repo_id and revision, or null for both")
-    if import_from is None and "model.safetensors" not in {file.name for file in files}:
+    parameters = next((file for file in files if file.name == "model.safetensors"), None)
+    if import_from is None and parameters is None:
         raise fail("files", "lacks model.safetensors")
     if import_from is None and not bundled and hub["repo_id"] is None:
         raise fail("hub.repo_id", "is null, and the files are not bundled: there is nowhere to get them")
 
-    held_out = field("held_out", dict)
-    if "pcc" in held_out and len(_field(held_out, "pcc", list, f"{at}.held_out", source)) != len(genes):
-        raise fail("held_out.pcc", f"has {len(held_out['pcc'])} values for {len(genes)} genes")
-    if "significant" in held_out:
-        significant = _field(held_out, "significant", list, f"{at}.held_out", source)
-        others = [gene for gene in significant if gene not in genes]
-        if others:
-            raise fail("held_out.significant", f"names {others[0]!r}, which is not in the panel")
-    return Weights(
-        tag=tag,
-        scope=scope,
-        genes=genes,
-        units=field("units", str),
-        crop=field("crop", dict),
-        training_data=field("training_data", dict),
-        held_out=held_out,
-        files=tuple(files),
-        bundled=bundled,
-        folder=folder / tag,
-        hub=hub,
-        license=field("license", str),
-        origin=field("origin", str),
-        import_from=import_from,
-    )
+    for key in ("units", "license", "origin"):
+        field(key, str)
+    if model.get("scope", "model") == "model":
+        field("panel", (str, list))
+    try:
+        info = WeightsInfo.from_json(
+            model, name=tag, architecture=tag.split(".")[0], sha256=parameters.sha256 if parameters else ""
+        )
+    except WeightsError as err:
+        raise ManifestError(f"{source}: {at}: {err}") from err
+    return ManifestEntry(info, tuple(files), bundled, folder / tag, hub, import_from)
 
 
 def _field(parent: Any, key: str, kind: type | tuple[type, ...], at: str, source: str) -> Any:
@@ -300,7 +268,7 @@ def _check(value: Any, kind: type | tuple[type, ...], at: str, source: str) -> N
         raise ManifestError(f"{source}: {at} should be a {names}, but is {value!r:.80}.")
 
 
-def find_weights(tag: str) -> Weights:
+def find_weights(tag: str) -> ManifestEntry:
     """The entry of a tag; an architecture alone stands for its first.
 
     Raises:
@@ -308,6 +276,6 @@ def find_weights(tag: str) -> Weights:
     """
     entries = load_manifest()
     for entry in entries.values():
-        if tag in (entry.tag, entry.architecture):
+        if tag in (entry.tag, entry.info.architecture):
             return entry
     raise ManifestError(f"No weights are called {tag!r}; there are {', '.join(entries) or 'none'}.")

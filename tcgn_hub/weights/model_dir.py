@@ -4,55 +4,97 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tcgn_hub.errors import WeightsError
-from tcgn_hub.weights.cache import sha256_of
+from tcgn_hub.errors import CheckpointError, OutputError, WeightsError
+from tcgn_hub.weights.hub import sha256_of
+from tcgn_hub.weights.info import WeightsInfo
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
-__all__ = ["manifest_entry", "read_model_dir", "save_model_dir"]
+__all__ = ["STATED", "manifest_entry", "read_info", "read_model_dir", "save_model_dir"]
 
+_logger = logging.getLogger(__name__)
 _FILES = ("model.safetensors", "config.json")
-FACTS = ("panel", "units", "crop", "training_data", "held_out", "license", "origin")
-"""What the block ``tcgn`` of a ``config.json`` may state, each as in the manifest."""
+STATED = ("panel", "units", "crop", "training_data", "held_out", "license", "origin")
+"""What people may state of weights of their own, each as `WeightsInfo` has it."""
+_NEEDED = ("units", "crop", "training_data", "license", "origin")
+_TOLERANCE = 0.05  # of the largest output; float16 rounds weights to 0.05 %
 
 
-def save_model_dir(
-    model: nn.Module,
-    folder: str | Path,
-    *,
-    genes: Sequence[str],
-    facts: dict[str, Any] | None = None,
-    half: bool = True,
-) -> None:
+def save_model_dir(model: nn.Module, folder: str | Path, info: WeightsInfo, *, half: bool = True) -> None:
     """Write a timm model as a model directory.
+
+    Rounded weights are tried before they are kept: a number that float16 cannot hold, such as a variance above 65,504,
+    would make every output 0 without a word. Tensors with such numbers stay in float32.
 
     Args:
         model: A model made by `timm.create_model`, one output per gene.
         folder: Where to write; files of these names are replaced.
-        genes: Symbols in the order of the outputs, kept as ``label_names``.
-        facts: What else is known, kept as the block ``tcgn`` of ``config.json``: units, crop, training data, held-out
-            metrics, named as in the manifest.
+        info: What is known of it, kept as the block ``tcgn`` of ``config.json``; its genes as ``label_names``.
         half: Write the weights in float16, and otherwise as they are.
+
+    Raises:
+        CheckpointError: The outputs of the rounded model are not those of the model.
+        OutputError: The folder cannot be written.
     """
+    from safetensors import SafetensorError
     from timm.models import save_for_hf
 
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    saved = copy.deepcopy(model).cpu()
+    saved = copy.deepcopy(model).cpu().eval()
     if half:
-        saved = saved.half()
-    config = {"label_names": list(genes), "tcgn": facts or {}}
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".part-") as part:
-        save_for_hf(saved, part, model_config=config, safe_serialization=True)
-        for name in _FILES:
-            os.replace(Path(part) / name, folder / name)
+        _round(saved, info.name)
+    stated = {key: value for key, value in info.to_json().items() if key not in ("name", "sha256")}
+    if isinstance(stated["panel"], list):
+        del stated["panel"]  # label_names has it
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".part-") as part:
+            config = {"label_names": list(info.genes), "tcgn": stated}
+            save_for_hf(saved, part, model_config=config, safe_serialization=True)
+            for name in _FILES:
+                os.replace(Path(part) / name, folder / name)
+    except (OSError, SafetensorError) as err:
+        raise OutputError(f"{folder} cannot be written ({getattr(err, 'strerror', None) or err}).") from err
+
+
+def _round(model: nn.Module, name: str) -> None:
+    """Round the tensors of a model to float16 where they survive it."""
+    import torch
+
+    x = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    x[1] = -2.0  # dark, beside noise
+    with torch.inference_mode():
+        expected = model.float()(x)
+    kept = []
+    tensors: list[tuple[str, torch.Tensor]] = [*model.named_parameters(), *model.named_buffers()]
+    for key, tensor in tensors:
+        if not tensor.is_floating_point():
+            continue
+        half = tensor.data.half()
+        lost = (half == 0) & (tensor.data != 0) if key.endswith("running_var") else torch.zeros(())
+        if half.isfinite().all() and not lost.any():
+            tensor.data = half
+        else:
+            kept.append(key)
+    if kept:
+        _logger.warning("%s keeps %s in float32, for float16 cannot hold them.", name, ", ".join(kept))
+    with torch.inference_mode():
+        found = copy.deepcopy(model).float()(x)
+    difference = (found - expected).abs().max()
+    if not difference <= _TOLERANCE * expected.abs().max().clamp(min=1):
+        raise CheckpointError(
+            f"Rounded to float16 {name} gives other values (by up to {difference:.3g}); nothing was kept. Its weights"
+            " may have diverged."
+        )
 
 
 def read_model_dir(folder: Path) -> dict[str, Any]:
@@ -66,7 +108,8 @@ def read_model_dir(folder: Path) -> dict[str, Any]:
         config = json.loads(path.read_text(encoding="utf-8"))
         genes, architecture, outputs = config["label_names"], config["architecture"], config["num_classes"]
     except FileNotFoundError as err:
-        raise WeightsError(f"{folder} is no model directory: it has no config.json.") from err
+        unfinished = " It holds a training run that has not ended." if list(folder.glob("checkpoint*.pt")) else ""
+        raise WeightsError(f"{folder} is no model directory: it has no config.json.{unfinished}") from err
     except (OSError, ValueError, KeyError, TypeError) as err:
         raise WeightsError(f"{path} is not the configuration of a model of ours ({err!r}).") from err
     if not isinstance(genes, list) or len(genes) != outputs:
@@ -76,30 +119,39 @@ def read_model_dir(folder: Path) -> dict[str, Any]:
     return config
 
 
+def read_info(folder: Path, *, name: str, sha256: str = "") -> WeightsInfo:
+    """What the ``config.json`` of a model directory states.
+
+    Raises:
+        WeightsError: The file is missing or malformed.
+    """
+    config = read_model_dir(folder)
+    known: Mapping[str, Any] = {"genes": tuple(config["label_names"]), "architecture": config["architecture"]}
+    return WeightsInfo.from_json(config.get("tcgn") or {}, name=name, sha256=sha256, **known)
+
+
 def manifest_entry(folder: str | Path, *, tag: str, bundled: bool = False) -> dict[str, Any]:
     """The entry of the manifest that describes a model directory, from its files and its ``tcgn`` block.
 
     Raises:
-        WeightsError: The folder is no model directory, or a fact that the manifest needs is not stated in it.
+        WeightsError: The folder is no model directory, or what the manifest needs is not stated in it.
     """
     folder = Path(folder)
-    config = read_model_dir(folder)
-    facts = {"panel": config["label_names"], "held_out": {}, **config.get("tcgn", {})}
-    missing = [key for key in FACTS if key not in facts]
+    stated = read_model_dir(folder).get("tcgn") or {}
+    missing = [key for key in _NEEDED if key not in stated]
     if missing:
         raise WeightsError(
             f"{folder / 'config.json'} does not state {', '.join(missing)} in its block tcgn; add what is true there,"
             " named as in weights_manifest.json."
         )
+    known = read_info(folder, name=tag).to_json()
     return {
         "tag": tag,
-        **{key: facts[key] for key in FACTS[:-2]},
+        **{key: known[key] for key in known if key not in ("name", "architecture", "sha256")},
         "files": [
             {"name": name, "size": (folder / name).stat().st_size, "sha256": sha256_of(folder / name)}
             for name in _FILES
         ],
         "bundled": bundled,
         "hub": {"repo_id": None, "revision": None},
-        "license": facts["license"],
-        "origin": facts["origin"],
     }

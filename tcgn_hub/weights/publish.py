@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tcgn_hub.errors import WeightsError
-from tcgn_hub.weights.cache import writing
+from tcgn_hub.errors import CheckpointError, WeightsError
 from tcgn_hub.weights.card import model_card
+from tcgn_hub.weights.hub import explain, http_error, kept_in
 from tcgn_hub.weights.manifest import REPO_ID
-from tcgn_hub.weights.model_dir import manifest_entry, read_model_dir
+from tcgn_hub.weights.model_dir import manifest_entry, read_info, read_model_dir
 
 __all__ = ["Published", "publish"]
 
@@ -53,7 +53,8 @@ def publish(
         WeightsError: The folder is no complete model directory, its parameters do not load, or the Hub refuses.
         CheckpointError: The parameters do not fit the architecture.
     """
-    from tcgn_hub.models.loading import load_model
+    import timm
+    from safetensors import SafetensorError
 
     folder = Path(folder)
     if not REPO_ID.fullmatch(repo_id):
@@ -61,18 +62,23 @@ def publish(
     config = read_model_dir(folder)
     name = re.sub(r"[^A-Za-z0-9_]+", "_", repo_id.split("/")[1])
     entry = manifest_entry(folder, tag=tag or f"{config['architecture']}.{name}")
-    load_model(folder)
+    try:
+        timm.create_model(f"local-dir:{folder}", pretrained=True)
+    except (SafetensorError, RuntimeError, OSError) as err:
+        if isinstance(err, CheckpointError):
+            raise
+        raise WeightsError(f"{folder} cannot be read as parameters ({str(err).splitlines()[0]}).") from err
     own_card = folder / "README.md"
     card = (
         own_card.read_text(encoding="utf-8")
         if own_card.is_file()
-        else model_card(repo_id, entry, config["label_names"])
+        else model_card(repo_id, read_info(folder, name=entry["tag"]))
     )
     files = (*(file["name"] for file in entry["files"]), "README.md")
     if dry_run:
         return Published(entry, card, files, None)
 
-    with writing(Path(tempfile.gettempdir())), tempfile.TemporaryDirectory(prefix="tcgn-publish-") as staging:
+    with kept_in(Path(tempfile.gettempdir())), tempfile.TemporaryDirectory(prefix="tcgn-publish-") as staging:
         for file in entry["files"]:
             shutil.copy(folder / file["name"], staging)
         (Path(staging) / "README.md").write_text(card, encoding="utf-8")
@@ -87,7 +93,6 @@ def _upload(staging: str, repo_id: str, private: bool) -> Any:
     from huggingface_hub.utils import get_token
 
     from tcgn_hub.version import __version__
-    from tcgn_hub.weights.download import explain, http_error
 
     if not get_token():
         raise WeightsError("Publishing needs a token of the Hub that may write: `hf auth login`, or set HF_TOKEN.")
