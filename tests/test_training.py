@@ -15,21 +15,39 @@ import timm
 import torch
 from safetensors.torch import load_file
 from sections import PANEL, write_section
+from timm.layers import convert_sync_batchnorm
 
 import tcgn_hub
 from tcgn_hub import Recipe
+from tcgn_hub.correlation import pearson
 from tcgn_hub.data.readers import read_sections
-from tcgn_hub.data.sections import Section
+from tcgn_hub.data.sections import Section, expression_targets
 from tcgn_hub.errors import OutputError, SectionError, TrainingError
+from tcgn_hub.evaluation.heldout import predict_crops
 from tcgn_hub.evaluation.splits import Split
 from tcgn_hub.training import checkpoints
-from tcgn_hub.training.finetune import starting_model
+from tcgn_hub.training.crossval import _folders
+from tcgn_hub.training.distributed import Processes
+from tcgn_hub.training.losses import bulk_mean
 from tcgn_hub.training.optimisation import freeze, make_optimizer, make_schedule
-from tcgn_hub.training.processes import Processes
+from tcgn_hub.training.start import starting_model
 from tcgn_hub.training.targets import training_targets, variable_genes
+from tcgn_hub.training.trainer import Trainer
+from tcgn_hub.units import mean_in_linear
+from tcgn_hub.weights.hub import sha256_of
+from tcgn_hub.weights.model_dir import read_info
 
-SMALL = {"weights": "scratch", "epochs": 2, "batch_size": 4, "components": 3, "crop_px": 112, "amp": "off"}
+SMALL = {
+    "architecture": "test_tcgn",
+    "weights": "scratch",
+    "epochs": 2,
+    "batch_size": 4,
+    "components": 3,
+    "crop_px": 112,
+    "precision": "float32",
+}
 RECIPE = Recipe(**SMALL, cycles=2)
+STARTED = {key: value for key, value in SMALL.items() if key not in ("architecture", "weights")}
 
 
 @pytest.fixture(scope="module")
@@ -108,13 +126,13 @@ def test_timm_and_predict_load_it(run):
     prediction = tcgn_hub.predict([patch], weights=out, magnification=20)
     assert prediction.genes == PANEL
     assert prediction.pcc("G0") is not None
-    assert np.isfinite(prediction.values).all()
+    assert np.isfinite(prediction.X).all()
 
 
 def test_its_entry_for_the_manifest_can_be_made(run):
     from tcgn_hub.weights.model_dir import manifest_entry
 
-    entry = manifest_entry(run[0], tag="tcgn_base.mine")
+    entry = manifest_entry(run[0], tag="test_tcgn.mine")
     assert entry["training_data"]["held_out"] == ["B1"]
 
 
@@ -126,8 +144,8 @@ def test_evaluating_the_weights_again_gives_the_same(run, root, tmp_path):
         assert gene["pcc"] == pytest.approx(float(row["pcc"]), abs=1e-5)
         assert gene["pcc_ridge"] == pytest.approx(float(row["pcc_ridge"]), abs=1e-5)
     assert json.loads((tmp_path / "again/metrics.json").read_text())["held_out"]["spots"] == 8
-    for problem in ({"test": ["A1"]}, {"test": ["A"], "split": "section"}):
-        with pytest.raises(SectionError, match="both to train and to test"):
+    for problem in ({"test": ["A1"]}, {"test": ["A"], "by": "section"}):
+        with pytest.raises(SectionError, match="seen"):
             tcgn_hub.evaluate(root, weights=out, **problem)
     with pytest.raises(SectionError, match="no section or patient X9"):
         tcgn_hub.evaluate(root, weights=out, test=["X9"])
@@ -135,9 +153,9 @@ def test_evaluating_the_weights_again_gives_the_same(run, root, tmp_path):
 
 def test_a_patient_seen_in_training_is_refused_unless_asked_for(run, root, sections, tmp_path):
     other = Section(**{**vars(sections[1]), "name": "A2", "patient": "A"})
-    with pytest.raises(SectionError, match="Patient A"):
+    with pytest.raises(SectionError, match="patient"):
         tcgn_hub.evaluate([other], weights=run[0], crop_px=112)
-    evaluation = tcgn_hub.evaluate([other], weights=run[0], crop_px=112, split="section")
+    evaluation = tcgn_hub.evaluate([other], weights=run[0], crop_px=112, by="section")
     assert evaluation.summary["median_pcc_ridge"] is None  # there is nothing to fit it on
 
 
@@ -183,18 +201,21 @@ def command(root: Path, out: Path, *more: str) -> list[str]:
     return ["-m", "tcgn_hub.cli.main", "finetune", str(root), *where, *options, *more]
 
 
-def test_killed_and_resumed_equals_uninterrupted(run, root, tmp_path):
-    start = [sys.executable, *command(root, tmp_path, "--checkpoint-minutes", "0", "--resume")]
+def test_killed_and_resumed_equals_uninterrupted(sections, root, tmp_path):
+    whole, out = tmp_path / "whole", tmp_path / "killed"
+    tcgn_hub.finetune(sections, genes=PANEL, test=["B"], out=whole, recipe=replace(RECIPE, epochs=30), device="cpu")
+    more = ["--epochs", "30", "--checkpoint-minutes", "0.0001", "--resume"]
+    start = [sys.executable, *command(root, out, *more)]
     process = subprocess.Popen(start, stderr=subprocess.DEVNULL)
-    while not (tmp_path / "checkpoint.pt").exists():
+    while not (out / "checkpoint.pt").exists():
         assert process.poll() is None
-        time.sleep(0.05)
-    time.sleep(np.random.default_rng().uniform(0, 2))
+        time.sleep(0.02)
+    time.sleep(np.random.default_rng().uniform(0, 0.5))
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert not (tmp_path / "model.safetensors").exists()
+    assert not (out / "model.safetensors").exists()
     subprocess.run(start, check=True, stderr=subprocess.DEVNULL)
-    assert same(run[0], tmp_path)
+    assert same(whole, out)
 
 
 def test_sigterm_saves_the_state(root, tmp_path):
@@ -225,7 +246,7 @@ def test_two_processes_give_what_one_gives(root, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     first, second = weights_of(one), weights_of(two)
-    start = starting_model(RECIPE, PANEL)[0].state_dict()
+    start = starting_model(RECIPE, PANEL).model.state_dict()
     for key in first:
         if first[key].is_floating_point():
             moved = (first[key].float() - start[key]).abs().max()
@@ -243,18 +264,62 @@ def test_parts_of_a_batch_give_what_the_batch_gives(sections, tmp_path):
 
 
 def test_early_stopping_keeps_the_best_epoch_of_validation(sections, tmp_path, monkeypatch):
-    seen = iter([0.1, 0.3, 0.2, 0.2, 0.9])
-    monkeypatch.setattr("tcgn_hub.training.finetune.pearson", lambda *_: np.full(len(PANEL), next(seen)))
-    recipe = Recipe(**{**SMALL, "epochs": 5, "patience": 2})
+    """The weights that are kept are those of the best epoch, and not of the last."""
+    scores, weights = iter([0.1, 0.3, 0.2, 0.2, 0.9]), []
+
+    def validate(trainer):
+        weights.append({key: value.clone() for key, value in trainer.state.kept.state_dict().items()})
+        return {"val_pcc": next(scores)}
+
+    monkeypatch.setattr(Trainer, "validate", validate)
+    recipe = Recipe(**{**SMALL, "epochs": 5, "patience": 2, "lr": 1e-2})
     metrics = tcgn_hub.finetune(sections[:1], genes=PANEL, split="none", out=tmp_path, recipe=recipe)
     assert metrics["epochs"] == 4
-    scores = [row["val_pcc"] for row in csv.DictReader((tmp_path / "history.csv").open())]
-    assert scores == ["0.1", "0.3", "0.2", "0.2"]
     assert metrics["held_out"] is None
+    assert [row["val_pcc"] for row in csv.DictReader((tmp_path / "history.csv").open())] == ["0.1", "0.3", "0.2", "0.2"]
+    stored = weights_of(tmp_path)
+    assert all(torch.equal(value, weights[1][key].to(value.dtype)) for key, value in stored.items())
+    assert not torch.equal(stored["head.fc.weight"], weights[3]["head.fc.weight"].to(stored["head.fc.weight"].dtype))
+
+
+def test_a_validation_on_spots_measures_them(sections):
+    recipe = Recipe(**{**SMALL, "patience": 2})
+    trainer = Trainer(sections, recipe, panel=PANEL, split=Split(("A1",), ("B1",)))
+    crops, targets = trainer.crops["B1"], expression_targets(sections[1], PANEL)
+    own = pearson(predict_crops(trainer.predictor(trainer.state.kept), crops), targets)
+    assert trainer.validate() == {"val_pcc": pytest.approx(np.nanmedian(own))}
+
+
+def test_a_validation_on_slides_compares_slides(sections):
+    """Tiles of a slide have no measurement of their own: what is compared is their mean in linear space."""
+    slides = bulk_slides(sections, 6)
+    names = [slide.name for slide in slides]
+    recipe = Recipe(**{**SMALL, "patience": 2})
+    trainer = Trainer(slides, recipe, panel=PANEL, split=Split(tuple(names[:2]), tuple(names[2:])))
+    predictor = trainer.predictor(trainer.state.kept)
+    predicted = np.stack([mean_in_linear(predict_crops(predictor, trainer.crops[name])) for name in names[2:]])
+    targets = np.concatenate([expression_targets(slide, PANEL) for slide in slides[2:]])
+    assert trainer.validate() == {"val_pcc": pytest.approx(np.nanmedian(pearson(predicted, targets)))}
+    few = Trainer(slides, recipe, panel=PANEL, split=Split(tuple(names[:4]), tuple(names[4:])))
+    assert set(few.validate()) == {"val_rmse"}
+
+
+def test_bulk_is_the_mean_in_linear_space_also_in_the_loss():
+    tiles = torch.tensor(np.random.default_rng(0).uniform(0, 3, (7, 4)), requires_grad=True)
+    index = torch.tensor([0, 0, 0, 1, 1, 1, 1])
+    mean = bulk_mean(tiles, index, 2)
+    for slide in (0, 1):
+        np.testing.assert_allclose(
+            mean[slide].detach().numpy(), mean_in_linear(tiles[index == slide].detach().numpy()), rtol=1e-12
+        )
+    assert torch.autograd.gradcheck(lambda x: bulk_mean(x, index, 2), tiles)
+    assert bulk_mean(torch.full((2, 1), 400.0), torch.tensor([0, 0]), 1).item() == pytest.approx(400)
 
 
 def test_nothing_is_held_out_where_nothing_was_asked_to_be(sections, tmp_path):
-    recipe = Recipe(**{**SMALL, "epochs": 1, "pearson": 0.5, "amp": "bf16", "grad_checkpointing": True, "ema": 0})
+    recipe = Recipe(
+        **{**SMALL, "epochs": 1, "pearson": 0.5, "precision": "bfloat16", "grad_checkpointing": True, "ema": 0}
+    )
     metrics = tcgn_hub.finetune(sections, genes=3, split="none", out=tmp_path, recipe=recipe)
     assert metrics["held_out"] is None
     assert not (tmp_path / "per_gene.csv").exists()
@@ -262,11 +327,15 @@ def test_nothing_is_held_out_where_nothing_was_asked_to_be(sections, tmp_path):
     assert "Not measured" in (tmp_path / "README.md").read_text()
 
 
-def test_slides_with_one_measurement_each_train(sections, tmp_path):
-    slides = [
+def bulk_slides(sections, number: int) -> list[Section]:
+    return [
         Section(**{**vars(s), "name": f"{s.name}{i}", "patient": f"P{i}", "bulk": True, "counts": s.counts[i : i + 1]})
-        for i, s in enumerate(sections * 3)
+        for i, s in enumerate((sections * number)[:number])
     ]
+
+
+def test_slides_with_one_measurement_each_train(sections, tmp_path):
+    slides = bulk_slides(sections, 6)
     recipe = Recipe(**{**SMALL, "epochs": 1, "tiles_per_slide": 3})
     tested = ["P4", "P5", "P0", "P1"]
     metrics = tcgn_hub.finetune(slides, genes=PANEL, test=tested, out=tmp_path, recipe=recipe)
@@ -274,23 +343,42 @@ def test_slides_with_one_measurement_each_train(sections, tmp_path):
     assert metrics["held_out"]["spots"] == 4
 
 
-def test_weights_to_start_from(run, tmp_path, sections):
-    same_panel, patch_um = starting_model(Recipe(weights=str(run[0])), PANEL)
-    assert patch_um == pytest.approx(56)  # the sections drawn here have no scale, so the rule's nominal side
+def test_weights_to_start_from(run):
+    same_panel = starting_model(Recipe(weights=str(run[0])), PANEL)
     saved = weights_of(run[0])
-    assert torch.equal(same_panel.head.fc.weight.half(), saved["head.fc.weight"])
-    other, _ = starting_model(Recipe(weights=str(run[0])), PANEL[:5])
-    assert other.head.fc.weight.shape[0] == 5
-    assert torch.equal(other.stem.conv1.weight.half(), saved["stem.conv1.weight"])
-    assert starting_model(Recipe(weights="scratch"), PANEL)[1] is None
-    default, default_um = starting_model(Recipe(), PANEL)
-    assert default_um == pytest.approx(154)
-    assert default.head.fc.weight.shape[0] == len(PANEL)
+    assert not same_panel.new_classifier
+    assert torch.equal(same_panel.model.head.fc.weight.half(), saved["head.fc.weight"])
+    assert same_panel.parent.sha256 == sha256_of(run[0] / "model.safetensors")
+    other = starting_model(Recipe(weights=str(run[0])), PANEL[:5])
+    assert other.new_classifier
+    assert other.model.head.fc.weight.shape[0] == 5
+    assert torch.equal(other.model.stem.conv1.weight.half(), saved["stem.conv1.weight"])
+    scratch = starting_model(RECIPE, PANEL)
+    assert (scratch.info, scratch.parent, scratch.new_classifier) == (None, None, True)
+    default = starting_model(Recipe(), PANEL)
+    assert default.info.patch_um == pytest.approx(154)
+    assert default.parent.name == "tcgn_base.her2st"
+    assert default.model.head.fc.weight.shape[0] == len(PANEL)
+
+
+def test_a_new_panel_begins_at_the_gene_means(sections, tiny_weights):
+    """Whatever numbers a new classifier was drawn with."""
+    recipe = Recipe(**STARTED, weights=str(tiny_weights))
+    panel = PANEL[:5]
+    trainer = Trainer(sections, recipe, panel=panel, split=Split(("A1", "B1")))
+    predicted = np.concatenate([predict_crops(trainer.predictor(trainer.state.model), c) for c in trainer.train_crops])
+    targets = np.concatenate([expression_targets(section, panel) for section in sections])
+    means = np.nanmean(targets, axis=0)
+    assert np.abs(predicted.mean(0) - means).max() < 0.2 * means.min()
+    # with its own panel the weights begin with what they have learned
+    known = Trainer(sections, recipe, panel=PANEL, split=Split(("A1", "B1")))
+    stored = load_file(tiny_weights / "model.safetensors")["head.fc.bias"]
+    assert torch.equal(known.state.model.head.fc.bias.detach().half(), stored.half())
 
 
 @pytest.mark.parametrize("tune", ["head", "last-stage", "all"])
 def test_what_is_not_trained_stays(tune):
-    model = timm.create_model("tcgn_base", num_classes=4)
+    model = timm.create_model("test_tcgn", num_classes=4)
     recipe = Recipe(tune=tune, lr=0.1)
     frozen = freeze(model, recipe)
     model.train()
@@ -309,7 +397,7 @@ def test_what_is_not_trained_stays(tune):
 
 
 def test_rates_fall_towards_the_stem_and_along_the_run():
-    model = timm.create_model("tcgn_base", num_classes=4)
+    model = timm.create_model("test_tcgn", num_classes=4)
     recipe = Recipe(lr=1.0, layer_decay=0.5, warmup=0.25)
     optimizer = make_optimizer(model, recipe)
     schedule = make_schedule(optimizer, recipe, 100)
@@ -428,7 +516,7 @@ def test_bad_input_is_refused_before_training(sections, tmp_path, caplog):
 
 
 def test_a_batch_larger_than_the_data_is_the_data(sections, tmp_path, caplog):
-    recipe = Recipe(**{**SMALL, "epochs": 1, "batch_size": 500, "amp": "fp16"})
+    recipe = Recipe(**{**SMALL, "epochs": 1, "batch_size": 500, "precision": "float16"})
     with caplog.at_level(logging.WARNING):
         tcgn_hub.finetune(sections[:1], genes=PANEL, split="none", out=tmp_path, recipe=recipe)
     assert "larger than the 6 training spots" in caplog.text
@@ -449,9 +537,71 @@ def test_crossval_holds_out_everyone_once_and_goes_on(root, run, tmp_path, stop_
     assert (tmp_path / "figures/violin.png").stat().st_size > 5000
     with pytest.raises(TrainingError, match="finished cross-validation"):
         tcgn_hub.crossval(root, **options)
-    with pytest.raises(TrainingError, match="another recipe"):
+    with pytest.raises(TrainingError, match="another lr"):
         tcgn_hub.crossval(root, **{**options, "recipe": replace(RECIPE, lr=1e-3)}, resume=True)
     with pytest.raises(SectionError, match="no fold Z; the folds are A, B"):
         tcgn_hub.crossval(root, only=["Z"], **options)
     only = tcgn_hub.crossval(root, only=["B"], resume=True, **options)
     assert list(only.summary["sections"]) == ["B1"]
+
+
+# --- what was seen, and what a run follows from -----------------------------------------------------------------------
+
+
+def test_weights_say_what_they_and_their_parents_have_seen(run, sections, root, tmp_path):
+    out, metrics = run
+    assert metrics["weights"] is None
+    info = read_info(out, name="run")
+    assert (info.parents, [s.section for s in info.seen]) == ((), ["A1"])
+    recipe = Recipe(**{**STARTED, "epochs": 1}, weights=str(out))
+    # under another name, of another patient, it is the same section
+    renamed = [replace(sections[0], name="X7", patient="Y", study="elsewhere"), sections[1]]
+    with pytest.raises(SectionError, match=r"X7.*--allow-seen"):
+        tcgn_hub.finetune(renamed, genes=PANEL, test=["X7"], split="section", out=tmp_path / "no", recipe=recipe)
+    with pytest.raises(SectionError, match=r"X7"):
+        tcgn_hub.crossval(renamed, genes=PANEL, by="section", out=tmp_path / "folds", recipe=recipe)
+    assert not (tmp_path / "no").exists()
+    options = {"genes": PANEL, "test": ["X7"], "split": "section", "allow_seen": ["X7"], "recipe": recipe}
+    metrics = tcgn_hub.finetune(renamed, out=tmp_path / "child", **options)
+    assert metrics["held_out"]["allowed_seen"] == ["X7"]
+    assert metrics["weights"] == {"name": out.name, "sha256": sha256_of(out / "model.safetensors")}
+    child = read_info(tmp_path / "child", name="child")
+    assert [parent.sha256 for parent in child.parents] == [metrics["weights"]["sha256"]]
+    assert [s.section for s in child.seen] == ["A1", "B1"]
+    assert (
+        "Measured on sections that the weights or their parents have seen: X7"
+        in (tmp_path / "child/README.md").read_text()
+    )
+    with pytest.raises(SectionError, match="A1"):
+        tcgn_hub.evaluate(sections[:1], weights=tmp_path / "child", crop_px=112)
+
+
+def test_a_cross_validation_of_other_data_is_not_resumed(sections, tmp_path):
+    recipe = Recipe(**{**SMALL, "epochs": 1})
+    options = {"genes": PANEL, "by": "section", "out": tmp_path, "recipe": recipe}
+    tcgn_hub.crossval(sections, **options)
+    swapped = [replace(a, name=b.name, patient=b.patient) for a, b in zip(sections, sections[::-1], strict=True)]
+    with pytest.raises(TrainingError, match="another section"):
+        tcgn_hub.crossval(swapped, resume=True, **options)
+    with pytest.raises(TrainingError, match="another panel"):
+        tcgn_hub.crossval(sections, resume=True, **{**options, "genes": PANEL[:5]})
+
+
+def test_folds_have_folders_of_their_own_below_the_output():
+    names = ["a b", "a_b", "../../x", "..", "final", "A_B", "patient C", "C6", "a/b"]
+    folders = _folders(names)
+    assert len({folder.casefold() for folder in folders.values()}) == len(names)
+    assert not {"final", "crops", "figures"} & set(folders.values())
+    for folder in folders.values():
+        assert Path("out", folder).resolve().parent == Path("out").resolve()
+    assert (folders["C6"], folders["patient C"]) == ("C6", "patient_C")
+
+
+def test_norms_stay_frozen_where_processes_share_their_statistics(sections, monkeypatch):
+    """Several GPUs convert norms; what is frozen has to be chosen afterwards."""
+    monkeypatch.setattr(Processes, "prepared", lambda self, model: convert_sync_batchnorm(model))
+    trainer = Trainer(sections, Recipe(**{**SMALL, "freeze_norm": True}), panel=PANEL, split=Split(("A1", "B1")))
+    trainer._start_epoch()
+    norms = [m for m in trainer.state.model.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
+    assert norms
+    assert all(isinstance(norm, torch.nn.SyncBatchNorm) and not norm.training for norm in norms)

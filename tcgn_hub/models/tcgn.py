@@ -633,7 +633,7 @@ class TCGN(nn.Module):
         for module in list(self.modules()):
             for name, child in module.named_children():
                 if isinstance(child, ShortcutConv):
-                    conv = nn.Conv2d(*child.weight.shape[:1] * 2, 3, padding=1, groups=child.groups, device="meta")
+                    conv = nn.Conv2d(child.groups, child.groups, 3, padding=1, groups=child.groups, device="meta")
                     conv.weight, conv.bias = _like(child.kernel(), child.weight), child.bias
                     setattr(module, name, conv.eval())
         return self

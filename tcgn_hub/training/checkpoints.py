@@ -27,7 +27,10 @@ def check_folder(folder: Path, *, resume: bool) -> None:
 
     Raises:
         TrainingError: It holds a finished run, one that is not to be continued, or something else.
+        OutputError: It is a file.
     """
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"{folder} cannot be made a folder (it is a file).")
     if (folder / "metrics.json").exists():
         raise TrainingError(f"{folder} holds a finished run; give another folder.")
     if has_checkpoint(folder):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import shutil
 from collections.abc import Mapping, Sequence
@@ -146,7 +147,8 @@ def run(
         evaluation, measured = None, []
         if split.test:
             measured = measure(
-                trainer.predictor(model),
+                # fused, as `tcgn_hub.load` will predict with it
+                trainer.predictor(copy.deepcopy(model).fuse()),  # type: ignore[operator]
                 train=[trainer.sections[name] for name in split.train],
                 test=[trainer.sections[name] for name in split.test],
                 panel=panel,

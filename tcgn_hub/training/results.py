@@ -77,7 +77,7 @@ def write_results(
         name=out.resolve().name,
         genes=tuple(trainer.panel),
         units=UNITS,
-        architecture=model.pretrained_cfg["architecture"],
+        architecture=model.pretrained_cfg["architecture"],  # type: ignore[index]
     )
     save_model_dir(model, out, info, half=fits_float16(model))
     write_text(out / "README.md", model_card(info.name, info))

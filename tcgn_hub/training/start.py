@@ -76,8 +76,8 @@ def _started(recipe: Recipe, panel: Sequence[str]) -> Start:
             raise TrainingError(f"There is no architecture {recipe.architecture}; tcgn_base is the one to train.")
         return Start(timm.create_model(recipe.architecture, num_classes=len(panel)), None, True)
     entry = load_manifest().get(recipe.weights or "")
-    if entry is not None and entry.scope == "trunk":
-        return Start(timm.create_model(entry.tag, pretrained=True, num_classes=len(panel)), entry, True)
+    if entry is not None and entry.info.scope == "trunk":
+        return Start(timm.create_model(entry.tag, pretrained=True, num_classes=len(panel)), entry.info, True)
     model, info = load_model(recipe.weights)
     other = list(info.genes) != list(panel)
     if other:

@@ -318,7 +318,7 @@ class Trainer:
             else:
                 spots.append((predicted, targets))
         if slides:
-            spots.append(tuple(np.concatenate(tables) for tables in zip(*slides, strict=True)))
+            spots.append((np.concatenate([p for p, _ in slides]), np.concatenate([t for _, t in slides])))
         enough = [pearson(p, t) for p, t in spots if len(t) >= _LEAST_SPOTS]
         if enough:
             of_genes = _nan_mean(np.array(enough))
@@ -466,12 +466,11 @@ def fits_float16(model: nn.Module) -> bool:
 @contextlib.contextmanager
 def _tensorboard(out: Path | None) -> Iterator[Any]:
     """A writer for TensorBoard where that is installed."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        SummaryWriter = None
-    if out is None or SummaryWriter is None:
-        yield None
-        return
-    with SummaryWriter(str(out / "tensorboard")) as board:
+    with contextlib.ExitStack() as stack:
+        board = None
+        if out is not None:
+            with contextlib.suppress(ImportError):
+                from torch.utils.tensorboard import SummaryWriter
+
+                board = stack.enter_context(SummaryWriter(str(out / "tensorboard")))
         yield board

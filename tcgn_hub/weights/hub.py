@@ -115,7 +115,7 @@ def resolve(
         WeightsError: There is no such path or tag; its file is not the one the manifest lists; or it is not on this
             machine and cannot be had.
     """
-    known = locate(weights) if isinstance(weights, (str, Path)) else {"entry": weights}
+    known: dict[str, Any] = locate(weights) if isinstance(weights, (str, Path)) else {"entry": weights}
     if "path" in known:
         path = Path(known["path"])
         path = path / "model.safetensors" if path.is_dir() else path
