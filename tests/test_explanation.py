@@ -11,6 +11,7 @@ import pytest
 import torch
 from captum.attr import LayerActivation, LayerGradCam, LayerGradientXActivation
 from PIL import Image
+from results import some
 from test_slides import SVS
 
 import tcgn_hub
@@ -19,14 +20,8 @@ from tcgn_hub.correlation import spearman
 from tcgn_hub.errors import ImageError, PanelError, WeightsError
 from tcgn_hub.images.transforms import to_input
 from tcgn_hub.models.loading import load_model
-from tcgn_hub.prediction.explain import (
-    LAYERS,
-    LearnedGraph,
-    activation_maps,
-    galleries,
-    learned_graphs,
-    occlusion_maps,
-)
+from tcgn_hub.prediction.explain import LAYERS, activation_maps, learned_graphs, occlusion_maps
+from tcgn_hub.result import LearnedGraph, Result
 from tcgn_hub.writing.explanations import draw_explanation, draw_gallery, explanation_text
 from tcgn_hub.writing.report import write_report
 
@@ -51,8 +46,8 @@ def explanation() -> tcgn_hub.Explanation:
 
 
 @pytest.fixture(scope="module")
-def slide() -> tcgn_hub.SlidePrediction:
-    return tcgn_hub.predict_slide(SVS, genes=GENES, stride_um=250)
+def slide() -> Result:
+    return tcgn_hub.load().slide(SVS, genes=GENES, stride_um=250)
 
 
 def test_grad_cam_is_that_of_captum(model, x):
@@ -157,23 +152,23 @@ def test_occlusion_finds_what_an_output_depends_on():
 
 
 def test_explain_a_patch(explanation):
-    result = tcgn_hub.predict([PATCH], genes=GENES, views=8)
-    np.testing.assert_allclose(explanation.values, result.values, atol=1e-5)
-    np.testing.assert_allclose(explanation.spread, result.spread, atol=1e-5)
-    assert explanation.genes == GENES
+    result = tcgn_hub.predict([PATCH], genes=GENES, tta=8)
+    np.testing.assert_allclose(explanation.result.X, result.X, atol=1e-5)
+    np.testing.assert_allclose(explanation.result.layers["tta_std"], result.layers["tta_std"], atol=1e-5)
+    assert explanation.result.genes == GENES
     assert {layer: maps.shape for layer, maps in explanation.maps.items()} == {
         layer: (2, side, side) for layer, side in LAYERS.items()
     }
     assert explanation.occlusion.shape == (2, 14, 14)
-    assert explanation.patch_um == pytest.approx(explanation.model.patch_um, rel=0.01)
+    assert explanation.patch_um == pytest.approx(explanation.result.info.patch_um, rel=0.01)
     assert np.abs(explanation.agreement()).max() <= 1
     np.testing.assert_array_equal(explanation.patch, np.asarray(Image.open(PATCH).convert("RGB")))
 
 
 def test_the_genes_that_are_explained_by_default():
     result = tcgn_hub.explain(PATCH, layers=["final_conv"])
-    pcc = result.model.pcc
-    assert result.genes == sorted(pcc, key=lambda gene: -pcc[gene])[:4]
+    pcc = result.result.info.pcc
+    assert result.result.genes == sorted(pcc, key=lambda gene: -pcc[gene])[:4]
     assert (result.agreement(), list(result.maps)) == (None, ["final_conv"])
 
 
@@ -189,10 +184,10 @@ def test_refusals(slide):
     with pytest.raises(ValueError, match=r"names out of final_conv, .* got stages\.3"):
         tcgn_hub.explain(PATCH, genes=GENES, layers=["stages.3"])
     with pytest.raises(PanelError, match="NOPE is not among the genes predicted"):
-        galleries(slide, ["NOPE"])
-    changed = replace(slide, model=replace(slide.model, sha256="0" * 64))
-    with pytest.raises(WeightsError, match="no longer what"):
-        galleries(changed, GENES)
+        tcgn_hub.load().galleries(slide, ["NOPE"])
+    changed = replace(slide, uns={**slide.uns, "weights": replace(slide.info, sha256="0" * 64)})
+    with pytest.raises(WeightsError, match="was predicted by"):
+        tcgn_hub.load().galleries(changed, GENES)
 
 
 def test_the_picture(explanation):
@@ -212,35 +207,33 @@ def test_the_picture(explanation):
 def _one_gene(explanation):
     return replace(
         explanation,
-        genes=explanation.genes[:1],
-        values=explanation.values[:, :1],
-        spread=explanation.spread[:, :1],
+        result=explanation.result.select(explanation.result.genes[:1]),
         maps={layer: 0 * maps[:1] for layer, maps in explanation.maps.items()},
         occlusion=0 * explanation.occlusion[:1],
     )
 
 
 def test_highest_and_lowest_tiles(slide):
-    (gallery,) = galleries(slide, ["FASN"], count=3)
-    order = np.argsort(slide.values[:, 1])
+    (gallery,) = tcgn_hub.load().galleries(slide, ["FASN"], count=3)
+    order = np.argsort(slide.X[:, 1])
     assert gallery.tiles.tolist() == [*order[::-1][:3], *order[2::-1]]
     assert (gallery.highest, gallery.maps.shape) == (3, (6, 7, 7))
     # each patch is the tile of that value
-    again = tcgn_hub.predict(list(gallery.patches), genes=["FASN"], mpp=slide.patch_um / 224)
-    np.testing.assert_allclose(again.values[:, 0], gallery.values, atol=0.05)
+    again = tcgn_hub.predict(list(gallery.patches), genes=["FASN"], mpp=slide.slide.patch_um / 224)
+    np.testing.assert_allclose(again.X[:, 0], gallery.values, atol=0.05)
     picture = Image.open(io.BytesIO(draw_gallery(slide, gallery)))
     assert picture.height > picture.width
-    few = galleries(_tiles(slide, 1), ["FASN"])[0]
+    few = tcgn_hub.load().galleries(_tiles(slide, 1), ["FASN"])[0]
     assert (few.tiles.tolist(), few.highest) == ([0], 1)
     assert Image.open(io.BytesIO(draw_gallery(slide, few))).width > 400
 
 
 def _tiles(slide, count):
-    return replace(slide, **{key: getattr(slide, key)[:count] for key in ("tiles", "xy", "values")})
+    return some(slide, slice(0, count))
 
 
 def test_the_report_shows_them(slide, tmp_path):
-    write_report(tmp_path / "with.html", slide, galleries=galleries(slide, ["GNAS"], count=1))
+    write_report(tmp_path / "with.html", slide, galleries=tcgn_hub.load().galleries(slide, ["GNAS"], count=1))
     write_report(tmp_path / "without.html", slide)
     page, without = ((tmp_path / name).read_text() for name in ("with.html", "without.html"))
     assert page.count("<img") == without.count("<img") + 1
@@ -260,8 +253,8 @@ def test_the_command(tmp_path, capsys):
         assert arrays["stages.1.edges"].shape == (784, 2)
         assert arrays["patch"].shape == (224, 224, 3)
         assert f"{arrays['values'][0]:.3f}" in text
-        facts = json.loads(str(arrays["facts"]))
-    assert facts["graphs"]["stages.0"]["edges"] == 784
+        metadata = json.loads(str(arrays["metadata"]))
+    assert metadata["graphs"]["stages.0"]["edges"] == 784
     assert sorted(path.name for path in tmp_path.iterdir()) == ["gnas.npz", "gnas.png"]
 
 
@@ -277,7 +270,7 @@ def test_the_command_goes_on_over_bad_images(tmp_path, capsys):
 
 
 def test_the_command_on_a_slide(tmp_path):
-    assert main(["explain", str(SVS), "--gene", "GNAS", "--stride", "300", "--tiles", "1", "-o", str(tmp_path)]) == 0
+    assert main(["explain", str(SVS), "--gene", "GNAS", "--stride", "500", "--tiles", "1", "-o", str(tmp_path)]) == 0
     names = [f"{SVS.name}.explained.GNAS.{what}.png" for what in ("map", "tiles")]
     assert sorted(path.name for path in tmp_path.iterdir()) == names
 

@@ -259,7 +259,6 @@ def test_a_reader_of_tiles_is_pickled_without_what_is_open(tmp_path):
 
 def test_a_daemonic_process_reads_tiles_itself(predictor, monkeypatch):
     """It may start no processes of its own."""
-    monkeypatch.setattr(multiprocessing.current_process(), "daemon", True, raising=False)
     monkeypatch.setitem(multiprocessing.current_process()._config, "daemon", True)
     assert multiprocessing.current_process().daemon
     assert len(predictor.slide(SVS, stride_um=400, workers=2))

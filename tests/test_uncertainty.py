@@ -6,31 +6,30 @@ import math
 import golden
 import numpy as np
 import pytest
+import timm
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from sections import PANEL, write_section
-from tcgn_hub.writing.frames import run_facts
 from test_slides import SVS
 
 import tcgn_hub
 from tcgn_hub.cli.predict import main
-from tcgn_hub.data.sections import UNITS
 from tcgn_hub.errors import WeightsError
 from tcgn_hub.evaluation.conformal import coverage, coverage_across, interval_radius
 from tcgn_hub.evaluation.evaluate import summarise
-from tcgn_hub.images.transforms import to_input
 from tcgn_hub.models.loading import load_model
 from tcgn_hub.prediction import ood
-from tcgn_hub.prediction.backends import run
 from tcgn_hub.prediction.backends.torch import TorchBackend
 from tcgn_hub.prediction.ood import TissueModel, describe
+from tcgn_hub.prediction.predictor import Predictor
 from tcgn_hub.result import Measured
 from tcgn_hub.training.results import facts_of_evaluation
-from tcgn_hub.weights.model_dir import save_model_dir
-from tcgn_hub.writing.anndata import to_anndata
+from tcgn_hub.units import UNITS
+from tcgn_hub.weights.info import WeightsInfo
+from tcgn_hub.weights.model_dir import read_info, save_model_dir
 from tcgn_hub.writing.report import write_report
-from tcgn_hub.writing.tables import to_csv, to_json, to_table
+from tcgn_hub.writing.tables import to_table
 
 PATCHES = golden.PATCHES[:3]
 WIDTH = 0.25
@@ -44,11 +43,13 @@ def sure(tmp_path_factory) -> str:
     rng = np.random.default_rng(0)
     pixels = [np.asarray(Image.open(path).convert("RGB")) for path in PATCHES]
     crops = np.stack([np.rot90(pixels[i % 3], i % 4) for i in range(48)]) + rng.integers(0, 8, (48, 1, 1, 3))
-    features = run(TorchBackend(model, info), to_input(crops.clip(0, 255).astype(np.uint8)), features=True)["features"]
-    facts = {
+    patches = crops.clip(0, 255).astype(np.uint8)
+    features = Predictor(TorchBackend(model), info).run(patches, features=True)["features"]
+    stated = {
         "units": UNITS,
         "crop": {"patch_um": 154},
-        "training_data": {"name": "test", "features": describe([features[:24], features[24:]]).to_json()},
+        "training_data": {"name": "test"},
+        "ood": describe([features[:24], features[24:]]).to_json(),
         "held_out": {
             "pcc": [0.3] * len(info.genes),
             "significant": list(info.genes[:2]),
@@ -56,11 +57,11 @@ def sure(tmp_path_factory) -> str:
             "interval_level": 0.8,
         },
     }
-    save_model_dir(model, folder, genes=info.genes, facts=facts)
+    save_model_dir(model, folder, WeightsInfo.from_json(stated, name="sure", genes=info.genes))
     return str(folder)
 
 
-def test_half_widths_are_the_ranks_of_the_errors():
+def test_radii_of_intervals_are_the_ranks_of_the_errors():
     errors = np.array([[-3.0, 1], [1, np.nan], [2, np.nan], [-4, 0]])
     np.testing.assert_equal(interval_radius(errors, 0.6), [3, 1])  # the 3rd of 4 and the 2nd of 2
     np.testing.assert_equal(interval_radius(errors, 0.9), [np.nan, np.nan])
@@ -93,7 +94,7 @@ def test_coverage_is_checked_on_sections_that_intervals_do_not_come_from():
     assert math.isnan(coverage(np.full((2, 3), np.nan), np.ones(3)))
 
 
-def test_an_evaluation_states_half_widths_and_their_coverage():
+def test_an_evaluation_states_intervals_and_their_coverage():
     rng = np.random.default_rng(1)
     measured = [
         Measured(name, "P", np.full((n, 2), np.nan), y := rng.uniform(1, 2, (n, 3)), y + rng.normal(size=(n, 3)), {})
@@ -115,7 +116,7 @@ def test_the_distance_is_that_of_mahalanobis():
     np.testing.assert_allclose(known.distance(features), np.sqrt([0, 1, 100, 101]) / 2, rtol=1e-6)
 
 
-def test_familiar_features_are_near_and_others_far():
+def test_features_of_training_tissue_are_near_and_others_far():
     rng = np.random.default_rng(0)
     basis = rng.normal(size=(5, 64)) * np.array([8, 5, 3, 2, 1])[:, None]
 
@@ -139,137 +140,127 @@ def test_familiar_features_are_near_and_others_far():
     assert np.isfinite(describe([dead]).distance(dead)).all()
 
 
-def test_eight_views_make_a_prediction_that_turning_the_patch_does_not_change():
+def test_eight_turns_make_a_prediction_that_turning_the_patch_does_not_change():
     patch = np.asarray(Image.open(PATCHES[0]).convert("RGB"))
     options = {"genes": ["GNAS", "FASN"], "mpp": 0.6875}
     upright, dihedral, mirrored = (
-        tcgn_hub.predict([np.ascontiguousarray(p)], views=8, **options)
-        for p in (patch, np.rot90(patch), patch[:, ::-1])
+        tcgn_hub.predict([np.ascontiguousarray(p)], tta=8, **options) for p in (patch, np.rot90(patch), patch[:, ::-1])
     )
     for other in (dihedral, mirrored):
-        np.testing.assert_allclose(other.values, upright.values, atol=2e-5)
-        np.testing.assert_allclose(other.spread, upright.spread, atol=2e-5)
+        np.testing.assert_allclose(other.X, upright.X, atol=2e-5)
+        np.testing.assert_allclose(other.layers["tta_std"], upright.layers["tta_std"], atol=2e-5)
     one = tcgn_hub.predict([patch], **options)
-    assert one.spread is None
+    assert "tta_std" not in one.layers
     turns = [np.ascontiguousarray(np.rot90(p, k)) for p in (patch, patch[:, ::-1]) for k in range(4)]
-    each = tcgn_hub.predict(turns, **options).values
-    np.testing.assert_allclose(upright.values[0], each.mean(0), atol=2e-5)
-    np.testing.assert_allclose(upright.spread[0], each.std(0, ddof=1), atol=2e-5)
-    assert (upright.spread > 0.001).all()
-    for views in (0, 9):
-        with pytest.raises(ValueError, match=f"views is {views}, but must be from 1 to 8"):
-            tcgn_hub.predict([patch], views=views, **options)
+    each = tcgn_hub.predict(turns, **options).X
+    np.testing.assert_allclose(upright.X[0], each.mean(0), atol=2e-5)
+    np.testing.assert_allclose(upright.layers["tta_std"][0], each.std(0, ddof=1), atol=2e-5)
+    assert (upright.layers["tta_std"] > 0.001).all()
+    for tta in (0, 9):
+        with pytest.raises(ValueError, match=f"tta is {tta}, but must be from 1 to 8"):
+            tcgn_hub.predict([patch], tta=tta, **options)
 
 
 def test_a_model_that_states_its_errors_gives_intervals(sure):
     result = tcgn_hub.predict(PATCHES, weights=sure)
     low, high = result.interval()
-    np.testing.assert_allclose(high - result.values, np.where(np.isnan(high), np.nan, WIDTH), atol=1e-6)
-    np.testing.assert_allclose(low, np.where(np.isnan(low), np.nan, np.maximum(result.values - WIDTH, 0)), atol=1e-6)
+    np.testing.assert_allclose(high - result.X, np.where(np.isnan(high), np.nan, WIDTH), atol=1e-6)
+    np.testing.assert_allclose(low, np.where(np.isnan(low), np.nan, np.maximum(result.X - WIDTH, 0)), atol=1e-6)
     assert np.isnan(low[:, -1]).all()
     assert not np.isnan(low[:, :-1]).any()
-    assert "features" not in result.model.training_data
+    assert result.info.training_data == {"name": "test"}
     last, first = result.genes[-1], result.genes[0]
-
-    document = json.loads(to_json(result))
-    assert document["interval_level"] == 0.8
-    rows = {row["gene"]: row for row in document["predictions"][1]["genes"]}
-    assert rows[last]["low"] is rows[last]["high"] is rows[first]["spread"] is None
-    assert rows[first]["high"] == pytest.approx(high[1, 0])
-    table = to_table(tcgn_hub.predict(PATCHES[:1], weights=sure, genes=[first, last], views=3))
-    assert "spread  80% interval  significant" in table
+    table = to_table(tcgn_hub.predict(PATCHES[:1], weights=sure, genes=[first, last], tta=3))
+    assert "80% interval" in table
     assert "interval: where 80% of the measurements of held-out tissue would lie" in table
     assert f"{low[0, 0]:.2f} to" in table or f"{low[0, 0] + 0.01:.2f} to" in table
     assert "unknown" in next(line for line in table.splitlines() if line.startswith(last))
-    header, *lines = to_csv(result).splitlines()
-    assert header.endswith(",weights,spread,low,high,tissue_distance")
-    assert lines[0].split(",")[-4] == ""
-    assert float(lines[0].split(",")[-2]) == pytest.approx(high[0, 0], rel=1e-4)
 
 
 def test_what_is_not_known_is_not_invented(sure, tmp_path):
     model, info = load_model(sure)
-    save_model_dir(model, tmp_path / "bare", genes=info.genes, facts={"units": "counts", "crop": {"patch_um": 154}})
+    save_model_dir(model, tmp_path / "bare", WeightsInfo("bare", info.genes, "counts", crop={"patch_um": 154}))
     result = tcgn_hub.predict(PATCHES[:1], weights=tmp_path / "bare", genes=["GNAS"])
-    assert (result.interval(), result.spread, result.distance, result.unlike) == (None, None, None, None)
+    assert result.interval() is result.is_ood is None
+    assert set(result.var) == {"gene"}
     table = to_table(result)
     assert "no intervals: these weights state no errors on held-out tissue" in table
     assert "80%" not in table
-    row = json.loads(to_json(result))["predictions"][0]
-    assert row["tissue_distance"] is row["genes"][0]["low"] is None
 
 
-def test_a_patch_unlike_the_training_tissue_is_flagged(sure, capsys, tmp_path):
+def test_a_patch_that_is_out_of_distribution_is_flagged(sure, capsys, tmp_path):
     rng = np.random.default_rng(0)
     others = [np.full((224, 224, 3), 255, np.uint8), rng.integers(0, 255, (224, 224, 3), dtype=np.uint8)]
     own = [np.asarray(Image.open(path).convert("RGB")) for path in PATCHES]
     result = tcgn_hub.predict([*own, *others], weights=sure, mpp=0.6875)
-    assert result.unlike.tolist() == [False] * 3 + [True] * 2
+    assert result.is_ood.tolist() == [False] * 3 + [True] * 2
     Image.fromarray(others[1]).save(tmp_path / "noise.png")
     command = [str(tmp_path / "noise.png"), "--mpp", "0.6875", "--weights", sure, "--genes", "GNAS"]
     assert main(command) == 0
-    assert "unlike the training tissue (distance" in capsys.readouterr().out
-    assert main([PATCHES[0], "--weights", sure, "--genes", "GNAS", "--views", "2"]) == 0
+    assert "out of distribution (distance from the training tissue" in capsys.readouterr().out
+    assert main([PATCHES[0], "--weights", sure, "--genes", "GNAS", "--tta", "2"]) == 0
     out = capsys.readouterr().out
-    assert "unlike" not in out
-    assert "spread: standard deviation over rotations" in out
+    assert "out of distribution" not in out
+    assert "tta_std: standard deviation over rotations" in out
 
 
-def test_malformed_statements_are_one_sentence(sure, tmp_path):
-    model, info = load_model(sure)
-    good = describe([np.random.default_rng(0).normal(size=(50, 1280))]).to_json()
-    for changes in (
-        {"features": {**good, "rest": 0}},
-        {"features": {"mean": good["mean"]}},
-        {"features": {**good, "mean": "?"}},
+def test_malformed_statements_are_one_sentence(tmp_path):
+    model = timm.create_model("test_tcgn", num_classes=len(PANEL)).eval()
+    good = describe([np.random.default_rng(0).normal(size=(50, 32))]).to_json()
+    save_model_dir(model, tmp_path, WeightsInfo("x", tuple(PANEL)))
+    config = json.loads((tmp_path / "config.json").read_text())
+    for stated in (
+        {"ood": {**good, "rest": 0}},
+        {"ood": {"mean": good["mean"]}},
+        {"ood": {**good, "mean": "?"}},
+        {"held_out": {"interval_radius": [1.0]}},
+        {"held_out": {"pcc": [1.0]}},
+        {"seen": [{"section": "A"}]},
+        {"crop": 3},
     ):
-        save_model_dir(model, tmp_path, genes=info.genes, facts={"training_data": changes})
-        with pytest.raises(WeightsError, match=r"What is stated of .* is malformed \("):
-            load_model(tmp_path)
-    for key in ("interval_radius", "pcc"):
-        save_model_dir(model, tmp_path, genes=info.genes, facts={"held_out": {key: [1.0]}})
-        with pytest.raises(WeightsError, match="malformed"):
-            load_model(tmp_path)
+        (tmp_path / "config.json").write_text(json.dumps({**config, "tcgn": stated}))
+        with pytest.raises(WeightsError, match=r"What is stated of .* is malformed \(") as raised:
+            tcgn_hub.load(path=tmp_path)
+        assert "\n" not in str(raised.value)
 
 
 def test_a_training_states_them(tmp_path, monkeypatch):
     monkeypatch.setattr(ood, "_LEAST_SPOTS", 8)
     write_section(tmp_path, "A1", spots=10)
     write_section(tmp_path, "B1", spots=12, seed=1)
-    recipe = tcgn_hub.Recipe(weights="scratch", epochs=1, batch_size=5, components=3, crop_px=112, amp="off")
+    recipe = tcgn_hub.Recipe(
+        architecture="test_tcgn", weights="scratch", epochs=1, batch_size=5, components=3, crop_px=112
+    )
     tcgn_hub.finetune(tmp_path, genes=PANEL, test=["B"], out=tmp_path / "model", recipe=recipe)
-    info = load_model(tmp_path / "model")[1]
+    info = read_info(tmp_path / "model", name="model")
     with np.load(tmp_path / "model/held_out.npz", allow_pickle=False) as arrays:
         errors = arrays["0.predicted"] - arrays["0.targets"]
     np.testing.assert_allclose([info.interval_radius[gene] for gene in PANEL], interval_radius(errors), atol=1e-4)
-    assert info.ood.mean.shape == (1280,)
-    assert "features" not in (tmp_path / "model/README.md").read_text()
+    assert TissueModel.from_json(info.ood).mean.shape == (32,)
+    assert "directions" not in (tmp_path / "model/README.md").read_text()
 
 
 def test_slides_say_how_sure_they_are(sure, tmp_path):
-    options = {"weights": sure, "genes": ["GNAS", "FASN"], "stride_um": 300, "views": 2}
-    slide = tcgn_hub.predict_slide(SVS, resume=tmp_path / "state", **options)
-    assert slide.spread.shape == slide.values.shape
-    assert slide.distance.shape == (len(slide.tiles),)
+    options = {"weights": sure, "genes": ["GNAS", "FASN"], "stride_um": 500, "tta": 2}
+    result = tcgn_hub.predict_slide(SVS, resume=tmp_path / "state", **options)
+    assert result.layers["tta_std"].shape == result.X.shape
+    assert result.obs["ood"].shape == (len(result),)
     again = tcgn_hub.predict_slide(SVS, resume=tmp_path / "state", **options)  # from the folder
-    np.testing.assert_array_equal(again.spread, slide.spread)
-    np.testing.assert_array_equal(again.distance, slide.distance)
-    single = tcgn_hub.predict_slide(SVS, resume=tmp_path / "state", **{**options, "views": 1})
-    assert single.spread is None
-    assert not np.array_equal(single.values, slide.values)
+    np.testing.assert_array_equal(again.layers["tta_std"], result.layers["tta_std"])
+    np.testing.assert_array_equal(again.obs["ood"], result.obs["ood"])
+    single = tcgn_hub.predict_slide(SVS, **{**options, "tta": 1})
+    assert "tta_std" not in single.layers
+    assert not np.array_equal(single.X, result.X)
 
-    adata = to_anndata(slide)
-    low, high = slide.interval()
-    np.testing.assert_array_equal(adata.layers["interval_low"], low)
-    np.testing.assert_array_equal(adata.layers["interval_high"], high)
-    np.testing.assert_array_equal(adata.layers["spread"], slide.spread)
-    np.testing.assert_array_equal(adata.obs["tissue_distance"], slide.distance)
+    adata = result.to_anndata()
+    for name, values in zip(("interval_low", "interval_high"), result.interval(), strict=True):
+        np.testing.assert_array_equal(adata.layers[name], values)
     assert adata.uns["tcgn"]["interval_level"] == 0.8
-    assert run_facts(slide)["unlike_training_tissue"] == int((slide.distance > 1).sum())
+    assert result.metadata()["out_of_distribution"] == int(result.is_ood.sum())
 
-    write_report(tmp_path / "report.html", slide)
+    write_report(tmp_path / "report.html", result)
     page = (tmp_path / "report.html").read_text()
     assert f"± {WIDTH:.3f}" in page
     assert "in 80% of the cases on held-out tissue" in page
-    assert f"{int((slide.distance > 1).sum())} of {len(slide.tiles)} tiles" in page
-    assert "Spread: standard deviation" in page
+    assert f"{int(result.is_ood.sum())} of {len(result)} tiles" in page
+    assert "tta_std: standard deviation" in page.replace("<code>", "").replace("</code>", "")

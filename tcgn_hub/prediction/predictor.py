@@ -301,7 +301,7 @@ def _load_onnx(
             raise WeightsError(f"{file} does not exist.")
     else:
         found = _find(tag, path, cache_dir)
-        name, file = tag or path or found.weights.tag, exported_path(found.sha256)
+        name, file = tag or path or found.entry.tag, exported_path(found.sha256)
         if not file.is_file():
             raise WeightsError(f"{name} was not exported for ONNX Runtime; run `tcgn export --weights {name}` once.")
 

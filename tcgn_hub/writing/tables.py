@@ -74,12 +74,12 @@ def to_csv(result: Result) -> Iterator[str]:
     columns, tables = describe(result), _values(result)
     # hands each line back as it is made
     line = csv.writer(SimpleNamespace(write=str), lineterminator="\n").writerow
-    yield line([*columns, *(f"{gene}{suffix}" for suffix in tables for gene in result.genes)])  # type: ignore[misc]
+    yield line([*columns, *(f"{gene}{suffix}" for suffix in tables for gene in result.genes)])
     for rows in rows_of(result):
         before = zip(*(_cells(values[rows]) for values in columns.values()), strict=True)
         after = np.concatenate([table[rows] for table in tables.values()], axis=1).tolist()
         for cells, numbers in zip(before, after, strict=True):
-            yield line([*cells, *(f"{number:.6g}" for number in numbers)])  # type: ignore[misc]
+            yield line([*cells, *(f"{number:.6g}" for number in numbers)])
 
 
 def _cells(values: np.ndarray) -> list[Any]:
