@@ -5,12 +5,13 @@
     python benchmarks/model.py --quick --no-compile  # does the script work? its numbers mean nothing
     python benchmarks/model.py --only tcgn_base --batches 8 --train-batch 0
 
-Rows. ``tcgn_base`` is our model, ``literal`` the same model with the matrices of CensNet formed and multiplied as
-matrices, one image after another (``tests/oracle.py``); ``resnet50``, ``densenet121`` and ``vit_large_patch16_224``
-are timm's. All weights are random and all images 224 x 224 noise: nothing here depends on their values. ``compiled``
-is ``torch.compile`` with ``dynamic=False``, one compilation for each batch size, and with
-``torch._inductor.config.freezing``, which folds and repacks the weights for inference (``--no-freeze`` leaves it
-off); ``--autotune`` adds ``max_autotune``, with which the compiler measures kernels of its own against the library's.
+Rows. ``tcgn_base`` is our model as timm makes it, ``tcgn_base fused`` the same after `TCGN.fuse`, as predictions use
+it, ``literal`` the same with the matrices of CensNet formed and multiplied as matrices, one image after another
+(``tests/oracle.py``); ``resnet50``, ``densenet121`` and ``vit_large_patch16_224`` are timm's. All weights are random
+and all images 224 x 224 noise: nothing here depends on their values. ``compiled`` is ``torch.compile`` with
+``dynamic=False``, one compilation for each batch size, and with ``torch._inductor.config.freezing``, which folds and
+repacks the weights for inference (``--no-freeze`` leaves it off); ``--autotune`` adds ``max_autotune``, with which the
+compiler measures kernels of its own against the library's.
 ``onnx`` is the exported model in ONNX Runtime, on the CPU and where that is installed; its ``int8`` row multiplies
 matrices in 8 bits.
 ``bf16`` is autocast to bfloat16. A row ``train`` is one forward and backward pass in training mode, without the
@@ -39,6 +40,7 @@ convolutions alike.
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import math
 import os
@@ -69,7 +71,7 @@ from oracle import literal_model  # noqa: E402
 import tcgn_hub  # noqa: E402, F401
 from tcgn_hub.prediction.export import with_features, write_onnx  # noqa: E402
 
-OURS, LITERAL = "tcgn_base", "literal"
+OURS, FUSED, LITERAL = "tcgn_base", "tcgn_base fused", "literal"
 BACKBONES = ("resnet50", "densenet121", "vit_large_patch16_224")
 ONNX = ("float32", "int8")
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
@@ -183,6 +185,8 @@ def weights_bytes(model: nn.Module) -> int:
 def make_models(names: set[str], device: torch.device) -> dict[str, nn.Module]:
     torch.manual_seed(0)
     models = {name: timm.create_model(name) for name in (OURS, *BACKBONES) if name in names or name == OURS}
+    if FUSED in names:
+        models[FUSED] = copy.deepcopy(models[OURS]).eval().fuse()
     if LITERAL in names:
         models[LITERAL] = literal_model(models[OURS])
     return {name: model.to(device).eval() for name, model in models.items()}
@@ -191,9 +195,10 @@ def make_models(names: set[str], device: torch.device) -> dict[str, nn.Module]:
 def make_rows(args: argparse.Namespace) -> list[Row]:
     rows = []
     for batch in args.batches:
-        rows += [Row(OURS, mode, dtype, batch) for mode in ("eager", "compiled") for dtype in DTYPES]
+        rows += [Row(OURS, "eager", dtype, batch) for dtype in DTYPES]
+        rows += [Row(FUSED, mode, dtype, batch) for mode in ("eager", "compiled") for dtype in DTYPES]
         if args.onnx:
-            rows += [Row(OURS, "onnx", dtype, batch) for dtype in ONNX]
+            rows += [Row(FUSED, "onnx", dtype, batch) for dtype in ONNX]
         rows += [Row(model, "eager", "float32", batch) for model in (LITERAL, *BACKBONES)]
     if args.train_batch:
         rows += [
@@ -214,7 +219,7 @@ def onnx_call(model: nn.Module, x: torch.Tensor, precision: str) -> Callable[[],
     options.intra_op_num_threads = torch.get_num_threads()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
-        write_onnx(with_features(model), x, path, precision=precision, dynamic=False, facts="{}")
+        write_onnx(with_features(model), x, path, precision=precision, dynamic=False, info="{}")
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     pixels = x.numpy()
     return lambda: torch.from_numpy(session.run(["values"], {"pixels": pixels})[0])
@@ -249,7 +254,7 @@ def measure(rows: list[Row], models: dict[str, nn.Module], device: torch.device,
         try:
             row.call = make_call(row, model, x)
             row.call()
-            reference = OURS if row.model == LITERAL else row.model
+            reference = OURS if row.model in (LITERAL, FUSED) else row.model
             if not row.train and (row.model, row.mode, row.dtype) != (reference, "eager", "float32"):
                 with torch.inference_mode():
                     expected = models[reference](x)
@@ -316,11 +321,14 @@ def print_ratios(rows: list[Row], args: argparse.Namespace) -> None:
         batch = 8 if 8 in args.batches else max(args.batches)
         print(f"\nimages/s against each other, batch {batch}:")
         literal = rate(LITERAL, "eager", "float32", batch)
-        for mode, dtype in dict.fromkeys((row.mode, row.dtype) for row in rows if row.model == OURS and not row.train):
-            ratio(f"{OURS} {mode} {dtype} / literal eager float32", rate(OURS, mode, dtype, batch), literal)
+        for mode, dtype in dict.fromkeys((row.mode, row.dtype) for row in rows if row.model == FUSED):
+            ratio(f"{FUSED} {mode} {dtype} / literal eager float32", rate(FUSED, mode, dtype, batch), literal)
+        for dtype in DTYPES:
+            fused, whole = (rate(model, "eager", dtype, batch) for model in (FUSED, OURS))
+            ratio(f"{FUSED} eager {dtype} / {OURS} eager {dtype}", fused, whole)
         for model in BACKBONES:
-            ours, theirs = rate(OURS, "eager", "float32", batch), rate(model, "eager", "float32", batch)
-            ratio(f"{OURS} eager float32 / {model} eager float32", ours, theirs)
+            ours, theirs = rate(FUSED, "eager", "float32", batch), rate(model, "eager", "float32", batch)
+            ratio(f"{FUSED} eager float32 / {model} eager float32", ours, theirs)
     if args.train_batch:
         print(f"\ntraining steps against each other, batch {args.train_batch}:")
         literal = rate(LITERAL, "eager", "float32", args.train_batch, True)

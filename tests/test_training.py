@@ -254,6 +254,44 @@ def test_two_processes_give_what_one_gives(root, tmp_path):
     assert done.stderr.count("Epoch 1 of 2") == 1  # one process speaks
 
 
+def test_several_processes_stop_together(root, tmp_path):
+    """Each has norms of its own, and so another opinion of the epoch: that of the first one counts."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    more = ["--epochs", "12", "--cycles", "1", "--patience", "1", "--lr", "0.05", "--batch-size", "3"]
+    done = subprocess.run(
+        [*launch, *command(root, tmp_path, *more)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    epochs = json.loads((tmp_path / "metrics.json").read_text())["epochs"]
+    assert 2 <= epochs < 12
+    assert done.stderr.count(" of 12: loss") == epochs
+
+
+def test_the_first_process_says_how_good_an_epoch_was(sections, monkeypatch):
+    monkeypatch.setattr(Processes, "of_first", lambda self, value: 0.125)
+    trainer = Trainer(sections, Recipe(**{**SMALL, "patience": 2}), panel=PANEL, split=Split(("A1",), ("B1",)))
+    assert trainer.validate() == {"val_pcc": 0.125}
+
+
+def test_waiting_for_the_first_process_has_a_time_limit_of_its_own(monkeypatch):
+    """It may cut crops, or measure, for longer than a collective is allowed to take."""
+    made = {}
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    for name in ("init_process_group", "destroy_process_group"):
+        monkeypatch.setattr(f"torch.distributed.{name}", lambda *_, **__: None)
+    monkeypatch.setattr("torch.distributed.new_group", lambda **options: made.setdefault("group", options))
+    monkeypatch.setattr("torch.distributed.barrier", lambda group=None: made.setdefault("waited", group))
+    with Processes("cpu") as processes:
+        processes.wait()
+    assert made["waited"] is made["group"]
+    assert made["group"]["timeout"].total_seconds() > 86_400
+
+
 def test_parts_of_a_batch_give_what_the_batch_gives(sections, tmp_path):
     losses = []
     for parts in (1, 2):

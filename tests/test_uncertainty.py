@@ -24,7 +24,7 @@ from tcgn_hub.prediction.backends.torch import TorchBackend
 from tcgn_hub.prediction.ood import TissueModel, describe
 from tcgn_hub.prediction.predictor import Predictor
 from tcgn_hub.result import Measured
-from tcgn_hub.training.results import facts_of_evaluation
+from tcgn_hub.training.results import held_out_of
 from tcgn_hub.units import UNITS
 from tcgn_hub.weights.info import WeightsInfo
 from tcgn_hub.weights.model_dir import read_info, save_model_dir
@@ -102,12 +102,12 @@ def test_an_evaluation_states_intervals_and_their_coverage():
     ]
     evaluation = summarise(measured, ["a", "b", "c"], repeats=10)
     errors = np.concatenate([m.predicted - m.targets for m in measured])
-    facts = facts_of_evaluation(evaluation)
+    facts = held_out_of(evaluation)
     np.testing.assert_allclose(facts["interval_radius"], interval_radius(errors), atol=1e-4)
     assert facts["interval_level"] == 0.9
     assert set(facts["interval_coverage"]) == {"A", "B"}
     few = [Measured("A", "P", np.full((5, 2), np.nan), rng.normal(size=(5, 3)), rng.normal(size=(5, 3)), {})]
-    assert "interval_radius" not in facts_of_evaluation(summarise(few, ["a", "b", "c"], repeats=10))
+    assert "interval_radius" not in held_out_of(summarise(few, ["a", "b", "c"], repeats=10))
 
 
 def test_the_distance_is_that_of_mahalanobis():

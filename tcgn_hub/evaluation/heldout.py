@@ -101,8 +101,8 @@ def evaluate(
     )
     evaluation = summarise(measured, info.genes, allowed_seen=allowed)
     if out is not None:
-        facts = {"weights": info.name, "sha256": info.sha256, "by": by, "tta": tta, "allowed_seen": allowed}
-        write_evaluation(evaluation, measured, out, facts=facts)
+        stated = {"weights": info.name, "sha256": info.sha256, "by": by, "tta": tta, "allowed_seen": allowed}
+        write_evaluation(evaluation, measured, out, metadata=stated)
     return evaluation
 
 

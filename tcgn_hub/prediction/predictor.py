@@ -264,7 +264,7 @@ def _load_torch(
         from tcgn_hub.prediction.backends.torch import TorchBackend
 
         model, info = load_model(tag if path is None else Path(path), device=device, cache_dir=cache_dir)
-        return TorchBackend(getattr(model, "fuse", lambda: model)(), precision), info
+        return TorchBackend(model.fuse(), precision), info
 
     return Predictor(*_once((str(found.path), found.sha256, device, precision, "torch"), read))
 

@@ -21,7 +21,7 @@ from tcgn_hub.training.distributed import Processes
 from tcgn_hub.training.finetune import refuse_seen, run
 from tcgn_hub.training.fingerprint import fingerprint, refuse_another
 from tcgn_hub.training.recipe import Recipe
-from tcgn_hub.training.results import facts_of_evaluation
+from tcgn_hub.training.results import held_out_of
 from tcgn_hub.training.start import starting_model
 from tcgn_hub.writing.evaluations import read_measured, write_csv, write_evaluation
 
@@ -131,12 +131,12 @@ def crossval(
             ]
             write_csv(out / "crossval.csv", rows)
             stated = {"by": by, "folds": {name: folders[name] for name in names}, "recipe": recipe.to_dict()}
-            write_evaluation(evaluation, measured, out, facts=stated)
+            write_evaluation(evaluation, measured, out, metadata=stated)
         if final:
             if processes.first:
                 _logger.info("Training on all %d sections.", len(sections))
             held_out = {
-                **facts_of_evaluation(evaluation),
+                **held_out_of(evaluation),
                 "protocol": f"cross-validation by {by}, folds {', '.join(names)}",
             }
             split = make_split(sections, by="none", val=bool(recipe.patience))

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from tcgn_hub.result import Evaluation, Measured
 
-__all__ = ["facts_of_evaluation", "write_results"]
+__all__ = ["held_out_of", "write_results"]
 
 
 def write_results(
@@ -59,7 +59,7 @@ def write_results(
     ood = describe([pooled_features(trainer.predictor(model), crops) for crops in trainer.train_crops])
     info = WeightsInfo.from_json(
         {
-            "held_out": {} if evaluation is None else facts_of_evaluation(evaluation),
+            "held_out": {} if evaluation is None else held_out_of(evaluation),
             "license": "not stated",
             "origin": "fine-tuned with tcgn_hub",
             **metadata,
@@ -94,11 +94,11 @@ def write_results(
     if evaluation is None:
         write_text(out / "metrics.json", json.dumps(metrics, indent=2) + "\n")
     else:
-        write_evaluation(evaluation, measured, out, facts=metrics)
+        write_evaluation(evaluation, measured, out, metadata=metrics)
     return json.loads((out / "metrics.json").read_text(encoding="utf-8"))
 
 
-def facts_of_evaluation(evaluation: Evaluation) -> dict[str, Any]:
+def held_out_of(evaluation: Evaluation) -> dict[str, Any]:
     """Held-out metrics as ``config.json`` and the manifest state them."""
     pcc, widths = (
         [None if row[key] is None else round(row[key], 4) for row in evaluation.per_gene]

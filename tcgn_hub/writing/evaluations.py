@@ -24,7 +24,7 @@ _BASELINES = ("ridge", "mean")
 
 
 def write_evaluation(
-    evaluation: Evaluation, measured: Sequence[Measured], out: str | Path, *, facts: Mapping[str, Any]
+    evaluation: Evaluation, measured: Sequence[Measured], out: str | Path, *, metadata: Mapping[str, Any]
 ) -> None:
     """Write ``per_gene.csv``, ``held_out.npz``, ``figures/violin.png`` and, last, ``metrics.json``.
 
@@ -32,7 +32,7 @@ def write_evaluation(
         evaluation: The results.
         measured: What they were computed from.
         out: The folder.
-        facts: What ``metrics.json`` says beside the summary.
+        metadata: What ``metrics.json`` says beside the summary.
 
     Raises:
         OutputError: A file cannot be written.
@@ -45,7 +45,7 @@ def write_evaluation(
     write_csv(out / "per_gene.csv", evaluation.per_gene)
     write_measured(out / "held_out.npz", measured)
     draw(out / "figures", evaluation=evaluation)
-    write_text(out / "metrics.json", json.dumps({**facts, "held_out": evaluation.summary}, indent=2) + "\n")
+    write_text(out / "metrics.json", json.dumps({**metadata, "held_out": evaluation.summary}, indent=2) + "\n")
 
 
 def draw(
