@@ -534,8 +534,10 @@ def test_a_cache_without_links_is_hashed_too(hub, real_files, tmp_path, monkeypa
     (file,) = tmp_path.rglob("model.safetensors")
     assert not file.is_symlink()
     file.write_bytes(file.read_bytes()[:-1] + b"?")
-    with refused("is damaged"):
-        tcgn_hub.create_model(f"hf-hub:{REPO}", pretrained=True, cache_dir=tmp_path)
+    for offline in (False, True):
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", offline)
+        with refused("is damaged"):
+            tcgn_hub.create_model(f"hf-hub:{REPO}", pretrained=True, cache_dir=tmp_path)
 
 
 def test_hub_names_that_cannot_be_had(hub, tmp_path):

@@ -118,6 +118,23 @@ def test_a_number_that_float16_cannot_hold_is_kept(tmp_path, caplog):
         assert (again(x) - model(x)).abs().max() < 0.01 * model(x).abs().max()
 
 
+def test_a_variance_that_float16_would_make_0_is_kept(tmp_path, caplog):
+    model = timm.create_model("test_tcgn", num_classes=2).eval()
+    model.stem.norm1.running_var.fill_(1e-9)
+    save_model_dir(model, tmp_path, INFO)
+    assert "keeps stem.norm1.running_var in float32" in caplog.text
+    assert load_file(tmp_path / "model.safetensors")["stem.norm1.running_var"].eq(1e-9).all()
+
+
+def test_small_outputs_are_compared_by_their_size(tmp_path):
+    model = timm.create_model("test_tcgn", num_classes=2).eval()
+    model.head.fc.weight.data.mul_(1e-6)
+    model.head.fc.bias.data.zero_()
+    with pytest.raises(CheckpointError, match="nothing was kept"):
+        save_model_dir(model, tmp_path, INFO)
+    assert not list(tmp_path.iterdir())
+
+
 def test_weights_that_rounding_breaks_are_not_kept(tmp_path):
     model = timm.create_model("test_tcgn", num_classes=2).eval()
     model.head.fc.bias.data.fill_(torch.nan)

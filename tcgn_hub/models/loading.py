@@ -13,14 +13,11 @@ from tcgn_hub.models.tcgn import TCGN
 from tcgn_hub.panels import PANELS, load_panel
 from tcgn_hub.units import UNITS
 from tcgn_hub.weights.convert import read_parameters
-from tcgn_hub.weights.hub import Resolved, fetch_folder, locate, not_imported, resolve
+from tcgn_hub.weights.hub import Resolved, hub_folder, resolve
 from tcgn_hub.weights.info import WeightsInfo
-from tcgn_hub.weights.manifest import ManifestEntry, find_weights, load_manifest
-from tcgn_hub.weights.model_dir import read_info, read_model_dir
+from tcgn_hub.weights.model_dir import read_info
 
 __all__ = ["create_model", "load_model"]
-
-_HUB = "hf-hub:"
 
 
 def create_model(
@@ -39,36 +36,20 @@ def create_model(
         WeightsError: The weights cannot be had, or are not what the manifest or the Hub says.
         CheckpointError: The parameters do not fit the architecture.
     """
-    if model_name.startswith(_HUB):
-        model_name = f"local-dir:{_hub_folder(model_name, cache_dir)}"
+    if model_name.startswith("hf-hub:"):
+        model_name = f"local-dir:{hub_folder(model_name, cache_dir)}"
     return timm.create_model(model_name, pretrained=pretrained, cache_dir=cache_dir, **kwargs)
 
 
-def _hub_folder(name: str, cache_dir: str | Path | None) -> Path:
-    """The verified files of a repository of ours."""
-    repo_id, _, revision = name.removeprefix(_HUB).partition("@")
-    folder = fetch_folder(repo_id, revision or None, ("config.json", "model.safetensors"), cache_dir=cache_dir)
-    for entry in load_manifest().values():
-        file = entry.model_file
-        if file and (entry.hub["repo_id"], entry.hub["revision"]) == (repo_id, revision):
-            found = resolve(folder / file.name)
-            if found.sha256 != file.sha256:
-                raise WeightsError(
-                    f"{found.path} is not the file the manifest lists for {entry.tag} (its sha256 differs)."
-                )
-    read_model_dir(folder)
-    return folder
-
-
 def load_model(
-    weights: str | Path | None = None, *, device: str | None = None, cache_dir: str | Path | None = None
+    weights: str | Path | Resolved | None = None, *, device: str | None = None, cache_dir: str | Path | None = None
 ) -> tuple[TCGN, WeightsInfo]:
     """A model in eval mode with its genes, units and held-out significance.
 
     Args:
-        weights: As `tcgn_hub.weights.hub.locate` takes it: a tag, 'hf-hub:organisation/name', or the path of a model
-            directory or of a file of parameters, which lies in one or is a published checkpoint of a panel of this
-            package. The default weights if None.
+        weights: As `tcgn_hub.weights.hub.resolve` takes it, or what it gave: a tag, 'hf-hub:organisation/name', or the
+            path of a model directory or of a file of parameters, which lies in one or is a published checkpoint of a
+            panel of this package. The default weights if None.
         device: Where to put the model; the CPU if None.
         cache_dir: Where to keep downloads.
 
@@ -76,36 +57,20 @@ def load_model(
         WeightsError: The weights cannot be found, had, read or verified, or nothing says which genes they predict.
         CheckpointError: The parameters do not fit the architecture.
     """
-    known = locate(weights or next(iter(load_manifest())))
-    tag = known.get("tag", "")
-    if tag.startswith(_HUB):
-        model, info = _load_folder(tag, resolve(_hub_folder(tag, cache_dir)))
-    elif tag:
-        model, info = _load_entry(find_weights(tag), cache_dir)
+    found = weights if isinstance(weights, Resolved) else resolve(weights, cache_dir=cache_dir)
+    if found.entry is not None:
+        if found.entry.info.scope == "trunk":
+            raise WeightsError(f"{found.name} predicts no genes; it is a start for fine-tuning.")
+        model: Any = timm.create_model(found.name, pretrained=True, cache_dir=cache_dir)
+        info = found.entry.info
+    elif (found.path.parent / "config.json").is_file():
+        name = str(found.path.parent) if Path(found.name).is_file() else found.name
+        info = read_info(found.path.parent, name=name, sha256=found.sha256)
+        names = {"label_names": info.genes}
+        model = _read(info.architecture, found.path, num_classes=len(info.genes), pretrained_cfg_overlay=names)
     else:
-        found = resolve(known["path"])
-        if (found.path.parent / "config.json").is_file():
-            name = known["path"] if Path(known["path"]).is_dir() else found.path.parent
-            model, info = _load_folder(str(name), found)
-        else:
-            model, info = _load_published(found)
+        model, info = _load_published(found)
     return model.eval().to(device or "cpu"), info
-
-
-def _load_entry(entry: ManifestEntry, cache_dir: str | Path | None) -> tuple[TCGN, WeightsInfo]:
-    if entry.model_file is None:
-        raise not_imported(entry)
-    if entry.info.scope == "trunk":
-        raise WeightsError(f"{entry.tag} predicts no genes; it is a start for fine-tuning.")
-    model: Any = timm.create_model(entry.tag, pretrained=True, cache_dir=cache_dir)
-    return model, entry.info
-
-
-def _load_folder(name: str, resolved: Resolved) -> tuple[TCGN, WeightsInfo]:
-    info = read_info(resolved.path.parent, name=name, sha256=resolved.sha256)
-    names = {"label_names": info.genes}
-    model = _read(info.architecture, resolved.path, num_classes=len(info.genes), pretrained_cfg_overlay=names)
-    return model, info
 
 
 def _load_published(resolved: Resolved) -> tuple[TCGN, WeightsInfo]:

@@ -22,7 +22,7 @@ from tcgn_hub.prediction.ood import TissueModel
 from tcgn_hub.prediction.patches import check_options, predict_patches
 from tcgn_hub.prediction.slides import check_folder, check_slide, predict_tiles
 from tcgn_hub.result import Explanation, Result
-from tcgn_hub.weights.hub import locate
+from tcgn_hub.weights.hub import locate, resolve, sha256_of
 from tcgn_hub.weights.info import WeightsInfo
 
 if TYPE_CHECKING:
@@ -257,37 +257,22 @@ def _load_torch(
     from tcgn_hub.devices import pick_device
 
     device = pick_device(device)
-    found = _find(tag, path, cache_dir)
+    found = resolve(tag if path is None else Path(path), cache_dir=cache_dir)
 
     def read() -> tuple[Backend, WeightsInfo]:
         from tcgn_hub.models.loading import load_model
         from tcgn_hub.prediction.backends.torch import TorchBackend
 
-        model, info = load_model(tag if path is None else Path(path), device=device, cache_dir=cache_dir)
+        model, info = load_model(found, device=device, cache_dir=cache_dir)
         return TorchBackend(model.fuse(), precision), info
 
     return Predictor(*_once((str(found.path), found.sha256, device, precision, "torch"), read))
-
-
-def _find(tag: str | None = None, path: str | Path | None = None, cache_dir: str | Path | None = None) -> Any:
-    """The file of parameters, whose sha256 is checked."""
-    from tcgn_hub.weights.hub import resolve
-    from tcgn_hub.weights.manifest import find_weights, load_manifest
-
-    if path is not None:
-        return resolve(Path(path), cache_dir=cache_dir)
-    if tag is not None and tag.startswith("hf-hub:"):
-        from tcgn_hub.models.loading import _hub_folder
-
-        return resolve(_hub_folder(tag, cache_dir))
-    return resolve(find_weights(tag or next(iter(load_manifest()))), cache_dir=cache_dir)
 
 
 def _load_onnx(
     tag: str | None, path: str | Path | None, device: str, precision: str, cache_dir: str | Path | None
 ) -> Predictor:
     from tcgn_hub.prediction.backends.onnx import OnnxBackend, exported_path
-    from tcgn_hub.weights.hub import sha256_of
 
     if precision not in ("auto", "float32"):
         raise WeightsError(
@@ -300,8 +285,8 @@ def _load_onnx(
         if not file.is_file():
             raise WeightsError(f"{file} does not exist.")
     else:
-        found = _find(tag, path, cache_dir)
-        name, file = tag or path or found.entry.tag, exported_path(found.sha256)
+        found = resolve(tag if path is None else Path(path), cache_dir=cache_dir)
+        name, file = found.name, exported_path(found.sha256)
         if not file.is_file():
             raise WeightsError(f"{name} was not exported for ONNX Runtime; run `tcgn export --weights {name}` once.")
 
@@ -411,7 +396,7 @@ def check_resume(
     where = locate(weights)
     loaded = {"backend": "onnx"}
     if not _uses_onnx(where.get("path"), backend):
-        loaded = {"backend": "torch", "precision": _torch_precision(precision), "weights": _find(**where).sha256}
+        loaded = {"backend": "torch", "precision": _torch_precision(precision), "weights": resolve(weights).sha256}
     check_folder(resume, path, options, **loaded)
 
 

@@ -31,6 +31,7 @@ __all__ = [
     "fetch",
     "fetch_folder",
     "http_error",
+    "hub_folder",
     "kept_in",
     "locate",
     "matches",
@@ -42,6 +43,7 @@ __all__ = [
 ]
 
 _logger = logging.getLogger(__name__)
+_HUB = "hf-hub:"
 _TRIES = 4  # without a new byte in between
 _PATIENCE = 15.0  # seconds without a new byte, after which no further try is made
 # sha256 of files hashed in this process, each with the size, mtime and inode it then had
@@ -65,7 +67,7 @@ def locate(weights: str | Path | None) -> dict[str, Any]:
     if weights is None:
         return {}
     if isinstance(weights, str) and (
-        weights.startswith("hf-hub:")
+        weights.startswith(_HUB)
         or any(weights in (tag, entry.info.architecture) for tag, entry in load_manifest().items())
     ):
         return {"tag": weights}
@@ -84,17 +86,19 @@ class Resolved:
         path: Where it lies.
         sha256: Of its content, checked in this process.
         source: 'path' where the user named it, and otherwise 'bundled', 'cache' or 'hub'.
-        entry: Its entry in the manifest; None for a path, which is no part of it.
+        entry: Its entry in the manifest; None for a path or a repository, which are no part of it.
+        name: What it was called.
     """
 
     path: Path
     sha256: str
     source: str
     entry: ManifestEntry | None
+    name: str
 
 
 def resolve(
-    weights: str | Path | ManifestEntry,
+    weights: str | Path | ManifestEntry | None = None,
     *,
     cache_dir: str | Path | None = None,
     download: bool = True,
@@ -104,8 +108,8 @@ def resolve(
     """The file of parameters that a name stands for.
 
     Args:
-        weights: As `locate` takes it, but for names of the Hub: a str that is a tag of the manifest, or an
-            architecture, which stands for its first tag, is never looked for in the working directory; or an entry.
+        weights: As `locate` takes it, an architecture standing for its first tag; or an entry; the default weights if
+            None.
         cache_dir: Where to keep downloads, instead of among the assets of ``HF_HOME``.
         download: Whether to ask the Hub for what is not on this machine.
         force: Hash the file even if this process has done so before.
@@ -115,18 +119,23 @@ def resolve(
         WeightsError: There is no such path or tag; its file is not the one the manifest lists; or it is not on this
             machine and cannot be had.
     """
-    known: dict[str, Any] = locate(weights) if isinstance(weights, (str, Path)) else {"entry": weights}
-    if "path" in known:
-        path = Path(known["path"])
-        path = path / "model.safetensors" if path.is_dir() else path
-        if not path.is_file():
-            neither = "" if isinstance(weights, Path) else f", and {weights} is no such tag: there are {_tags()}"
-            raise WeightsError(f"{path} does not exist{neither}.")
-        try:
-            return Resolved(path, sha256_of(path, force=force), "path", None)
-        except OSError as err:
-            raise WeightsError(f"{path} cannot be read ({err.strerror or err}).") from err
-    entry: ManifestEntry = known.get("entry") or find_weights(known["tag"])
+    if isinstance(weights, ManifestEntry):
+        entry = weights
+    else:
+        weights = next(iter(load_manifest())) if weights is None else weights
+        known = locate(weights)
+        name = str(known.get("tag", weights))
+        if "path" in known or name.startswith(_HUB):
+            path = hub_folder(name, cache_dir) if "tag" in known else Path(weights)
+            path = path / "model.safetensors" if path.is_dir() else path
+            if not path.is_file():
+                neither = "" if isinstance(weights, Path) else f", and {weights} is no such tag: there are {_tags()}"
+                raise WeightsError(f"{path} does not exist{neither}.")
+            try:
+                return Resolved(path, sha256_of(path, force=force), "path", None, name)
+            except OSError as err:
+                raise WeightsError(f"{path} cannot be read ({err.strerror or err}).") from err
+        entry = find_weights(name)
 
     file = entry.model_file
     if file is None:
@@ -134,19 +143,19 @@ def resolve(
     if entry.bundled:
         path = entry.folder / file.name
         if matches(path, file, force=force):
-            return Resolved(path, file.sha256, "bundled", entry)
+            return Resolved(path, file.sha256, "bundled", entry, entry.tag)
         if entry.hub["repo_id"] is None:
             what = "is not the file the manifest lists (its sha256 differs)" if path.exists() else "is missing"
             again = "import it" if entry.import_from else "install the package"
             raise WeightsError(f"{path} of {entry.tag} {what}; {again} again.")
     path = cached_path(file, cache_dir)
     if matches(path, file, force=force):
-        return Resolved(path, file.sha256, "cache", entry)
+        return Resolved(path, file.sha256, "cache", entry, entry.tag)
     if not download:
         what = "is damaged (its sha256 differs)" if path.exists() else "is not on this machine"
         raise WeightsError(f"{entry.tag} {what}; get it with `tcgn weights pull {entry.tag}`.")
     pull(entry, file, cache_dir=cache_dir, progress=progress)
-    return Resolved(path, file.sha256, "hub", entry)
+    return Resolved(path, file.sha256, "hub", entry, entry.tag)
 
 
 def pull(entry: ManifestEntry, file: WeightFile, *, cache_dir: str | Path | None = None, progress: bool = True) -> Path:
@@ -323,6 +332,23 @@ def fetch(repo_id: str, revision: str, file: WeightFile, target: Path, *, progre
     )
 
 
+def hub_folder(name: str, cache_dir: str | Path | None = None) -> Path:
+    """The verified files of a repository of ours, 'hf-hub:organisation/name' with an optional '@revision'.
+
+    Raises:
+        WeightsError: They cannot be had, or are not what the Hub or the manifest says.
+    """
+    repo_id, _, revision = name.removeprefix(_HUB).partition("@")
+    folder = fetch_folder(repo_id, revision or None, ("config.json", "model.safetensors"), cache_dir=cache_dir)
+    for entry in load_manifest().values():
+        file = entry.model_file
+        if file and (entry.hub["repo_id"], entry.hub["revision"]) == (repo_id, revision):
+            path = folder / file.name
+            if sha256_of(path) != file.sha256:
+                raise WeightsError(f"{path} is not the file the manifest lists for {entry.tag} (its sha256 differs).")
+    return folder
+
+
 def fetch_folder(
     repo_id: str, revision: str | None, names: Sequence[str], *, cache_dir: str | Path | None = None
 ) -> Path:
@@ -352,7 +378,7 @@ def fetch_folder(
                 f"{name} of {repo_id} cannot be kept ({err.strerror or err}); make room or give another folder with"
                 " HF_HOME or cache_dir."
             ) from err
-        promised = _promised_sha256(path, repo_id, revision, name)
+        promised = _promised_sha256(path, repo_id, revision, name, downloads_folder(cache_dir))
         if promised is not None and sha256_of(path) != promised:
             blob = os.path.realpath(path)
             raise WeightsError(f"{blob} is damaged (its sha256 is not the one of the Hub); delete it and try again.")
@@ -360,20 +386,27 @@ def fetch_folder(
     return path.parent
 
 
-def _promised_sha256(path: Path, repo_id: str, revision: str | None, name: str) -> str | None:
+def _promised_sha256(path: Path, repo_id: str, revision: str | None, name: str, records: Path) -> str | None:
     """The sha256 that the Hub stores a file by; None of a small file, which it stores otherwise.
 
-    In a cache with links the file has it for its name. Elsewhere, as on Windows, the Hub is asked, and a file that it
-    cannot be asked about is taken as it is, with a warning.
+    In a cache with links the file has it for its name. Elsewhere, as on Windows, the Hub is asked, and what it said is
+    kept below ``records`` for when it cannot be asked; a file of which nothing was said is taken as it is, with a
+    warning.
     """
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.errors import OfflineModeIsEnabled
 
     stored = os.path.basename(os.path.realpath(path))
     if stored == name:
+        record = records / "hub" / repo_id / path.parent.name / f"{name}.sha256"
         try:
             stored = get_hf_file_metadata(hf_hub_url(repo_id, name, revision=revision)).etag or ""
+            record.parent.mkdir(parents=True, exist_ok=True)
+            record.write_text(stored, encoding="utf-8")
         except (http_error(), OfflineModeIsEnabled, OSError) as err:
+            if record.is_file():
+                stored = record.read_text(encoding="utf-8")
+                return stored if re.fullmatch(r"[0-9a-f]{64}", stored) else None
             _logger.warning(
                 "%s of %s was not checked: the Hub cannot be asked for its sha256 (%s).", name, repo_id, err
             )

@@ -82,7 +82,7 @@ def _choose(table: Sequence[GeneSummary], top: int) -> tuple[str, list[str]]:
         return "Maps of the genes that vary most (their significance was not measured)", [row.gene for row in rows]
     significant = [gene for gene in table if gene.significant == "yes"]
     rows = sorted(significant, key=lambda gene: math.inf if math.isnan(gene.pcc) else -gene.pcc)[:top]
-    title = "Maps of significant genes, those of the highest held-out PCC first" if rows else "None of the genes is marked significant"
+    title = "Maps of significant genes, by held-out PCC" if rows else "None of the genes is marked significant"
     return title, [row.gene for row in rows]
 
 
