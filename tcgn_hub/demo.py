@@ -34,10 +34,6 @@ def build_demo(weights: str | Path | None = None, *, device: str = "auto") -> Bl
     Args:
         weights: As in `tcgn_hub.predict`; the default weights if None. They are read once, before the page opens.
         device: As in `tcgn_hub.load`.
-
-    Raises:
-        WeightsError: The weights cannot be had.
-        ExtraError: Gradio is not installed.
     """
     gr = require("gradio", extra="demo", to="open the page")
     require("matplotlib", extra="plot", to="draw figures")
@@ -88,24 +84,7 @@ def launch_demo(
     device: str = "auto",
     block: bool = True,
 ) -> str:
-    """Serve the page.
-
-    Args:
-        weights: As in `build_demo`.
-        host: Address to listen on; only this machine by default.
-        port: Port; 0 for one that is free.
-        max_mb: Largest upload in megabytes.
-        device: As in `tcgn_hub.load`.
-        block: Whether to wait until the page is stopped.
-
-    Returns:
-        Address of the page.
-
-    Raises:
-        WeightsError: The weights cannot be had.
-        ExtraError: Gradio is not installed.
-        OutputError: The port cannot be listened on.
-    """
+    """Serve the page."""
     gr = require("gradio", extra="demo", to="open the page")
     page = build_demo(weights, device=device)
     try:

@@ -8,14 +8,7 @@ __all__ = ["pick_device"]
 
 
 def pick_device(device: str = "auto") -> str:
-    """A device that can be used: the one asked for, or CUDA where there is one, and the CPU elsewhere.
-
-    Args:
-        device: 'auto', or a device of PyTorch such as 'cpu' or 'cuda:1'.
-
-    Raises:
-        DeviceError: It is not there.
-    """
+    """A device that can be used: the one asked for, or CUDA where there is one, and the CPU elsewhere."""
     import torch
 
     if device == "auto":

@@ -11,16 +11,7 @@ __all__ = ["require"]
 
 
 def require(module: str, *, extra: str, to: str) -> ModuleType:
-    """Import a module of an optional package.
-
-    Args:
-        module: Dotted name, such as 'pyarrow.parquet'.
-        extra: The extra of this package that installs it.
-        to: What it is needed for, such as 'write .h5ad files'.
-
-    Raises:
-        ExtraError: It cannot be imported; the message says what to install.
-    """
+    """Import a module of an optional package."""
     try:
         return import_module(module)
     except ImportError as err:

@@ -15,12 +15,7 @@ __all__ = ["write_bytes", "write_text", "writing"]
 
 @contextmanager
 def writing(path: str | Path) -> Iterator[Path]:
-    """A temporary file beside ``path`` that takes its name when the block ends without an error.
-
-    Raises:
-        OutputError: The folder is missing or not writable, or the disk is full. Whatever the error, nothing is left
-            behind, and a file that had the name before is as it was.
-    """
+    """A temporary file beside ``path`` that takes its name when the block ends without an error."""
     path = Path(path)
     part = path.parent / f"{path.name}.{secrets.token_hex(8)}.part"
     try:
@@ -37,24 +32,12 @@ def writing(path: str | Path) -> Iterator[Path]:
 
 
 def write_text(path: str | Path, text: str | Iterable[str]) -> None:
-    """Write a text file under a temporary name, then rename it.
-
-    Args:
-        path: The file.
-        text: All of it, or its parts one after the other.
-
-    Raises:
-        OutputError: The folder is missing or not writable, or the disk is full; nothing is left behind.
-    """
+    """Write a text file under a temporary name, then rename it."""
     with writing(path) as part, part.open("w", encoding="utf-8", newline="") as file:
         file.writelines([text] if isinstance(text, str) else text)
 
 
 def write_bytes(path: str | Path, content: bytes) -> None:
-    """Write a file under a temporary name, then rename it.
-
-    Raises:
-        OutputError: The folder is missing or not writable, or the disk is full; nothing is left behind.
-    """
+    """Write a file under a temporary name, then rename it."""
     with writing(path) as part:
         part.write_bytes(content)

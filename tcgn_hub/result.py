@@ -44,13 +44,7 @@ _WRITERS: dict[str, tuple[Write, str, str]] = {}
 
 
 def writer(suffix: str, *, needs: str = "", extra: str = "") -> Callable[[Write], Write]:
-    """Let `Result.write` write files of a suffix by a function of ``(path, result)``.
-
-    Args:
-        suffix: In small letters, such as '.h5ad'.
-        needs: Package that it cannot be written without.
-        extra: The extra of this package that installs it.
-    """
+    """Let `Result.write` write files of a suffix by a function of ``(path, result)``."""
 
     def register(function: Write) -> Write:
         _WRITERS[suffix] = function, needs, extra
@@ -60,16 +54,7 @@ def writer(suffix: str, *, needs: str = "", extra: str = "") -> Callable[[Write]
 
 
 def format_of(path: str | Path, format: str | None = None) -> str:
-    """The suffix, such as '.csv', that says how `Result.write` will write a file; to be asked before predicting.
-
-    Args:
-        path: The file.
-        format: Suffix to take in place of the file's own, with or without the dot.
-
-    Raises:
-        OutputError: No format has this suffix.
-        ExtraError: A package that the format needs is not installed.
-    """
+    """The suffix, such as '.csv', that says how `Result.write` will write a file; to be asked before predicting."""
     suffix = f".{format.lstrip('.')}" if format else Path(path).suffix
     if suffix.lower() not in _WRITERS:
         raise OutputError(f"{path} is of no format that is known; let it end in {', '.join(sorted(_WRITERS))}.")

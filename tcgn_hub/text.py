@@ -8,12 +8,7 @@ __all__ = ["aligned"]
 
 
 def aligned(rows: Sequence[Sequence[str]], *, left: Collection[int] = (0,)) -> str:
-    """Rows of cells as lines, each column as wide as its longest cell.
-
-    Args:
-        rows: The title of each column, and then its cells.
-        left: Columns that start at the left, as words do; the others end at the right, as numbers do.
-    """
+    """Rows of cells as lines, each column as wide as its longest cell."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "".join(
         "  ".join(

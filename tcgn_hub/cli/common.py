@@ -77,11 +77,7 @@ def log_to_stderr() -> Iterator[None]:
 
 
 def image_files(args: argparse.Namespace) -> list[Path]:
-    """The files that are meant, those of folders and of patterns that the shell left among them.
-
-    Raises:
-        ImageError: A folder holds no image, or a file is not there.
-    """
+    """The files that are meant, those of folders and of patterns that the shell left among them."""
     from tcgn_hub.errors import ImageError
     from tcgn_hub.images.pictures import find_images
 
@@ -97,22 +93,14 @@ def image_files(args: argparse.Namespace) -> list[Path]:
 
 
 def panel_of(args: argparse.Namespace) -> Any:
-    """Symbols that are asked for by a list with commas, a file or the name of a panel; None if none are.
-
-    Raises:
-        PanelError: There are none, or one twice.
-    """
+    """Symbols that are asked for by a list with commas, a file or the name of a panel; None if none are."""
     from tcgn_hub.panels import load_panel, parse_genes
 
     return None if args.genes is None else load_panel(parse_genes(args.genes))
 
 
 def sections_of(args: argparse.Namespace) -> list[Section]:
-    """The sections that are asked for.
-
-    Raises:
-        SectionError: They cannot be read, or one that is to be allowed is not among them.
-    """
+    """The sections that are asked for."""
     from tcgn_hub.data.readers import read_sections
     from tcgn_hub.errors import SectionError
 
@@ -126,11 +114,7 @@ def sections_of(args: argparse.Namespace) -> list[Section]:
 
 
 def metadata_of(args: argparse.Namespace) -> dict[str, Any]:
-    """What the user wants stated of the weights.
-
-    Raises:
-        TrainingError: The file is missing, or no JSON object of what can be stated.
-    """
+    """What the user wants stated of the weights."""
     if args.metadata is None:
         return {}
     from tcgn_hub.errors import TrainingError
@@ -147,12 +131,7 @@ def metadata_of(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def load_predictor(args: argparse.Namespace) -> Predictor:
-    """The weights that are asked for, read once.
-
-    Raises:
-        WeightsError: They cannot be had.
-        DeviceError: The device is not there.
-    """
+    """The weights that are asked for, read once."""
     from tcgn_hub.prediction.predictor import load
     from tcgn_hub.weights.hub import locate
 

@@ -67,11 +67,7 @@ def _explain(args: argparse.Namespace, prog: str) -> int:
 
 
 def _pictures(images: list[Path], args: argparse.Namespace) -> list[Path]:
-    """What to draw each image into.
-
-    Raises:
-        OutputError: There is no such place, or an option says nothing of these images.
-    """
+    """What to draw each image into."""
     from tcgn_hub.errors import OutputError
     from tcgn_hub.images.slides import is_slide_file
 

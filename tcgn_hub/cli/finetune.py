@@ -63,11 +63,7 @@ def _finetune(args: argparse.Namespace) -> int:
 
 
 def _split(text: str, test: list[str] | None) -> str | Split:
-    """One of the known ways to split, or a file.
-
-    Raises:
-        SectionError: It is neither, or leaves nothing for ``test`` to say.
-    """
+    """One of the known ways to split, or a file."""
     from tcgn_hub.errors import SectionError
     from tcgn_hub.evaluation.splits import SPLITS, Split
 

@@ -191,11 +191,7 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
 
 
 def recipe_of(args: argparse.Namespace) -> Recipe:
-    """The recipe that was asked for.
-
-    Raises:
-        TrainingError: A value is out of its range.
-    """
+    """The recipe that was asked for."""
     stated = given(args, (field.name for field in fields(Recipe)))
     if stated.get("precision") == "auto":
         del stated["precision"]

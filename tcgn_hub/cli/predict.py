@@ -137,12 +137,7 @@ def _state(output: Path) -> Path:
 
 
 def _suffix_of(output: Path, asked: str | None) -> str:
-    """The suffix of the format of a file that can be written.
-
-    Raises:
-        OutputError: Its suffix is unknown, or that of another format than the one asked for; or there is no folder.
-        ExtraError: A package that the format needs is not installed.
-    """
+    """The suffix of the format of a file that can be written."""
     import tcgn_hub.writing  # noqa: F401  (the formats)
     from tcgn_hub.errors import OutputError
     from tcgn_hub.result import format_of
@@ -165,11 +160,7 @@ def _check_place(file: Path) -> None:
 
 
 def _outputs(slides: list[Path], args: argparse.Namespace) -> tuple[list[Path] | list[None], str]:
-    """Where each slide's tiles go, None if nowhere, and the suffix of their format.
-
-    Raises:
-        OutputError: There is no such place, or no such format.
-    """
+    """Where each slide's tiles go, None if nowhere, and the suffix of their format."""
     from tcgn_hub.errors import OutputError
 
     if args.output is None:
@@ -192,13 +183,7 @@ def _outputs(slides: list[Path], args: argparse.Namespace) -> tuple[list[Path] |
 
 
 def _check_slides(outputs: Sequence[Path | None], suffix: str, args: argparse.Namespace) -> None:
-    """Refuse, before anything is loaded, what cannot be done or would do nothing.
-
-    Raises:
-        OutputError: Nothing is to be written, or an option belongs to another output.
-        SectionError: The file of spots does not exist, is for several slides, or beside options of a grid.
-        ExtraError: A package that drawing needs is not installed.
-    """
+    """Refuse, before anything is loaded, what cannot be done or would do nothing."""
     from tcgn_hub.errors import OutputError, SectionError
     from tcgn_hub.extras import require
 
@@ -225,11 +210,7 @@ def _check_slides(outputs: Sequence[Path | None], suffix: str, args: argparse.Na
 
 
 def _plots(predictor: Predictor, genes: list[str] | None, args: argparse.Namespace) -> list[str]:
-    """Genes to draw.
-
-    Raises:
-        PanelError: One is not among those that are predicted.
-    """
+    """Genes to draw."""
     from tcgn_hub.errors import PanelError
 
     predicted = predictor.columns(genes, significant_only=bool(args.significant_only))

@@ -21,21 +21,7 @@ _LEAST_SPREAD = 0.1  # of the image's width and height; of less, the spots hardl
 
 
 def check_sections(sections: Sequence[Section], panel: Sequence[str]) -> tuple[list[Section], str]:
-    """Check sections against a panel, and leave out the spots that cannot be trained on.
-
-    Args:
-        sections: The sections.
-        panel: Gene symbols.
-
-    Returns:
-        The sections without the spots that have no counts of the panel or whose centre lies off the image; and a table
-        of what was found, followed by a line per warning.
-
-    Raises:
-        SectionError: No section is given; a gene of the panel was measured in none; or of a section, the image cannot
-            be read, more than half of the spots lie off it, or no spot is usable.
-        ExtraError: A package to read an image is not installed.
-    """
+    """Check sections against a panel, and leave out the spots that cannot be trained on."""
     if not sections:
         raise SectionError("No section is given.")
     _check_genes(sections, panel)

@@ -83,11 +83,6 @@ def spot_crops(
         margin: What to keep around the patch on each side, as a share of its side, for crops that are moved.
         cache: Folder to keep the crops in. They are cut anew if the image or anything else that they follow from has
             changed.
-
-    Raises:
-        SectionError: The scale of the section is not known but needed, or an image cannot be decoded, or a picture of a
-            spot is smaller than the patch.
-        OutputError: The cache cannot be written.
     """
     if (patch_um is None) == (crop_px is None):
         raise ValueError("give either patch_um or crop_px")

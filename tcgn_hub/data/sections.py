@@ -73,9 +73,6 @@ class Section:
         ``image`` is the SHA-256 of the image file; of a file above 64 MiB, of its size and its first and last 4 MiB; of
         patches, of their sorted hashes. ``counts`` is that of the symbols and total counts of the genes that have any,
         sorted: the order of spots and genes, spots and genes without counts, and the format of the file change nothing.
-
-        Raises:
-            SectionError: An image cannot be read.
         """
         try:
             if self.patches is not None:
@@ -109,9 +106,6 @@ def expression_targets(section: Section, panel: Sequence[str]) -> np.ndarray:
     Returns:
         float32, shape (n, len(panel)); shape (1, len(panel)) of a bulk measurement. A gene that was not measured gives
         a column of NaN, a spot whose panel counts are all zero a row of NaN.
-
-    Raises:
-        SectionError: No gene of the panel was measured.
     """
     counts = panel_counts(section, panel)
     if np.isnan(counts).all():

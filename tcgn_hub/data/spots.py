@@ -22,10 +22,6 @@ def read_spots(path: str | Path) -> Tiles:
     Args:
         path: ``.tsv`` with pixel_x and pixel_y; ``.csv`` with or without a header, or ``.parquet``; ``.h5ad`` with
             obsm['spatial'].
-
-    Raises:
-        SectionError: The file is missing, malformed, or has no spot in tissue.
-        ExtraError: Its format needs a package that is not installed.
     """
     path = Path(path)
     if not path.is_file():

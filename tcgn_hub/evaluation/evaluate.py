@@ -75,16 +75,6 @@ def summarise(
     Over several sections the value of a gene is its mean over those that measured it, and so are its bootstrap samples:
     spots pooled would reward knowing the section. Intervals and significance hold for these sections: what another
     section or patient would add is not in them.
-
-    Args:
-        measured: The sections.
-        genes: Gene symbols of the columns.
-        allowed_seen: Names of sections that the weights have seen, measured on all the same because a user said so.
-        repeats: Repeats of the bootstrap.
-        seed: Seed of the bootstrap and the ceiling.
-
-    Raises:
-        SectionError: There is no section, or the same one twice.
     """
     names = [section.name for section in measured]
     if not names:

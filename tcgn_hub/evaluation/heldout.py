@@ -107,14 +107,7 @@ def evaluate(
 
 
 def predict_crops(predictor: Predictor, crops: SpotCrops, *, tta: int = 1, batch_size: int = 32) -> np.ndarray:
-    """Predictions for the centres of crops, shape (n, genes).
-
-    Args:
-        predictor: The model.
-        crops: The crops.
-        tta: Over how many rotations and reflections to average, 1 to 8.
-        batch_size: Patches at once.
-    """
+    """Predictions for the centres of crops, shape (n, genes)."""
     return np.concatenate([predictor.run(x, tta=tta)["values"] for x in _batches(crops, batch_size)])
 
 
@@ -136,17 +129,7 @@ def measure(
     crops: Mapping[str, SpotCrops],
     tta: int = 1,
 ) -> list[Measured]:
-    """Predictions of a model for held-out sections, beside those of baselines fitted on the training sections.
-
-    Args:
-        predictor: The model, which predicts the panel.
-        train: Sections that baselines are fitted on; no baselines if empty.
-        test: Sections to predict. Those with one bulk measurement are taken together, as one section whose spots are
-            the slides, predicted as the mean of their tiles in linear space.
-        panel: Genes.
-        crops: Of all sections, by name.
-        tta: Over how many rotations and reflections to average.
-    """
+    """Predictions of a model for held-out sections, beside those of baselines fitted on the training sections."""
     targets = {s.name: expression_targets(s, panel) for s in (*train, *test)}
     features = {s.name: _features(s, crops[s.name]) for s in (*train, *test)} if train else {}
     x = np.concatenate([features[s.name] for s in train]) if train else np.empty((0, 0))

@@ -39,11 +39,7 @@ class Split:
 
     @classmethod
     def from_json(cls, text: str) -> Split:
-        """The split that `to_json` wrote, or of which empty lists were left out.
-
-        Raises:
-            SectionError: The text is something else.
-        """
+        """The split that `to_json` wrote, or of which empty lists were left out."""
         keys = [field.name for field in fields(cls)]
         try:
             names = json.loads(text)
@@ -78,10 +74,6 @@ def make_split(
 
     Returns:
         The names, in the order of ``sections``.
-
-    Raises:
-        SectionError: A name is unknown or there twice, or there are too few sections or patients for the split.
-        TrainingError: ``by`` is none of the three.
     """
     _check_by(by)
     patients = _patients(sections)
@@ -108,21 +100,7 @@ def make_split(
 
 
 def folds(sections: Sequence[Section], by: str, *, val: bool = False, seed: int = 0) -> list[tuple[str, Split]]:
-    """The splits of a cross-validation that leaves out one patient or one section at a time.
-
-    Args:
-        sections: The sections.
-        by: 'patient' or 'section'.
-        val: Set aside sections to choose on in each fold, see `make_split`.
-        seed: Seed of what is set aside.
-
-    Returns:
-        Names such as 'patient C' or 'C6', and their splits; each section is in the test of exactly one.
-
-    Raises:
-        SectionError: There is one patient or section only, or two sections share a name.
-        TrainingError: ``by`` is neither.
-    """
+    """The splits of a cross-validation that leaves out one patient or one section at a time."""
     if by == "none":
         raise TrainingError("A cross-validation needs sections to hold out; say split='patient' or split='section'.")
     _check_by(by)
@@ -150,10 +128,6 @@ def check_seen(
 
     Returns:
         The names of those that were seen and are allowed, which every table of the results has to state.
-
-    Raises:
-        SectionError: A section was seen, by its study and name or by its image or counts; or by patient, its patient.
-        TrainingError: ``by`` is none of the three.
     """
     _check_by(by)
     _patients(sections)

@@ -30,12 +30,7 @@ _LEGEND = (
 
 
 def section_table(evaluation: Evaluation, *, markdown: bool = False) -> str:
-    """One line a section, and one over all of them if there are several.
-
-    Args:
-        evaluation: The results.
-        markdown: Write a table of Markdown rather than of plain text.
-    """
+    """One line a section, and one over all of them if there are several."""
     summary = evaluation.summary
     rows = [_row(name, values["patient"], values) for name, values in summary["sections"].items()]
     if len(rows) > 1:

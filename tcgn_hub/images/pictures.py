@@ -20,11 +20,7 @@ _TOO_LARGE = "{} is too large for a patch; cut the patch out of it first."
 
 
 def read_image(path: str | Path) -> tuple[Image.Image, Scale | None]:
-    """A picture file as 8-bit RGB, and the scale it states; of a file with several pages, the first.
-
-    Raises:
-        ImageError: The file is missing, not an image, cut short, too large for a patch, or of an unusable mode.
-    """
+    """A picture file as 8-bit RGB, and the scale it states; of a file with several pages, the first."""
     path = Path(path)
     try:
         with open_picture(path) as image:
@@ -46,11 +42,7 @@ def read_image(path: str | Path) -> tuple[Image.Image, Scale | None]:
 
 
 def find_images(paths: Iterable[str | Path]) -> list[Path]:
-    """The given files, and in place of a folder the images and slides in it by name.
-
-    Raises:
-        ImageError: A folder holds no image.
-    """
+    """The given files, and in place of a folder the images and slides in it by name."""
     found: list[Path] = []
     for path in map(Path, paths):
         if path.is_dir():

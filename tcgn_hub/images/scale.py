@@ -40,11 +40,7 @@ class Scale:
 
 
 def given_scale(mpp: float | None, magnification: float | None) -> Scale | None:
-    """What the user says of the scale; None if nothing.
-
-    Raises:
-        ImageError: Both are given, or the value cannot be that of a histology image.
-    """
+    """What the user says of the scale; None if nothing."""
     if mpp is not None and magnification is not None:
         raise ImageError("Give the scale once: either the magnification or the micrometres per pixel.")
     if mpp is not None:

@@ -57,9 +57,6 @@ class Slide(ABC):
             width: In pixels of the level.
             height: Likewise.
             level: Index into ``downsamples``.
-
-        Raises:
-            ImageError: The file cannot be decoded there.
         """
 
     @abstractmethod
@@ -82,9 +79,6 @@ class Slide(ABC):
         Returns:
             The picture, uint8, shape (h, w, 3); its downsampling; and what could not be decoded and is white in it,
             bool, shape (h, w).
-
-        Raises:
-            ImageError: Nothing of the file can be decoded.
         """
         width, height = self.size
         downsample = max(width / side, height / side, 1.0)
@@ -226,22 +220,13 @@ def open_slide(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Slide:
     Args:
         path: The file.
         max_pixels: The most pixels of a picture that has to be decoded as a whole.
-
-    Raises:
-        ImageError: The file is missing, no slide, damaged, or too large.
-        ExtraError: Its format needs a package that is not installed.
     """
     path = Path(path)
     return _open_pyramid(path) or _Picture(path, max_pixels)
 
 
 def size_and_scale(path: str | Path) -> tuple[tuple[int, int], Scale | None]:
-    """(width, height) in pixels at full resolution, and the scale the file states; decodes no pixels.
-
-    Raises:
-        ImageError: The file is missing, or neither slide nor picture.
-        ExtraError: Its format needs a package that is not installed.
-    """
+    """(width, height) in pixels at full resolution, and the scale the file states; decodes no pixels."""
     path = Path(path)
     slide = _open_pyramid(path)
     if slide is not None:
@@ -260,9 +245,6 @@ def open_picture(path: Path) -> Iterator[Image.Image]:
 
     `PIL.Image.open` has one limit for the whole process; to change it, if only for a while, would change it for other
     threads, too.
-
-    Raises:
-        OSError: The file cannot be read, or `PIL.UnidentifiedImageError`, it is no picture.
     """
     from PIL import Image
 

@@ -95,9 +95,6 @@ def grid_tiles(size: tuple[int, int], *, side: float, stride: float) -> Tiles:
         size: (width, height) of the slide in pixels.
         side: Side of a square in pixels.
         stride: Distance of neighbouring centres in pixels.
-
-    Raises:
-        ImageError: The slide is smaller than a square.
     """
     if min(size) < side:
         raise ImageError(
@@ -136,9 +133,6 @@ def on_tissue(
 
     Returns:
         The tiles, none if there is no tissue, and where the tissue is, bool, shape (h, w).
-
-    Raises:
-        ExtraError: scikit-image is not installed.
     """
     mask = tissue_mask(overview, um_per_px=mpp * downsample)
     share = tissue_fraction(mask | lost, tiles.xy / downsample, side / downsample)

@@ -22,9 +22,6 @@ def tissue_mask(overview: np.ndarray, *, um_per_px: float) -> np.ndarray:
 
     Returns:
         bool, shape (h, w); objects and holes below 0.01 mm^2 are removed.
-
-    Raises:
-        ExtraError: scikit-image is not installed.
     """
     from tcgn_hub.extras import require
 

@@ -16,14 +16,7 @@ PANELS = ("her2st_785", "cscc_171", "spatiallibd_250")
 
 
 def load_panel(genes: str | Path | Sequence[str]) -> list[str]:
-    """An ordered gene panel.
-
-    Args:
-        genes: A list of symbols, the name of a panel in `PANELS`, or a text file with one symbol a line.
-
-    Raises:
-        PanelError: No such panel or file, no genes in it, or a gene twice.
-    """
+    """An ordered gene panel."""
     source = "the given list"
     if isinstance(genes, (str, Path)):
         source = str(genes)

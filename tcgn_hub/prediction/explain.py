@@ -67,12 +67,6 @@ def explain_patch(
         patch_um: Side of the patch in micrometres, if not that of the weights.
         layers: Names out of `LAYERS`.
         occlusion: Also cover the patch part by part, which costs 169 predictions.
-
-    Raises:
-        ImageError: The image cannot be read, states no scale where none is given, is smaller than the crop, or shows
-            no tissue.
-        PanelError: A gene is not among the outputs of the weights, or none is given and no PCC was measured.
-        WeightsError: The weights were exported for ONNX Runtime, which gives no gradients.
     """
     given = check_explain(genes=genes, mpp=mpp, magnification=magnification, patch_um=patch_um, layers=layers)
     model, info = predictor.model, predictor.info
@@ -101,13 +95,7 @@ def explain_patch(
 
 
 def check_explain(*, layers: Sequence[str] = tuple(LAYERS), **options: Any) -> Scale | None:
-    """Refuse options that no weights could make sense of; gives the scale that they state.
-
-    Raises:
-        ImageError: The scale cannot be that of a histology image.
-        PanelError: The genes are no panel.
-        ValueError: A layer cannot be mapped.
-    """
+    """Refuse options that no weights could make sense of; gives the scale that they state."""
     unknown = [layer for layer in layers if layer not in LAYERS]
     if unknown or not layers:
         raise ValueError(f"layers are names out of {', '.join(LAYERS)}, got {', '.join(unknown) or 'none'}")
@@ -115,11 +103,7 @@ def check_explain(*, layers: Sequence[str] = tuple(LAYERS), **options: Any) -> S
 
 
 def best_genes(info: WeightsInfo) -> list[str]:
-    """The four genes of highest held-out PCC.
-
-    Raises:
-        PanelError: No PCC was measured.
-    """
+    """The four genes of highest held-out PCC."""
     if info.pcc is None:
         raise PanelError(f"Name the genes to explain: which ones {info.name} predicts well was not measured.")
     known = {gene: pcc for gene, pcc in info.pcc.items() if pcc is not None}
@@ -263,12 +247,6 @@ def make_galleries(
         genes: Genes that were predicted.
         count: How many of the highest, and of the lowest; fewer if there are not so many tiles.
         max_pixels: The most pixels of a plain picture.
-
-    Raises:
-        PanelError: A gene was not predicted.
-        WeightsError: Other weights predicted the slide, or they were exported for ONNX Runtime, which gives no
-            gradients.
-        ImageError: The slide can no longer be read.
     """
     context, model, info = result.slide, predictor.model, predictor.info
     if context is None:

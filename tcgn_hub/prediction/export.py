@@ -67,12 +67,6 @@ def export_weights(
         precision: 'float32'; for ONNX also 'float16', which stores the weights so and computes in float32, at half the
             size, or 'int8', which multiplies matrices in 8 bits with scales found anew for each batch.
         batch_size: Patches in a batch; any number from 1 to 1024 if None.
-
-    Raises:
-        WeightsError: The weights were exported themselves.
-        CheckpointError: The exported model does not give the values of the model.
-        OutputError: The file cannot be written, or its name is that of no format.
-        ExtraError: ONNX is not installed.
     """
     is_onnx = check_export(path, precision=precision, batch_size=batch_size)
     import torch
@@ -111,13 +105,7 @@ def export_weights(
 
 
 def check_export(path: str | Path | None = None, *, precision: str = "float32", batch_size: int | None = None) -> bool:
-    """Refuse what cannot be exported, before weights are loaded; whether it is ONNX.
-
-    Raises:
-        OutputError: The name of the file is that of no format, or of one without this precision; or there is no folder.
-        ExtraError: ONNX is not installed.
-        ValueError: The precision or the size of a batch is none.
-    """
+    """Refuse what cannot be exported, before weights are loaded; whether it is ONNX."""
     if precision not in PRECISIONS:
         raise ValueError(f"precision is {precision!r}, but has to be one of {', '.join(PRECISIONS)}")
     if batch_size is not None and batch_size < 1:
@@ -162,16 +150,7 @@ def _dynamic(dynamic: bool) -> Any:
 def write_onnx(
     model: torch.nn.Module, x: torch.Tensor, path: Path, *, precision: str, dynamic: bool, info: str
 ) -> None:
-    """Write a model as ONNX.
-
-    Args:
-        model: What `with_features` gave.
-        x: An input that it takes.
-        path: File to write.
-        precision: One of `PRECISIONS`.
-        dynamic: Whether the file takes other batches than that of ``x``.
-        info: JSON of `WeightsInfo` for the metadata.
-    """
+    """Write a model as ONNX."""
     import onnx
 
     from tcgn_hub.prediction.backends.onnx import METADATA, PRECISION

@@ -58,11 +58,6 @@ def predict_patches(
         batch_size: Images per forward pass.
         on_error: On an image that cannot be used, 'raise', or 'skip' it and note it in ``Result.failed``.
         progress: Show a progress bar on stderr where that is a terminal.
-
-    Raises:
-        ImageError: An image cannot be read, states no scale where none is given, or is smaller than the crop; or none
-            is left to predict.
-        PanelError: A gene is not among the outputs of the weights.
     """
     from huggingface_hub.utils import tqdm
 
@@ -141,13 +136,7 @@ def check_options(
     on_error: str = "raise",
     **_: Any,
 ) -> Scale | None:
-    """Refuse options that no weights could make sense of; gives the scale that they state.
-
-    Raises:
-        ImageError: The scale cannot be that of a histology image.
-        PanelError: The genes are no panel.
-        ValueError: A number is out of its range.
-    """
+    """Refuse options that no weights could make sense of; gives the scale that they state."""
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}, but must be at least 1")
     if not 1 <= tta <= 8:

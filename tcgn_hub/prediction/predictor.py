@@ -379,20 +379,7 @@ def check_resume(
     backend: str | None = None,
     **options: Any,
 ) -> None:
-    """Refuse a folder that `predict_slide` could not resume from, before any weights are loaded.
-
-    Args:
-        path: As of `predict_slide`.
-        resume: The folder.
-        weights: As of `predict_slide`.
-        precision: Likewise.
-        backend: Likewise.
-        **options: Likewise.
-
-    Raises:
-        OutputError: It holds what no run has written there, or another run.
-        WeightsError: The weights cannot be found.
-    """
+    """Refuse a folder that `predict_slide` could not resume from, before any weights are loaded."""
     where = locate(weights)
     loaded = {"backend": "onnx"}
     if not _uses_onnx(where.get("path"), backend):

@@ -87,13 +87,6 @@ def predict_tiles(
             continues from it, and tries again what could not be read. A folder that anything else has written to is
             refused.
         progress: Show a progress bar on stderr where that is a terminal.
-
-    Raises:
-        ImageError: The slide cannot be read, has no scale or no tissue, or none of its tiles could be read.
-        SectionError: The file of spots is malformed, or spots lie outside of the slide.
-        PanelError: A gene is not among the outputs of the weights.
-        OutputError: The folder ``resume`` cannot be written, or is not of this run.
-        ExtraError: The format needs a package that is not installed.
     """
     path, info = Path(path), predictor.info
     options: dict[str, Any] = {
@@ -171,14 +164,7 @@ def check_slide(
     workers: int = 1,
     **options: Any,
 ) -> Scale | None:
-    """Refuse options that no weights could make sense of; gives the scale that they state.
-
-    Raises:
-        ImageError: The slide does not exist, or the scale cannot be that of a histology image.
-        PanelError: The genes are no panel.
-        SectionError: The file of spots does not exist.
-        ValueError: A number is out of its range.
-    """
+    """Refuse options that no weights could make sense of; gives the scale that they state."""
     given = check_options(**options)
     if workers < 0:
         raise ValueError(f"workers is {workers}, but must be at least 0")
@@ -194,17 +180,7 @@ def check_slide(
 
 
 def check_folder(folder: str | Path, path: str | Path, options: dict[str, Any], **loaded: str) -> None:
-    """Refuse a folder that `predict_tiles` could not resume from.
-
-    Args:
-        folder: The folder.
-        path: The slide.
-        options: Those of `predict_tiles`.
-        **loaded: What is known of the weights: ``weights``, their sha256, ``backend``, ``precision``.
-
-    Raises:
-        OutputError: It holds something else, or another run.
-    """
+    """Refuse a folder that `predict_tiles` could not resume from."""
     _Store(Path(folder), _run(Path(path), options, **loaded))
 
 
@@ -338,15 +314,7 @@ class _Table:
 
 
 class _Store:
-    """A folder of chunks of tiles that outlives an interruption; nothing but its own files may lie in it.
-
-    Args:
-        folder: It need not exist.
-        run: What the results follow from, and is known before weights are loaded.
-
-    Raises:
-        OutputError: The folder holds other files, or those of another run.
-    """
+    """A folder of chunks of tiles that outlives an interruption; nothing but its own files may lie in it."""
 
     def __init__(self, folder: Path, run: dict[str, Any]) -> None:
         self.folder, self.run = folder, run
@@ -391,11 +359,7 @@ class _Store:
             yield int(path.stem), chunk
 
     def put(self, start: int, arrays: dict[str, np.ndarray]) -> None:
-        """Store a chunk.
-
-        Raises:
-            OutputError: The disk is full, or the folder is gone.
-        """
+        """Store a chunk."""
         path = self.folder / f"{start}.npz"
         try:
             with writing(path) as part, open(part, "wb") as handle:

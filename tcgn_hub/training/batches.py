@@ -108,17 +108,7 @@ def batches(
     processes: int = 1,
     workers: int = 0,
 ) -> Iterator[tuple[int, list[Batch]]]:
-    """The steps of an epoch: the size of the whole batch, and the parts of it that this process computes.
-
-    Args:
-        spots: The training spots.
-        recipe: Says the batch size and in how many parts a batch is computed.
-        epoch: Counted from 0; decides the order.
-        skip: Steps that were done before an interruption.
-        rank: Number of this process.
-        processes: How many share each batch.
-        workers: Processes that prepare crops; 0 for none.
-    """
+    """The steps of an epoch: the size of the whole batch, and the parts of it that this process computes."""
     order = np.random.default_rng((recipe.seed, epoch)).permutation(len(spots)).tolist()
     starts = _starts(len(order), recipe, processes)
     chunks = [order[i:j] for i, j in zip(starts, [*starts[1:], len(order)], strict=True)][skip:]

@@ -23,12 +23,7 @@ def has_checkpoint(folder: Path) -> bool:
 
 
 def check_folder(folder: Path, *, resume: bool) -> None:
-    """Refuse a folder that holds something else than a run to be continued.
-
-    Raises:
-        TrainingError: It holds a finished run, one that is not to be continued, or something else.
-        OutputError: It is a file.
-    """
+    """Refuse a folder that holds something else than a run to be continued."""
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"{folder} cannot be made a folder (it is a file).")
     if (folder / "metrics.json").exists():
@@ -43,11 +38,7 @@ def check_folder(folder: Path, *, resume: bool) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder that may be there already.
-
-    Raises:
-        OutputError: It cannot be made.
-    """
+    """Make a folder that may be there already."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as err:
@@ -55,11 +46,7 @@ def make_folder(folder: Path) -> None:
 
 
 def save_checkpoint(folder: Path, state: dict[str, Any]) -> bool:
-    """Write the state of a run; a full disk is reported, and the run goes on with the state saved before.
-
-    Returns:
-        Whether it was written.
-    """
+    """Write the state of a run; a full disk is reported, and the run goes on with the state saved before."""
     import torch
 
     try:
@@ -75,11 +62,7 @@ def save_checkpoint(folder: Path, state: dict[str, Any]) -> bool:
 
 
 def load_checkpoint(folder: Path) -> dict[str, Any] | None:
-    """The latest state of a run that can be read, None if it has saved none.
-
-    Raises:
-        TrainingError: There are states, and all are damaged.
-    """
+    """The latest state of a run that can be read, None if it has saved none."""
     import torch
 
     damaged = []

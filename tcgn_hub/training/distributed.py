@@ -40,11 +40,7 @@ class Processes(contextlib.AbstractContextManager["Processes"]):
         self._waiting: Any = None
 
     def __enter__(self) -> Processes:
-        """Join the other processes.
-
-        Raises:
-            DeviceError: The device cannot be used.
-        """
+        """Join the other processes."""
         if self.count > 1 and (self.device == "cuda" or (self.device == "auto" and torch.cuda.is_available())):
             self.device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
             # before anything is put on a GPU, or every process takes memory of the first one

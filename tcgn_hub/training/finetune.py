@@ -182,14 +182,7 @@ def run(
 
 
 def refuse_seen(start: Start, sections: Sequence[Section], split: Split, allow: Sequence[str]) -> list[str]:
-    """Refuse to test on what the weights that training starts from, or their parents, have seen.
-
-    Returns:
-        What they have seen and is tested on all the same.
-
-    Raises:
-        SectionError: They have seen it; by patient, unless the split itself trains on and tests the same patients.
-    """
+    """Refuse to test on what the weights that training starts from, or their parents, have seen."""
     tested = [section for section in sections if section.name in split.test]
     if start.info is None or not tested:
         return []

@@ -42,16 +42,7 @@ def fingerprint(
 
 
 def refuse_another(folder: Path, stated: Mapping[str, Any], own: Mapping[str, Any]) -> None:
-    """Refuse to continue, or to take for done, a run that follows from something else.
-
-    Args:
-        folder: Where it is.
-        stated: Its fingerprint.
-        own: What is to be run.
-
-    Raises:
-        TrainingError: They differ; the message says in what.
-    """
+    """Refuse to continue, or to take for done, a run that follows from something else."""
     other, this = _flat(stated), _flat(own)
     different = [key for key in {**this, **other} if this.get(key) != other.get(key)]
     if different:

@@ -48,9 +48,6 @@ def write_results(
         lineage: ``parents`` and ``seen`` of the weights.
         fingerprint: What the run follows from.
         metadata: What else is to be stated of the weights.
-
-    Raises:
-        OutputError: A file cannot be written.
     """
     from tcgn_hub.weights.card import model_card
     from tcgn_hub.weights.model_dir import save_model_dir

@@ -41,13 +41,7 @@ class Start:
 
 
 def starting_model(recipe: Recipe, panel: Sequence[str]) -> Start:
-    """A model started as a recipe says; what is new in it follows from the seed.
-
-    Raises:
-        WeightsError: The weights cannot be had.
-        CheckpointError: They do not fit the architecture.
-        TrainingError: There is no such architecture.
-    """
+    """A model started as a recipe says; what is new in it follows from the seed."""
     import torch
 
     with torch.random.fork_rng([]):

@@ -10,12 +10,7 @@ _LICENSES = {"Apache-2.0": "apache-2.0", "MIT": "mit", "CC-BY-4.0": "cc-by-4.0",
 
 
 def model_card(repo_id: str, info: WeightsInfo) -> str:
-    """A card in the Hub's format, front matter included.
-
-    Args:
-        repo_id: Repository it is for, or the name of a folder that is in none.
-        info: What is known of the weights.
-    """
+    """A card in the Hub's format, front matter included."""
     from huggingface_hub import ModelCardData
     from jinja2 import Environment, PackageLoader, StrictUndefined
 

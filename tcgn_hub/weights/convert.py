@@ -50,11 +50,7 @@ class Imported:
 
 
 def read_parameters(file: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a checkpoint, by its own names. Nothing in it is executed.
-
-    Raises:
-        WeightsError: The file is missing, cut short, or holds anything but tensors by name.
-    """
+    """The tensors of a checkpoint, by its own names. Nothing in it is executed."""
     import pickle
 
     import torch
@@ -81,17 +77,6 @@ def import_checkpoint(
 
     A full model, or a trunk without graph branches and head, of published or of our names. Numbers are kept as they
     are. A tag that was imported before is replaced.
-
-    Args:
-        file: The checkpoint, ``.pth``, ``.pt`` or ``.safetensors``.
-        tag: How to call it, such as 'tcgn_base.mylab'; by default the published model with as many genes.
-        genes: The panel in the order of the outputs, see `tcgn_hub.panels.load_panel`; by default the panel of
-            this package with as many genes.
-
-    Raises:
-        WeightsError: The file cannot be read, or nothing says what to call it.
-        CheckpointError: It does not fit the architecture.
-        PanelError: The panel has another number of genes than the checkpoint.
     """
     import timm
     import torch
@@ -267,11 +252,7 @@ def _rewrite(root: Path, entries: list[dict[str, Any]], tag: str) -> None:
 
 
 def remove_import(tag: str) -> int:
-    """Forget imported weights and delete their files; returns the bytes freed.
-
-    Raises:
-        WeightsError: The folder cannot be written.
-    """
+    """Forget imported weights and delete their files; returns the bytes freed."""
     from huggingface_hub.utils import WeakFileLock
 
     root = imports_folder()

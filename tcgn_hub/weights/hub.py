@@ -52,18 +52,7 @@ _BUSY = (408, 425, 429, 500, 502, 503, 504)
 
 
 def locate(weights: str | Path | None) -> dict[str, Any]:
-    """What `tcgn_hub.load` is to be given for weights that are named in one word.
-
-    Args:
-        weights: A str that is a tag of the manifest, an architecture that has one, or 'hf-hub:organisation/name' is
-            that, whatever lies in the working directory. Any other str, and every Path, is a path.
-
-    Returns:
-        ``{"tag": ...}`` or ``{"path": ...}``; nothing of None, which stands for the default weights.
-
-    Raises:
-        ManifestError: A manifest is missing or malformed.
-    """
+    """What `tcgn_hub.load` is to be given for weights that are named in one word."""
     if weights is None:
         return {}
     if isinstance(weights, str) and (
@@ -105,20 +94,7 @@ def resolve(
     force: bool = False,
     progress: bool = True,
 ) -> Resolved:
-    """The file of parameters that a name stands for.
-
-    Args:
-        weights: As `locate` takes it, an architecture standing for its first tag; or an entry; the default weights if
-            None.
-        cache_dir: Where to keep downloads, instead of among the assets of ``HF_HOME``.
-        download: Whether to ask the Hub for what is not on this machine.
-        force: Hash the file even if this process has done so before.
-        progress: Show a progress bar on stderr while downloading.
-
-    Raises:
-        WeightsError: There is no such path or tag; its file is not the one the manifest lists; or it is not on this
-            machine and cannot be had.
-    """
+    """The file of parameters that a name stands for."""
     if isinstance(weights, ManifestEntry):
         entry = weights
     else:
@@ -159,11 +135,7 @@ def resolve(
 
 
 def pull(entry: ManifestEntry, file: WeightFile, *, cache_dir: str | Path | None = None, progress: bool = True) -> Path:
-    """Download one file of an entry that is on the Hub; returns where it lies.
-
-    Raises:
-        WeightsError: It cannot be had.
-    """
+    """Download one file of an entry that is on the Hub; returns where it lies."""
     from huggingface_hub import constants
 
     path, repo_id, revision = cached_path(file, cache_dir), entry.hub["repo_id"], entry.hub["revision"]
@@ -211,12 +183,7 @@ def cached_path(file: WeightFile, cache_dir: str | Path | None = None) -> Path:
 
 
 def sha256_of(path: Path, *, force: bool = False) -> str:
-    """Hexadecimal sha256 of a file, computed once in a process while its size, mtime and inode stay the same.
-
-    Args:
-        path: The file.
-        force: Compute it again whatever is remembered.
-    """
+    """Hexadecimal sha256 of a file, computed once in a process while its size, mtime and inode stay the same."""
     key, before = os.path.realpath(path), _signature(path)
     if not force and key in _hashed and _hashed[key][0] == before:
         return _hashed[key][1]
@@ -235,11 +202,7 @@ def _signature(path: Path) -> tuple[int, int, int]:
 
 
 def matches(path: Path, file: WeightFile, *, force: bool = False) -> bool:
-    """Whether a file is there and has the size and sha256 of the manifest.
-
-    Raises:
-        WeightsError: It is there, but cannot be read.
-    """
+    """Whether a file is there and has the size and sha256 of the manifest."""
     try:
         return path.stat().st_size == file.size and sha256_of(path, force=force) == file.sha256
     except (FileNotFoundError, NotADirectoryError):
@@ -253,11 +216,7 @@ def matches(path: Path, file: WeightFile, *, force: bool = False) -> bool:
 
 @contextmanager
 def kept_in(folder: Path) -> Iterator[None]:
-    """Turn what the file system refuses below ``folder`` into one sentence.
-
-    Raises:
-        WeightsError: The folder cannot be written, or the disk is full.
-    """
+    """Turn what the file system refuses below ``folder`` into one sentence."""
     from safetensors import SafetensorError
 
     try:
@@ -270,15 +229,7 @@ def kept_in(folder: Path) -> Iterator[None]:
 
 
 def clear_cache(sha256: str | None = None, *, cache_dir: str | Path | None = None) -> int:
-    """Delete downloads, parts of downloads included; returns the bytes freed.
-
-    Args:
-        sha256: Of the only file to delete.
-        cache_dir: As for `downloads_folder`.
-
-    Raises:
-        WeightsError: The folder cannot be written.
-    """
+    """Delete downloads, parts of downloads included; returns the bytes freed."""
     folder = downloads_folder(cache_dir)
     freed = 0
     if not folder.is_dir():
@@ -295,16 +246,6 @@ def fetch(repo_id: str, revision: str, file: WeightFile, target: Path, *, progre
     """Download a file to ``target``, which exists afterwards with the sha256 of ``file``, or not at all.
 
     Processes that want the same file wait for each other. What an interrupted download left is continued.
-
-    Args:
-        repo_id: Repository on the Hub.
-        revision: Commit.
-        file: What is expected.
-        target: Where to write it.
-        progress: Show a progress bar on stderr.
-
-    Raises:
-        WeightsError: The Hub does not give the file, gives other bits, or ``target`` cannot be written.
     """
     part = target.with_name(f"{target.name}.part")
     with kept_in(target.parent):
@@ -333,11 +274,7 @@ def fetch(repo_id: str, revision: str, file: WeightFile, target: Path, *, progre
 
 
 def hub_folder(name: str, cache_dir: str | Path | None = None) -> Path:
-    """The verified files of a repository of ours, 'hf-hub:organisation/name' with an optional '@revision'.
-
-    Raises:
-        WeightsError: They cannot be had, or are not what the Hub or the manifest says.
-    """
+    """The verified files of a repository of ours, 'hf-hub:organisation/name' with an optional '@revision'."""
     repo_id, _, revision = name.removeprefix(_HUB).partition("@")
     folder = fetch_folder(repo_id, revision or None, ("config.json", "model.safetensors"), cache_dir=cache_dir)
     for entry in load_manifest().values():
@@ -355,9 +292,6 @@ def fetch_folder(
     """Files of any repository, through the cache of huggingface_hub; returns the folder that holds them.
 
     A file that the Hub stores by its sha256 is checked against it, for its own client does not.
-
-    Raises:
-        WeightsError: The Hub does not give a file, or it is damaged.
     """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError

@@ -41,11 +41,7 @@ class SeenSection:
 
     @classmethod
     def from_json(cls, document: dict[str, Any]) -> SeenSection:
-        """What `to_json` gave.
-
-        Raises:
-            TypeError: A key is missing or unknown.
-        """
+        """What `to_json` gave."""
         return cls(**document)
 
     def is_same(self, other: SeenSection) -> bool:

@@ -122,12 +122,7 @@ def exports_folder() -> Path:
 
 @cache
 def load_manifest() -> dict[str, ManifestEntry]:
-    """All entries by tag: the package's in the order of its file, whose first is the default, then the others.
-
-    Raises:
-        ManifestError: A manifest is missing or malformed, the message gives the JSON path at fault; or one of
-            ``TCGN_MANIFEST`` repeats a tag.
-    """
+    """All entries by tag: the package's in the order of its file, whose first is the default, then the others."""
     entries = package_manifest()
     for value in os.environ.get("TCGN_MANIFEST", "").split(os.pathsep):
         if value:
@@ -143,11 +138,7 @@ def load_manifest() -> dict[str, ManifestEntry]:
 
 
 def package_manifest() -> dict[str, ManifestEntry]:
-    """The entries of this package alone, by tag.
-
-    Raises:
-        ManifestError: The manifest is missing or malformed.
-    """
+    """The entries of this package alone, by tag."""
     return read_manifest(manifest_path(), folder=_PACKAGE / "weights" / "bundled")
 
 
@@ -164,9 +155,6 @@ def read_manifest(path: Path, *, folder: Path | None = None) -> dict[str, Manife
     Args:
         path: The file.
         folder: Where bundled files lie, in folders named like the tags; beside the manifest if None.
-
-    Raises:
-        ManifestError: The file is missing or malformed.
     """
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
@@ -177,11 +165,7 @@ def read_manifest(path: Path, *, folder: Path | None = None) -> dict[str, Manife
 
 
 def parse_manifest(document: Any, *, source: str, folder: Path) -> dict[str, ManifestEntry]:
-    """Entries of a manifest by tag.
-
-    Raises:
-        ManifestError: Something is missing or of the wrong kind; the message gives the JSON path at fault.
-    """
+    """Entries of a manifest by tag."""
     _check(document, dict, "$", source)
     if document.get("schema") != 1:
         raise ManifestError(f"{source}: $.schema is {document.get('schema')!r}, this version reads 1 only.")
@@ -269,11 +253,7 @@ def _check(value: Any, kind: type | tuple[type, ...], at: str, source: str) -> N
 
 
 def find_weights(tag: str) -> ManifestEntry:
-    """The entry of a tag; an architecture alone stands for its first.
-
-    Raises:
-        ManifestError: There is no such tag.
-    """
+    """The entry of a tag; an architecture alone stands for its first."""
     entries = load_manifest()
     for entry in entries.values():
         if tag in (entry.tag, entry.info.architecture):

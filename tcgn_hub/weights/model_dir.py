@@ -34,16 +34,6 @@ def save_model_dir(model: nn.Module, folder: str | Path, info: WeightsInfo, *, h
 
     Rounded weights are tried before they are kept: a number that float16 cannot hold, such as a variance above 65,504,
     would make every output 0 without a word. Tensors with such numbers stay in float32.
-
-    Args:
-        model: A model made by `timm.create_model`, one output per gene.
-        folder: Where to write; files of these names are replaced.
-        info: What is known of it, kept as the block ``tcgn`` of ``config.json``; its genes as ``label_names``.
-        half: Write the weights in float16, and otherwise as they are.
-
-    Raises:
-        CheckpointError: The outputs of the rounded model are not those of the model.
-        OutputError: The folder cannot be written.
     """
     from safetensors import SafetensorError
     from timm.models import save_for_hf
@@ -98,11 +88,7 @@ def _round(model: nn.Module, name: str) -> None:
 
 
 def read_model_dir(folder: Path) -> dict[str, Any]:
-    """The checked ``config.json`` of a model directory.
-
-    Raises:
-        WeightsError: The file is missing or malformed, or does not name one gene per output.
-    """
+    """The checked ``config.json`` of a model directory."""
     path = folder / "config.json"
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -120,22 +106,14 @@ def read_model_dir(folder: Path) -> dict[str, Any]:
 
 
 def read_info(folder: Path, *, name: str, sha256: str = "") -> WeightsInfo:
-    """What the ``config.json`` of a model directory states.
-
-    Raises:
-        WeightsError: The file is missing or malformed.
-    """
+    """What the ``config.json`` of a model directory states."""
     config = read_model_dir(folder)
     known: Mapping[str, Any] = {"genes": tuple(config["label_names"]), "architecture": config["architecture"]}
     return WeightsInfo.from_json(config.get("tcgn") or {}, name=name, sha256=sha256, **known)
 
 
 def manifest_entry(folder: str | Path, *, tag: str, bundled: bool = False) -> dict[str, Any]:
-    """The entry of the manifest that describes a model directory, from its files and its ``tcgn`` block.
-
-    Raises:
-        WeightsError: The folder is no model directory, or what the manifest needs is not stated in it.
-    """
+    """The entry of the manifest that describes a model directory, from its files and its ``tcgn`` block."""
     folder = Path(folder)
     stated = read_model_dir(folder).get("tcgn") or {}
     missing = [key for key in _NEEDED if key not in stated]

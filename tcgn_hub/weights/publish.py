@@ -41,17 +41,6 @@ def publish(
     """Upload ``config.json``, ``model.safetensors`` and a model card in one commit.
 
     A ``README.md`` in the folder is taken as the card; otherwise one is written from what ``config.json`` states.
-
-    Args:
-        folder: A model directory.
-        repo_id: Repository, 'organisation/name'; it is made if there is none.
-        tag: What the manifest entry is to be called; by default the architecture and the name of the repository.
-        private: Make a new repository private.
-        dry_run: Check everything and write the card, but do not ask the Hub.
-
-    Raises:
-        WeightsError: The folder is no complete model directory, its parameters do not load, or the Hub refuses.
-        CheckpointError: The parameters do not fit the architecture.
     """
     import timm
     from safetensors import SafetensorError

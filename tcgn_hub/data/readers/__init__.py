@@ -17,11 +17,7 @@ Data = str | Path | Sequence[Section] | Sequence[str | Path]
 
 
 def as_sections(data: Data) -> list[Section]:
-    """Sections as they are, and anything else by `read_sections`.
-
-    Raises:
-        SectionError: There are none, two have one name, or they cannot be read.
-    """
+    """Sections as they are, and anything else by `read_sections`."""
     if isinstance(data, (str, Path)):
         return read_sections(data)
     sections = [item for item in data if isinstance(item, Section)]

@@ -33,11 +33,6 @@ def read_bulk(table: str | Path, *, mpp: float | None = None, patch_um: float) -
 
     Returns:
         A section per slide, named by its stem, whose spots are the tiles of a grid that are at least half tissue.
-
-    Raises:
-        SectionError: The table is malformed, a value is negative, not a number or logged, or a slide cannot be read,
-            states no scale, or shows no tissue.
-        ExtraError: A package to read slides or find tissue is not installed.
     """
     return [read() for read in find_bulk(Path(table), mpp=mpp, patch_um=patch_um).values()]
 

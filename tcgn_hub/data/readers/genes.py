@@ -50,9 +50,6 @@ def tidy(
         Gene names, in the order of their first column, Ensembl ids without their version; counts, float32, shape
         (n, gene names), an array or, of a sparse matrix, a CSR matrix, where columns of one name are summed; and what
         to note of that in ``left_out``.
-
-    Raises:
-        SectionError: A count is not a number, infinite or negative, or the counts are logged or normalised.
     """
     if symbols is not None and are_ensembl(genes):
         genes = [symbol or gene for symbol, gene in zip(symbols, genes, strict=True)]

@@ -48,11 +48,6 @@ def read_h5ad(
         mpp: Micrometres per pixel of the image; if None, ``uns['tcgn']['mpp']``, that of Visium by the distance of its
             spots, or what the image states.
         study: Study; that of ``uns['study']`` if None, else 'own'.
-
-    Raises:
-        SectionError: The file is malformed, lacks counts, positions or an image, holds more than one section, or the
-            counts are not raw counts.
-        ExtraError: anndata is not installed.
     """
     path = Path(path)
     name = name or path.stem
@@ -155,11 +150,7 @@ def is_hest(root: Path) -> bool:
 
 
 def hest_names(root: str | Path) -> list[str]:
-    """Ids of the sections of which there are counts, sorted.
-
-    Raises:
-        SectionError: There are none.
-    """
+    """Ids of the sections of which there are counts, sorted."""
     names = sorted(p.stem for p in (Path(root) / "st").glob("*.h5ad"))
     if not names:
         raise SectionError(f"{Path(root) / 'st'} holds no .h5ad file.")
@@ -178,10 +169,6 @@ def read_hest(root: str | Path, names: Sequence[str] | None = None) -> list[Sect
         ``pixel_size_um_estimated``, are those of the metadata, where a study is 'hest' and a patient the section's id
         if they are not known. Patients of different studies that have one name are taken for one by a split, so that
         none can separate what is one.
-
-    Raises:
-        SectionError: A file is missing or malformed, or the counts are not raw counts.
-        ExtraError: anndata is not installed.
     """
     root = Path(root)
     sections = []

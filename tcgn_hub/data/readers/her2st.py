@@ -30,11 +30,7 @@ def _data(root: Path) -> Path:
 
 
 def her2st_names(root: str | Path) -> list[str]:
-    """Names of the sections that have counts, sorted.
-
-    Raises:
-        SectionError: The folder is of another layout, or there are none.
-    """
+    """Names of the sections that have counts, sorted."""
     folder = _data(Path(root)) / "ST-cnts"
     names = sorted(p.name.removesuffix(".tsv.gz") for p in folder.glob("*.tsv.gz"))
     if not names:
@@ -52,9 +48,6 @@ def read_her2st(root: str | Path, names: Sequence[str] | None = None) -> list[Se
     Returns:
         The sections, in the order of ``names``, or sorted. The study is 'her2st', the patient the letter a section's
         name begins with; the scale follows from the distance of the spots, 200 um.
-
-    Raises:
-        SectionError: A file is missing or malformed, or the counts are not raw counts.
     """
     data = _data(Path(root))
     return [_read(data, name) for name in (her2st_names(root) if names is None else names)]

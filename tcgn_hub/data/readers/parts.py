@@ -59,11 +59,7 @@ def array_mpp(array: np.ndarray, xy: np.ndarray, *, steps: Sequence[tuple[int, i
 
 
 def image_mpp(image: Path, name: str) -> float | None:
-    """Micrometres per pixel an image states, None if it states nothing, or only a magnification.
-
-    Raises:
-        SectionError: The image cannot be read.
-    """
+    """Micrometres per pixel an image states, None if it states nothing, or only a magnification."""
     try:
         _, scale = size_and_scale(image)
     except ImageError as err:
@@ -74,11 +70,7 @@ def image_mpp(image: Path, name: str) -> float | None:
 def matched(
     rows: Sequence[str], positions: Mapping[str, object], *, counts: Path, spots: Path
 ) -> tuple[list[int], dict[str, int]]:
-    """Rows of the counts that have a position, and what to note of the others in ``left_out``.
-
-    Raises:
-        SectionError: No row has.
-    """
+    """Rows of the counts that have a position, and what to note of the others in ``left_out``."""
     keep = [i for i, name in enumerate(rows) if name in positions]
     if not keep:
         raise SectionError(

@@ -28,10 +28,6 @@ def read_patches(table: str | Path, expression: str | Path, *, mpp: float | None
 
     Returns:
         The sections by name. Patches that have no row of expression are left out.
-
-    Raises:
-        SectionError: A file is missing or malformed, a patch does not exist, two share a row of expression, the patches
-            of a section differ in patient or scale, or the counts are not raw counts.
     """
     return [read() for read in find_patches(Path(table), Path(expression), mpp=mpp).values()]
 

@@ -24,11 +24,7 @@ _UNREADABLE = (OSError, EOFError, ValueError, csv.Error, zlib.error)
 
 @contextmanager
 def open_text(path: Path) -> Iterator[TextIO]:
-    """A text file, decompressed if its name ends in .gz.
-
-    Raises:
-        SectionError: It is missing, or cannot be decompressed or decoded.
-    """
+    """A text file, decompressed if its name ends in .gz."""
     try:
         with (
             gzip.open(path, "rt", newline="", encoding="utf-8-sig")
@@ -52,21 +48,13 @@ def _table(path: Path) -> Iterator[Iterator[list[str]]]:
 
 
 def columns_of(path: Path) -> list[str]:
-    """Names of the columns of a table, none if it is empty.
-
-    Raises:
-        SectionError: The file is no table.
-    """
+    """Names of the columns of a table, none if it is empty."""
     with _table(path) as rows:
         return [name.strip() for name in next(rows, [])]
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
-    """A table of few columns; values without the blanks around them, and empty where a row is short.
-
-    Raises:
-        SectionError: The file is no table, or has no rows.
-    """
+    """A table of few columns; values without the blanks around them, and empty where a row is short."""
     with _table(path) as rows:
         header = [name.strip() for name in next(rows, [])]
         found = [{name: row[i].strip() if i < len(row) else "" for i, name in enumerate(header)} for row in rows]
@@ -76,11 +64,7 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 
 
 def number(row: dict[str, str], column: str, path: Path) -> float | None:
-    """A number of a table's row, None if there is no such column or it is empty.
-
-    Raises:
-        SectionError: The value is no number.
-    """
+    """A number of a table's row, None if there is no such column or it is empty."""
     value = row.get(column, "")
     if not value:
         return None
@@ -91,11 +75,7 @@ def number(row: dict[str, str], column: str, path: Path) -> float | None:
 
 
 def mpp_in(row: dict[str, str], path: Path) -> float | None:
-    """Micrometres per pixel in the column mpp of a table's row, None if there is no such column or it is empty.
-
-    Raises:
-        SectionError: The value cannot be the scale of an image.
-    """
+    """Micrometres per pixel in the column mpp of a table's row, None if there is no such column or it is empty."""
     mpp = number(row, "mpp", path)
     try:
         given_scale(mpp, None)
@@ -114,9 +94,6 @@ def read_matrix(path: Path, labels: int = 1) -> tuple[list[list[str]], list[str]
     Returns:
         The labels of each row; the names of the columns of numbers, which R may have written without those of the
         labels; and the numbers, float32, shape (rows, columns).
-
-    Raises:
-        SectionError: The file is no table of numbers, has no rows, or its first labels are not unique.
     """
     names: list[list[str]] = []
     values: list[np.ndarray] = []

@@ -59,10 +59,6 @@ def read_visium(
         mpp: Micrometres per pixel of the image; if None, what Space Ranger says of Visium HD, otherwise by the
             distance of the spots, 100 um, or what the image states. The diameter in ``scalefactors_json.json`` is not
             used: it is that of a spot of 65 um, not of the 55 um that are printed.
-
-    Raises:
-        SectionError: A file is missing or malformed, or the counts are not raw counts.
-        ExtraError: A package to read them is not installed.
     """
     outs = _outs(Path(folder))
     name = name or visium_name(Path(folder))

@@ -30,8 +30,4 @@ class Backend(Protocol):
         """Values (B, genes) and features (B, 1280), float32, of one of the eight rotations and reflections."""
 
     def to(self, device: str) -> Backend:
-        """The same on another device; the one that is asked stays as it is.
-
-        Raises:
-            DeviceError: It is not there, or cannot be used.
-        """
+        """The same on another device; the one that is asked stays as it is."""

@@ -28,15 +28,8 @@ def exported_path(sha256: str) -> Path:
 class OnnxBackend:
     """An exported model on the CPU, see `tcgn_hub.prediction.backends.Backend`.
 
-    Args:
-        path: An .onnx file.
-
     Attributes:
         info: What is known of the weights that were exported.
-
-    Raises:
-        WeightsError: The file is not one that this package exported.
-        ExtraError: ONNX Runtime is not installed.
     """
 
     name = "onnx"
