@@ -232,12 +232,7 @@ def _inputs_of(modules: Sequence[Any]) -> Iterator[dict[Any, tuple[torch.Tensor,
 
 
 def make_galleries(
-    predictor: Predictor,
-    result: Result,
-    genes: Sequence[str],
-    *,
-    count: int = 4,
-    max_pixels: int = MAX_PIXELS,
+    predictor: Predictor, result: Result, genes: Sequence[str], *, count: int = 4, max_pixels: int = MAX_PIXELS
 ) -> list[Gallery]:
     """Read the highest and lowest tiles of genes again, and map what their predictions rest on.
 

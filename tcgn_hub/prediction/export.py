@@ -49,11 +49,7 @@ class Exported:
 
 
 def export_weights(
-    predictor: Predictor,
-    path: str | Path | None = None,
-    *,
-    precision: str = "float32",
-    batch_size: int | None = None,
+    predictor: Predictor, path: str | Path | None = None, *, precision: str = "float32", batch_size: int | None = None
 ) -> Exported:
     """Export weights. The file takes normalised patches ``pixels``, float32, shape (B, 3, 224, 224).
 

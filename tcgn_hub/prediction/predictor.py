@@ -132,12 +132,7 @@ class Predictor:
 
     def metadata(self, tta: int = 1) -> dict[str, Any]:
         """What `Result.uns` states of any prediction."""
-        return {
-            "weights": self.info,
-            "tta": tta,
-            "backend": self.backend.name,
-            "precision": self.backend.precision,
-        }
+        return {"weights": self.info, "tta": tta, "backend": self.backend.name, "precision": self.backend.precision}
 
     @property
     def model(self) -> TCGN:

@@ -116,14 +116,7 @@ def batches(
     keys = [
         [(epoch, item) for item in chunk[part::parts]] for chunk in chunks for part in range(rank, parts, processes)
     ]
-    loader = iter(
-        DataLoader(
-            spots,
-            batch_sampler=keys,
-            num_workers=workers,
-            collate_fn=_collate,
-        )
-    )
+    loader = iter(DataLoader(spots, batch_sampler=keys, num_workers=workers, collate_fn=_collate))
     for chunk in chunks:
         yield len(chunk), [next(loader) for _ in range(recipe.accumulate)]
 

@@ -135,10 +135,7 @@ def crossval(
         if final:
             if processes.first:
                 _logger.info("Training on all %d sections.", len(sections))
-            held_out = {
-                **held_out_of(evaluation),
-                "protocol": f"cross-validation by {by}, folds {', '.join(names)}",
-            }
+            held_out = {**held_out_of(evaluation), "protocol": f"cross-validation by {by}, folds {', '.join(names)}"}
             split = make_split(sections, by="none", val=bool(recipe.patience))
             train(out / "final", split, {**(metadata or {}), "held_out": held_out})
     return evaluation

@@ -132,13 +132,7 @@ def run(
     if processes.first:
         _logger.info("%s", table)
     trainer = Trainer(
-        checked,
-        recipe,
-        panel=panel,
-        split=split,
-        start=start,
-        processes=processes,
-        cache=cache or out / "crops",
+        checked, recipe, panel=panel, split=split, start=start, processes=processes, cache=cache or out / "crops"
     )
     stated = fingerprint(sections, panel=panel, split=split, recipe=recipe, parent=start.parent)
     model = trainer.fit(out, fingerprint=stated, **options)

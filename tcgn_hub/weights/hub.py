@@ -387,12 +387,7 @@ def _transfer(repo_id: str, revision: str, file: WeightFile, handle: BinaryIO, p
         handle.truncate(0)
     tries, heard, most = 0, time.monotonic(), handle.tell()
     with tqdm(
-        total=file.size,
-        initial=most,
-        unit="B",
-        unit_scale=True,
-        desc=file.name,
-        disable=None if progress else True,
+        total=file.size, initial=most, unit="B", unit_scale=True, desc=file.name, disable=None if progress else True
     ) as bar:
         while handle.tell() < file.size:
             error: Exception | None = None

@@ -45,11 +45,7 @@ def to_geojson(result: Result) -> Iterator[str]:
             feature = {
                 "type": "Feature",
                 "geometry": {"type": "Polygon", "coordinates": [ring]},
-                "properties": {
-                    "objectType": "tile",
-                    "name": name,
-                    "measurements": dict(zip(names, row, strict=True)),
-                },
+                "properties": {"objectType": "tile", "name": name, "measurements": dict(zip(names, row, strict=True))},
             }
             yield before + json.dumps(feature, separators=_COMPACT)
             before = ","

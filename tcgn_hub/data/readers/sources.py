@@ -106,10 +106,7 @@ def _kind(path: Path) -> str:
         return "h5ad"
     elif path.name.removesuffix(".gz").endswith((".csv", ".tsv", ".txt")):
         columns = columns_of(path)
-        for kind, needed in (
-            ("sheet", {"section", "patient", "data"}),
-            ("patches", {"patch", "section", "patient"}),
-        ):
+        for kind, needed in (("sheet", {"section", "patient", "data"}), ("patches", {"patch", "section", "patient"})):
             if needed <= set(columns):
                 return kind
         if columns[:2] == ["slide", "patient"]:
