@@ -10,8 +10,6 @@ from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
-__all__ = ["register_with_timm"]
-
 
 def register_with_timm() -> None:
     """Register our architectures with timm now if it is imported, and otherwise right after it is."""

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 
-__all__ = ["centred", "pearson", "spearman"]
-
 
 def pearson(predicted: np.ndarray, measured: np.ndarray) -> np.ndarray:
     """Pearson correlation (PCC) of each gene over spots, 0 where either is constant.

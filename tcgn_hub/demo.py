@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from tcgn_hub.prediction.predictor import Predictor
     from tcgn_hub.result import Result
 
-__all__ = ["build_demo", "launch_demo"]
-
 _MOST_GENES = 6
 _MOST_TILES = 400
 _INTRODUCTION = """# Gene expression from an H&E image

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from tcgn_hub.errors import DeviceError
 
-__all__ = ["pick_device"]
-
 
 def pick_device(device: str = "auto") -> str:
     """A device that can be used: the one asked for, or CUDA where there is one, and the CPU elsewhere."""

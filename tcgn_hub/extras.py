@@ -7,8 +7,6 @@ from types import ModuleType
 
 from tcgn_hub.errors import ExtraError
 
-__all__ = ["require"]
-
 
 def require(module: str, *, extra: str, to: str) -> ModuleType:
     """Import a module of an optional package."""

@@ -10,8 +10,6 @@ from pathlib import Path
 
 from tcgn_hub.errors import OutputError
 
-__all__ = ["write_bytes", "write_text", "writing"]
-
 
 @contextmanager
 def writing(path: str | Path) -> Iterator[Path]:

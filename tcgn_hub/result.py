@@ -22,20 +22,6 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from pandas import DataFrame
 
-__all__ = [
-    "Evaluation",
-    "Explanation",
-    "Gallery",
-    "GeneSummary",
-    "LearnedGraph",
-    "Measured",
-    "Result",
-    "SlideContext",
-    "format_of",
-    "gene_table",
-    "writer",
-]
-
 _BLOCK = 64  # genes at a time where float64 is needed, so that no second table of many tiles is held
 _HIRES, _LOWRES = 2000, 600  # longest sides of overviews, as Space Ranger makes them
 

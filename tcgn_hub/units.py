@@ -6,8 +6,6 @@ import math
 
 import numpy as np
 
-__all__ = ["UNITS", "from_linear", "mean_in_linear", "to_linear"]
-
 UNITS = "log10(1 + 10^4 count / sum of the panel's counts)"
 """Units of the targets (Xiao et al. 2024), and so of what a trained model predicts; never below 0."""
 

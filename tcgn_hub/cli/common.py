@@ -20,17 +20,6 @@ if TYPE_CHECKING:
     from tcgn_hub.data.sections import Section
     from tcgn_hub.prediction.predictor import Predictor
 
-__all__ = [
-    "image_files",
-    "load_predictor",
-    "log_to_stderr",
-    "make_parser",
-    "metadata_of",
-    "panel_of",
-    "run",
-    "sections_of",
-]
-
 
 def make_parser(prog: str, description: str, *, epilog: str | None = None) -> argparse.ArgumentParser:
     """A parser that knows ``--version``."""

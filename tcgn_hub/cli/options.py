@@ -15,8 +15,6 @@ from typing import Any
 
 from tcgn_hub.training.recipe import TUNE, Recipe
 
-__all__ = ["OPTIONS", "add", "add_recipe", "given", "recipe_of"]
-
 _CHOICES = {"tune": TUNE}
 _TYPES = {"int": int, "float": float, "str": str}
 

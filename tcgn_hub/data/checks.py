@@ -12,8 +12,6 @@ from tcgn_hub.errors import ImageError, SectionError
 from tcgn_hub.images.slides import size_and_scale
 from tcgn_hub.text import aligned
 
-__all__ = ["check_sections"]
-
 _COLUMNS = ("section", "patient", "image", "um/px", "spots", "used", "zero", "off image", "genes missing", "notes")
 _TEXT = {"section", "patient", "image", "notes"}
 _SCALES = 1.2  # ratio of scales from which sections do not look alike to a model that sees micrometres

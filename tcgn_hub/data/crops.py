@@ -18,8 +18,6 @@ from tcgn_hub.files import writing
 from tcgn_hub.images.slides import Slide, open_slide
 from tcgn_hub.images.transforms import INPUT_PX, patch_px
 
-__all__ = ["SpotCrops", "spot_crops"]
-
 _MAX_PIXELS = 4_000_000_000  # the images of sections are trusted
 
 

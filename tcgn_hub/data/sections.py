@@ -13,8 +13,6 @@ import numpy as np
 from tcgn_hub.errors import SectionError
 from tcgn_hub.weights.lineage import SeenSection
 
-__all__ = ["OWN", "Section", "expression_targets", "panel_counts"]
-
 OWN = "own"
 """The study of sections of which nothing else is said."""
 

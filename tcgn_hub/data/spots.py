@@ -11,8 +11,6 @@ from tcgn_hub.errors import SectionError
 from tcgn_hub.extras import require
 from tcgn_hub.images.tiles import Tiles
 
-__all__ = ["read_spots"]
-
 _VISIUM = ("barcode", "in_tissue", "array_row", "array_col", "pxl_row_in_fullres", "pxl_col_in_fullres")
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 
-__all__ = ["color_texture_features", "mean_predict", "ridge_predict"]
-
 
 def color_texture_features(crops: np.ndarray) -> np.ndarray:
     """Hand-made features of colour and texture, what the baseline sees of a patch.

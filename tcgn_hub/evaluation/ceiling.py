@@ -6,8 +6,6 @@ import numpy as np
 
 from tcgn_hub.correlation import pearson
 
-__all__ = ["noise_ceiling"]
-
 
 def noise_ceiling(counts: np.ndarray, *, repeats: int = 10, seed: int = 0) -> np.ndarray:
     """Correlation with the measurement that a perfect prediction could reach, gene by gene.

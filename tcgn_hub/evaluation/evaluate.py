@@ -26,8 +26,6 @@ from tcgn_hub.evaluation.metrics import (
 from tcgn_hub.result import Evaluation, Measured
 from tcgn_hub.weights.info import INTERVAL_LEVEL
 
-__all__ = ["Evaluation", "Measured", "summarise"]
-
 _LEAST_SPOTS = 4
 """Spots below which a correlation says nothing."""
 

@@ -21,8 +21,6 @@ from tcgn_hub.result import Evaluation, Measured
 from tcgn_hub.units import mean_in_linear
 from tcgn_hub.writing.evaluations import write_evaluation
 
-__all__ = ["evaluate", "measure", "pooled_features", "predict_crops"]
-
 _logger = logging.getLogger(__name__)
 
 

@@ -7,19 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from tcgn_hub.correlation import centred, pearson, spearman
-
-__all__ = [
-    "benjamini_hochberg",
-    "block_bootstrap",
-    "bootstrap_pearson",
-    "interval",
-    "nrmse",
-    "p_values",
-    "pearson",
-    "rmse",
-    "spearman",
-]
+from tcgn_hub.correlation import centred
 
 # the bootstrap's estimates need some blocks to choose among
 _LEAST_BLOCKS = 10

@@ -13,8 +13,6 @@ from tcgn_hub.data.sections import Section
 from tcgn_hub.errors import SectionError, TrainingError
 from tcgn_hub.weights.lineage import SeenSection
 
-__all__ = ["SPLITS", "Split", "check_seen", "folds", "make_split", "spatial_block"]
-
 SPLITS = ("patient", "section", "none")
 """What may be kept together by a split: whole patients, whole sections, or everything, which then all trains."""
 

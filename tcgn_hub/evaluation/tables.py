@@ -7,8 +7,6 @@ from typing import Any
 from tcgn_hub.result import Evaluation
 from tcgn_hub.text import aligned
 
-__all__ = ["section_table"]
-
 _COLUMNS = (
     "section",
     "patient",

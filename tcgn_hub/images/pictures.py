@@ -13,8 +13,6 @@ from tcgn_hub.images.scale import Scale, scale_of_picture
 from tcgn_hub.images.slides import SLIDE_SUFFIXES, open_picture
 from tcgn_hub.images.transforms import to_rgb
 
-__all__ = ["find_images", "read_image"]
-
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", *SLIDE_SUFFIXES}
 _TOO_LARGE = "{} is too large for a patch; cut the patch out of it first."
 

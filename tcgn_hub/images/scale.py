@@ -11,8 +11,6 @@ from tcgn_hub.errors import ImageError
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["NOMINAL_PATCH_UM", "Scale", "given_scale", "scale_of_picture", "scale_of_properties"]
-
 NOMINAL_PATCH_UM = 56.0
 """Side of the paper's patch if 20x were 0.5 um/px: 112 px."""
 

@@ -18,8 +18,6 @@ from tcgn_hub.images.transforms import to_rgb
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["MAX_PIXELS", "SLIDE_SUFFIXES", "Slide", "is_slide_file", "open_picture", "open_slide", "size_and_scale"]
-
 MAX_PIXELS = 500_000_000
 """Pixels of a picture that is not a pyramid and has to be decoded as a whole, 1.5 GB; more may be a bomb."""
 

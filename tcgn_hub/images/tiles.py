@@ -13,8 +13,6 @@ from tcgn_hub.images.slides import MAX_PIXELS, Slide, open_slide
 from tcgn_hub.images.tissue import tissue_fraction, tissue_mask
 from tcgn_hub.images.transforms import INPUT_PX
 
-__all__ = ["OVERVIEW_PX", "TileReader", "Tiles", "grid_tiles", "on_tissue"]
-
 OVERVIEW_PX = 2000
 """Longest side of the overview that tissue is looked for on."""
 

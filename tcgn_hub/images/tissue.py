@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 
-__all__ = ["stained_share", "tissue_fraction", "tissue_mask"]
-
 _LEAST = 8.0  # of 255: below, what is left of the stain is the noise of a blank slide
 
 

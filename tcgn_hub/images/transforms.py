@@ -24,21 +24,6 @@ if TYPE_CHECKING:
     import torch
     from PIL import Image
 
-__all__ = [
-    "CROP_PX",
-    "IMAGENET_MEAN",
-    "IMAGENET_STD",
-    "INPUT_PX",
-    "CropMicrons",
-    "CropMagnification",
-    "center_crop",
-    "patch_px",
-    "to_input",
-    "to_input_array",
-    "to_rgb",
-    "dihedral",
-]
-
 Picture = TypeVar("Picture")  # a PIL image, an array or a tensor
 Pixels = TypeVar("Pixels")  # an array or a tensor
 

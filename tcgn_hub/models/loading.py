@@ -17,8 +17,6 @@ from tcgn_hub.weights.hub import Resolved, hub_folder, resolve
 from tcgn_hub.weights.info import WeightsInfo
 from tcgn_hub.weights.model_dir import read_info
 
-__all__ = ["create_model", "load_model"]
-
 
 def create_model(
     model_name: str, *, pretrained: bool = False, cache_dir: str | Path | None = None, **kwargs: Any

@@ -8,8 +8,6 @@ from pathlib import Path
 
 from tcgn_hub.errors import PanelError
 
-__all__ = ["PANELS", "load_panel", "parse_genes"]
-
 _FOLDER = Path(__file__).parent
 PANELS = ("her2st_785", "cscc_171", "spatiallibd_250")
 """Panels that come with the package, from the data sets of the paper."""

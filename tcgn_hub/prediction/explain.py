@@ -27,17 +27,6 @@ if TYPE_CHECKING:
     from tcgn_hub.prediction.predictor import Predictor
     from tcgn_hub.weights.info import WeightsInfo
 
-__all__ = [
-    "LAYERS",
-    "activation_maps",
-    "best_genes",
-    "check_explain",
-    "explain_patch",
-    "learned_graphs",
-    "make_galleries",
-    "occlusion_maps",
-]
-
 LAYERS = {"final_conv": 7, "stages.2": 14, "stages.1": 28, "stages.0": 56}
 """Layers that can be mapped, by their name in the model, and the side of their maps, from coarse to fine."""
 

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from tcgn_hub.models.tcgn import TCGN
     from tcgn_hub.prediction.predictor import Predictor
 
-__all__ = ["PRECISIONS", "Exported", "check_export", "export_weights", "with_features", "write_onnx"]
-
 PRECISIONS = ("float32", "float16", "int8")
 _MOST = 1024  # patches in a batch of a dynamic program
 _OPSET = 20  # the first that has GELU

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from tcgn_hub.prediction.predictor import Predictor
     from tcgn_hub.weights.info import WeightsInfo
 
-__all__ = ["check_options", "crop_image", "no_scale", "patch_table", "predict_patches"]
-
 
 def predict_patches(
     predictor: Predictor,

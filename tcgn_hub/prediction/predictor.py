@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 
     from tcgn_hub.models.tcgn import TCGN
 
-__all__ = ["Predictor", "explain", "export", "load", "predict", "predict_slide"]
-
 _KEPT = 4  # loaded models; one takes 90 MB
 _loaded: OrderedDict[tuple[str, ...], tuple[Backend, WeightsInfo]] = OrderedDict()
 _loading = threading.Lock()

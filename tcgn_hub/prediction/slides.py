@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 
     from tcgn_hub.prediction.predictor import Predictor
 
-__all__ = ["check_folder", "check_slide", "predict_tiles"]
-
 _CHUNK = 256  # tiles; what an interruption may cost
 _FORMAT = "tcgn_hub slide 1"
 _FOLLOWED = (

@@ -18,8 +18,6 @@ from tcgn_hub.data.crops import SpotCrops
 from tcgn_hub.images.transforms import INPUT_PX
 from tcgn_hub.training.recipe import Recipe
 
-__all__ = ["Batch", "TrainingSpots", "batches", "steps_per_epoch"]
-
 # haematoxylin, eosin and residual in optical density (Ruifrok and Johnston, Anal. Quant. Cytol. Histol. 23, 291, 2001)
 _HED = ((0.650, 0.704, 0.286), (0.072, 0.990, 0.105), (0.268, 0.570, 0.776))
 

@@ -11,8 +11,6 @@ from typing import Any
 from tcgn_hub.errors import OutputError, TrainingError
 from tcgn_hub.files import writing
 
-__all__ = ["check_folder", "has_checkpoint", "load_checkpoint", "make_folder", "remove_checkpoints", "save_checkpoint"]
-
 _logger = logging.getLogger(__name__)
 _LATEST, _PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"
 

@@ -25,8 +25,6 @@ from tcgn_hub.training.results import held_out_of
 from tcgn_hub.training.start import starting_model
 from tcgn_hub.writing.evaluations import read_measured, write_csv, write_evaluation
 
-__all__ = ["crossval"]
-
 _logger = logging.getLogger(__name__)
 
 

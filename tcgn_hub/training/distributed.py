@@ -16,8 +16,6 @@ from torch import distributed, nn
 
 from tcgn_hub.devices import pick_device
 
-__all__ = ["Processes"]
-
 _LONG = timedelta(days=7)  # one process may cut crops, or measure, for as long as that takes
 
 

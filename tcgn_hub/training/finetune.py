@@ -28,8 +28,6 @@ from tcgn_hub.training.targets import variable_genes
 from tcgn_hub.training.trainer import Trainer
 from tcgn_hub.weights.lineage import union
 
-__all__ = ["finetune", "refuse_seen", "run"]
-
 _logger = logging.getLogger(__name__)
 
 

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from tcgn_hub.training.recipe import Recipe
     from tcgn_hub.weights.lineage import Parent
 
-__all__ = ["fingerprint", "refuse_another"]
-
 
 def fingerprint(
     sections: Sequence[Section], *, panel: Sequence[str], split: Split, recipe: Recipe, parent: Parent | None

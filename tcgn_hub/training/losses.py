@@ -6,8 +6,6 @@ import math
 
 import torch
 
-__all__ = ["bulk_mean", "loss_of"]
-
 _LN10 = math.log(10)
 
 

@@ -11,8 +11,6 @@ from torch import nn
 
 from tcgn_hub.training.recipe import Recipe
 
-__all__ = ["freeze", "make_optimizer", "make_schedule"]
-
 
 def freeze(model: Any, recipe: Recipe) -> list[nn.Module]:
     """Keep what a recipe does not train; returns the modules that have to stay in eval mode."""

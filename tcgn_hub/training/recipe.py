@@ -7,8 +7,6 @@ from typing import Any
 
 from tcgn_hub.errors import TrainingError
 
-__all__ = ["PRECISION", "SCRATCH", "TUNE", "Recipe"]
-
 SCRATCH = "scratch"
 TUNE = ("head", "last-stage", "all")
 PRECISION = ("bfloat16", "float16", "float32")

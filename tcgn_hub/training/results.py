@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
     from tcgn_hub.result import Evaluation, Measured
 
-__all__ = ["held_out_of", "write_results"]
-
 
 def write_results(
     trainer: Trainer,

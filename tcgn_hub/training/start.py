@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-__all__ = ["Start", "begin_at", "starting_model"]
-
 
 @dataclass(frozen=True)
 class Start:

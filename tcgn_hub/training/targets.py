@@ -7,8 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["TrainingTargets", "training_targets", "variable_genes"]
-
 
 @dataclass(frozen=True)
 class TrainingTargets:

@@ -40,8 +40,6 @@ from tcgn_hub.weights.info import WeightsInfo
 if TYPE_CHECKING:
     from torch.amp import GradScaler
 
-__all__ = ["TrainState", "Trainer", "fits_float16"]
-
 _logger = logging.getLogger(__name__)
 
 _PATCH_UM = 154.0  # of the default weights: the whole of a spot of 100 um, and what is around it

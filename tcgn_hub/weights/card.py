@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from tcgn_hub.weights.info import WeightsInfo
 
-__all__ = ["model_card"]
-
 _LICENSES = {"Apache-2.0": "apache-2.0", "MIT": "mit", "CC-BY-4.0": "cc-by-4.0", "CC-BY-NC-4.0": "cc-by-nc-4.0"}
 
 

@@ -29,8 +29,6 @@ from tcgn_hub.weights.published_keys import is_trunk_key, rename_published
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Imported", "import_checkpoint", "read_parameters"]
-
 
 @dataclass(frozen=True)
 class Imported:

@@ -22,26 +22,6 @@ from typing import Any, BinaryIO
 from tcgn_hub.errors import WeightsError
 from tcgn_hub.weights.manifest import ManifestEntry, WeightFile, find_weights, load_manifest
 
-__all__ = [
-    "Resolved",
-    "cached_path",
-    "clear_cache",
-    "downloads_folder",
-    "explain",
-    "fetch",
-    "fetch_folder",
-    "http_error",
-    "hub_folder",
-    "kept_in",
-    "locate",
-    "matches",
-    "not_imported",
-    "pull",
-    "resolve",
-    "sha256_of",
-    "where",
-]
-
 _logger = logging.getLogger(__name__)
 _HUB = "hf-hub:"
 _TRIES = 4  # without a new byte in between

@@ -12,8 +12,6 @@ from tcgn_hub.images.scale import NOMINAL_PATCH_UM
 from tcgn_hub.panels import PANELS, load_panel
 from tcgn_hub.weights.lineage import Parent, SeenSection
 
-__all__ = ["INTERVAL_LEVEL", "SCOPES", "WeightsInfo"]
-
 INTERVAL_LEVEL = 0.9
 """Share of the measurements that a prediction interval is to hold."""
 

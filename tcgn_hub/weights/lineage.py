@@ -6,8 +6,6 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-__all__ = ["Parent", "SeenSection", "union"]
-
 
 @dataclass(frozen=True)
 class Parent:

@@ -34,19 +34,6 @@ from typing import Any
 from tcgn_hub.errors import ManifestError, WeightsError
 from tcgn_hub.weights.info import WeightsInfo
 
-__all__ = [
-    "ARCHITECTURES",
-    "ManifestEntry",
-    "WeightFile",
-    "exports_folder",
-    "find_weights",
-    "load_manifest",
-    "package_manifest",
-    "parse_manifest",
-    "registries",
-    "reload_manifest",
-]
-
 ARCHITECTURES = ("tcgn_base", "test_tcgn")
 NAME = "weights_manifest.json"
 _PACKAGE = Path(__file__).resolve().parent.parent

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-__all__ = ["STATED", "manifest_entry", "read_info", "read_model_dir", "save_model_dir"]
-
 _logger = logging.getLogger(__name__)
 _FILES = ("model.safetensors", "config.json")
 STATED = ("panel", "units", "crop", "training_data", "held_out", "license", "origin")

@@ -15,8 +15,6 @@ from tcgn_hub.weights.hub import explain, http_error, kept_in
 from tcgn_hub.weights.manifest import REPO_ID
 from tcgn_hub.weights.model_dir import manifest_entry, read_info, read_model_dir
 
-__all__ = ["Published", "publish"]
-
 
 @dataclass(frozen=True)
 class Published:

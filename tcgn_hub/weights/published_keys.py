@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["is_trunk_key", "rename_key", "rename_published"]
-
 _CMT_KEYS = [
     (r"\.mlp\.conv1\.0\.", r".ffn.conv1."),
     (r"\.mlp\.conv1\.2\.", r".ffn.norm1."),

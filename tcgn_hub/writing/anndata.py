@@ -9,8 +9,6 @@ from tcgn_hub.extras import require
 from tcgn_hub.files import write_bytes
 from tcgn_hub.result import Result, writer
 
-__all__ = ["write_h5ad"]
-
 
 @writer(".h5ad", needs="anndata", extra="h5ad")
 def write_h5ad(path: Path, result: Result) -> None:

@@ -11,8 +11,6 @@ from tcgn_hub.errors import OutputError
 from tcgn_hub.result import Result
 from tcgn_hub.writing.tables import write_with_metadata
 
-__all__ = ["BulkTable"]
-
 
 class BulkTable:
     """A table with one row per slide: its path, its number of tiles, and `Result.bulk` in a column per gene.

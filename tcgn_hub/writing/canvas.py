@@ -8,8 +8,6 @@ from typing import Any
 
 from tcgn_hub.extras import require
 
-__all__ = ["GREY", "Canvas", "matplotlib", "round_length"]
-
 GREY = "#444444"
 
 

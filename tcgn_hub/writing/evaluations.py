@@ -17,8 +17,6 @@ from tcgn_hub.errors import ExtraError, OutputError, SectionError
 from tcgn_hub.files import write_bytes, write_text
 from tcgn_hub.result import Evaluation, Measured
 
-__all__ = ["read_measured", "write_csv", "write_evaluation", "write_measured"]
-
 _logger = logging.getLogger(__name__)
 _BASELINES = ("ridge", "mean")
 

@@ -16,8 +16,6 @@ from tcgn_hub.writing.canvas import GREY, Canvas, matplotlib, round_length
 from tcgn_hub.writing.figures import gene_title, slide_of
 from tcgn_hub.writing.tables import ood_text
 
-__all__ = ["draw_explanation", "draw_gallery", "explanation_text", "write_arrays"]
-
 _DPI = 110
 _PANEL, _GAP, _TOP, _BOTTOM, _MARGIN = 2.5, 0.14, 0.75, 0.95, 0.2  # inches
 _EDGE, _LOOP = "#0b3c8c", "#b35900"  # apart for the colour-blind, and from pink and violet tissue

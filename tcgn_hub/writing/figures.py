@@ -8,8 +8,6 @@ from tcgn_hub.errors import OutputError
 from tcgn_hub.result import Result, SlideContext
 from tcgn_hub.writing.canvas import GREY, Canvas, matplotlib, round_length
 
-__all__ = ["draw_gene", "draw_mask", "gene_title", "slide_of"]
-
 # pixels: room around the slide for the title, the scale bar and the colour bar, whatever the slide's shape
 _DPI = 100
 _MARGIN, _TOP, _BOTTOM = 20, 72, 84

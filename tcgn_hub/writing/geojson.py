@@ -13,8 +13,6 @@ from tcgn_hub.files import write_text
 from tcgn_hub.result import Result, writer
 from tcgn_hub.writing.tables import rows_of, table_metadata
 
-__all__ = ["to_geojson"]
-
 _COMPACT = (",", ":")
 
 

@@ -13,8 +13,6 @@ from tcgn_hub.result import Gallery, GeneSummary, Result
 from tcgn_hub.writing.explanations import draw_gallery
 from tcgn_hub.writing.figures import draw_gene, draw_mask, slide_of
 
-__all__ = ["mapped_genes", "write_report"]
-
 _OVERVIEW_SIDE, _FIGURE_SIDE = 1000, 700
 
 

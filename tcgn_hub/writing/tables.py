@@ -16,22 +16,6 @@ from tcgn_hub.files import write_text, writing
 from tcgn_hub.result import Result, writer
 from tcgn_hub.text import aligned
 
-__all__ = [
-    "FORMATS",
-    "describe",
-    "ood_text",
-    "rows_of",
-    "table_metadata",
-    "to_csv",
-    "to_json",
-    "to_table",
-    "write_csv",
-    "write_json",
-    "write_parquet",
-    "write_table",
-    "write_with_metadata",
-]
-
 _ROWS = 1024
 
 

@@ -11,8 +11,6 @@ import numpy as np
 from tcgn_hub.files import write_bytes
 from tcgn_hub.writing.canvas import GREY, Canvas, matplotlib
 
-__all__ = ["curve_figure", "violin_figure"]
-
 _DPI = 150
 # blue and orange of Okabe and Ito, which the colour-blind can tell apart
 _COLOURS = {"TCGN": "#0072b2", "ridge": "#e69f00"}

@@ -10,8 +10,6 @@ from tcgn_hub.data.readers.sources import read_sections
 from tcgn_hub.data.sections import Section
 from tcgn_hub.errors import SectionError
 
-__all__ = ["Data", "as_sections", "read_sections"]
-
 Data = str | Path | Sequence[Section] | Sequence[str | Path]
 """Sections, or where to read them from."""
 

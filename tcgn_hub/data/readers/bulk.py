@@ -17,8 +17,6 @@ from tcgn_hub.errors import ImageError, SectionError
 from tcgn_hub.images.slides import open_slide
 from tcgn_hub.images.tiles import OVERVIEW_PX, grid_tiles, on_tissue
 
-__all__ = ["find_bulk", "read_bulk"]
-
 _MIN_TISSUE = 0.5
 
 

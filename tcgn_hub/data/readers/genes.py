@@ -13,8 +13,6 @@ import numpy as np
 from tcgn_hub.errors import SectionError
 from tcgn_hub.extras import require
 
-__all__ = ["SUMMED", "are_ensembl", "tidy"]
-
 SUMMED = "genes named twice, summed"
 """What a reader notes in ``left_out`` of the genes whose columns it had to add up."""
 

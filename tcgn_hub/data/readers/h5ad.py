@@ -17,8 +17,6 @@ from tcgn_hub.data.sections import OWN, Section
 from tcgn_hub.errors import SectionError
 from tcgn_hub.extras import require
 
-__all__ = ["hest_names", "is_hest", "read_h5ad", "read_hest"]
-
 _SYMBOLS = ("gene_name", "gene_symbols", "feature_name", "symbol")
 _HEST_MPP = "pixel_size_um_estimated"
 _HEST_STUDY = ("dataset_title", "dataset", "study", "study_link")

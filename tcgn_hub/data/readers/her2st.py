@@ -13,8 +13,6 @@ from tcgn_hub.data.readers.tables import number, read_matrix, read_rows
 from tcgn_hub.data.sections import Section
 from tcgn_hub.errors import SectionError
 
-__all__ = ["her2st_names", "is_her2st", "read_her2st"]
-
 _PITCH_UM = 200.0
 
 

@@ -11,8 +11,6 @@ from tcgn_hub.errors import ImageError, SectionError
 from tcgn_hub.images.scale import given_scale
 from tcgn_hub.images.slides import SLIDE_SUFFIXES, size_and_scale
 
-__all__ = ["PITCH_VISIUM", "array_mpp", "image_mpp", "images_in", "matched"]
-
 PITCH_VISIUM = 100.0
 """Micrometres between the centres of neighbouring spots of Visium."""
 

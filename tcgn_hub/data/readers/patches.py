@@ -13,8 +13,6 @@ from tcgn_hub.data.readers.tables import mpp_in, number, read_matrix, read_rows
 from tcgn_hub.data.sections import Section
 from tcgn_hub.errors import SectionError
 
-__all__ = ["find_patches", "read_patches"]
-
 
 def read_patches(table: str | Path, expression: str | Path, *, mpp: float | None = None) -> list[Section]:
     """Read patches and the expression of their spots.

@@ -18,8 +18,6 @@ from tcgn_hub.data.sections import Section
 from tcgn_hub.errors import SectionError
 from tcgn_hub.images.scale import given_scale
 
-__all__ = ["read_sections"]
-
 _Found = dict[str, Callable[[], Section]]
 
 _ACCEPTED = (

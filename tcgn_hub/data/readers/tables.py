@@ -16,8 +16,6 @@ import numpy as np
 from tcgn_hub.errors import ImageError, SectionError
 from tcgn_hub.images.scale import given_scale
 
-__all__ = ["columns_of", "mpp_in", "number", "open_text", "read_matrix", "read_rows"]
-
 # what reading text, and decompressing it, may raise
 _UNREADABLE = (OSError, EOFError, ValueError, csv.Error, zlib.error)
 

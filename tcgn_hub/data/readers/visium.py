@@ -17,8 +17,6 @@ from tcgn_hub.data.spots import read_spots
 from tcgn_hub.errors import SectionError
 from tcgn_hub.extras import require
 
-__all__ = ["NEIGHBOURS", "is_visium", "read_visium", "visium_name"]
-
 NEIGHBOURS = ((0, 2), (1, 1), (1, -1))
 """From a spot to its neighbours, in rows and columns of Visium's array."""
 

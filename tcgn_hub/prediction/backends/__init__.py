@@ -6,8 +6,6 @@ from typing import Any, Protocol
 
 import numpy as np
 
-__all__ = ["BACKENDS", "PRECISIONS", "Backend"]
-
 BACKENDS = ("torch", "onnx")
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 

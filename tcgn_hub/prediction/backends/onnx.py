@@ -14,8 +14,6 @@ from tcgn_hub.images.transforms import dihedral, to_input_array
 from tcgn_hub.weights.info import WeightsInfo
 from tcgn_hub.weights.manifest import exports_folder
 
-__all__ = ["METADATA", "PRECISION", "OnnxBackend", "exported_path"]
-
 METADATA, PRECISION = "tcgn", "tcgn_precision"
 """Keys of the metadata of an .onnx file: JSON of `WeightsInfo`, and the precision of the export."""
 

@@ -13,8 +13,6 @@ from tcgn_hub.devices import pick_device
 from tcgn_hub.images.transforms import dihedral, to_input
 from tcgn_hub.models.tcgn import TCGN
 
-__all__ = ["TorchBackend"]
-
 
 class TorchBackend:
     """A model of PyTorch, see `tcgn_hub.prediction.backends.Backend`.
