@@ -9,7 +9,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +30,19 @@ def make_parser(prog: str, description: str, *, epilog: str | None = None) -> ar
     return parser
 
 
-def run(command: Callable[[], int], name: str) -> int:
+def command(
+    build_parser: Callable[[str], argparse.ArgumentParser], act: Callable[[argparse.Namespace, str], int], name: str
+) -> Callable[..., int]:
+    """The ``main(argv, prog=)`` of a command, which returns its exit code."""
+
+    def main(argv: Sequence[str] | None = None, *, prog: str = name) -> int:
+        args = build_parser(prog).parse_args(argv)
+        return _run(lambda: act(args, prog), prog)
+
+    return main
+
+
+def _run(command: Callable[[], int], name: str) -> int:
     """Run a command; 2 and one sentence on stderr for an error of the user's, 130 after Ctrl-C."""
     try:
         with log_to_stderr():

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 
-from tcgn_hub.cli.common import make_parser, metadata_of, panel_of, run, sections_of
+from tcgn_hub.cli.common import command, make_parser, metadata_of, panel_of, sections_of
 from tcgn_hub.cli.options import add, add_recipe, given, recipe_of
 
 _DATA = ("data", "sections", "expression", "mpp")
 _OPTIONS = ("by", "final", "resume", "allow_seen", "device", "workers", "checkpoint_minutes")
 
 
-def build_parser(prog: str = "tcgn crossval") -> argparse.ArgumentParser:
+def build_parser(prog: str) -> argparse.ArgumentParser:
     """The arguments of tcgn crossval."""
     parser = make_parser(
         prog,
@@ -27,13 +26,7 @@ def build_parser(prog: str = "tcgn crossval") -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None, *, prog: str = "tcgn crossval") -> int:
-    """Run tcgn crossval; returns its exit code."""
-    args = build_parser(prog).parse_args(argv)
-    return run(lambda: _crossval(args), prog)
-
-
-def _crossval(args: argparse.Namespace) -> int:
+def _crossval(args: argparse.Namespace, prog: str) -> int:
     from tcgn_hub.evaluation.tables import section_table
     from tcgn_hub.training.checkpoints import check_folder
     from tcgn_hub.training.crossval import crossval
@@ -52,3 +45,6 @@ def _crossval(args: argparse.Namespace) -> int:
     )
     print(section_table(evaluation))
     return 0
+
+
+main = command(build_parser, _crossval, "tcgn crossval")

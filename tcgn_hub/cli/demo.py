@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 
-from tcgn_hub.cli.common import make_parser, run
+from tcgn_hub.cli.common import command, make_parser
 from tcgn_hub.cli.options import add, given
 
 _OPTIONS = ("weights", "device", "host", "port", "max_mb")
 
 
-def build_parser(prog: str = "tcgn demo") -> argparse.ArgumentParser:
+def build_parser(prog: str) -> argparse.ArgumentParser:
     """The arguments of tcgn demo."""
     parser = make_parser(
         prog,
@@ -22,14 +21,11 @@ def build_parser(prog: str = "tcgn demo") -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None, *, prog: str = "tcgn demo") -> int:
-    """Run tcgn demo; returns its exit code."""
-    args = build_parser(prog).parse_args(argv)
-    return run(lambda: _demo(args), prog)
-
-
-def _demo(args: argparse.Namespace) -> int:
+def _demo(args: argparse.Namespace, prog: str) -> int:
     from tcgn_hub.demo import launch_demo
 
     launch_demo(**given(args, _OPTIONS))
     return 0
+
+
+main = command(build_parser, _demo, "tcgn demo")

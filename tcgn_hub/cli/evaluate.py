@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 
-from tcgn_hub.cli.common import make_parser, run, sections_of
+from tcgn_hub.cli.common import command, make_parser, sections_of
 from tcgn_hub.cli.options import add, given
 
 _DATA = ("data", "sections", "expression", "mpp")
 _OPTIONS = ("weights", "device", "precision", "backend", "test", "by", "allow_seen", "tta", "crop_px", "cache")
 
 
-def build_parser(prog: str = "tcgn evaluate") -> argparse.ArgumentParser:
+def build_parser(prog: str) -> argparse.ArgumentParser:
     """The arguments of tcgn evaluate."""
     parser = make_parser(
         prog,
@@ -24,15 +23,12 @@ def build_parser(prog: str = "tcgn evaluate") -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None, *, prog: str = "tcgn evaluate") -> int:
-    """Run tcgn evaluate; returns its exit code."""
-    args = build_parser(prog).parse_args(argv)
-    return run(lambda: _evaluate(args), prog)
-
-
-def _evaluate(args: argparse.Namespace) -> int:
+def _evaluate(args: argparse.Namespace, prog: str) -> int:
     from tcgn_hub.evaluation.heldout import evaluate
     from tcgn_hub.evaluation.tables import section_table
 
     print(section_table(evaluate(sections_of(args), out=args.output, **given(args, _OPTIONS))))
     return 0
+
+
+main = command(build_parser, _evaluate, "tcgn evaluate")

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tcgn_hub.cli.common import image_files, load_predictor, make_parser, panel_of, run
+from tcgn_hub.cli.common import command, image_files, load_predictor, make_parser, panel_of
 from tcgn_hub.cli.options import add, given
 
 if TYPE_CHECKING:
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
 _SCALE = ("mpp", "magnification", "patch_um")
 
 
-def build_parser(prog: str = "tcgn explain") -> argparse.ArgumentParser:
+def build_parser(prog: str) -> argparse.ArgumentParser:
     """The arguments of tcgn explain."""
     parser = make_parser(
         prog,
@@ -30,12 +29,6 @@ def build_parser(prog: str = "tcgn explain") -> argparse.ArgumentParser:
     add(parser, "images", "genes", "output", "npz", "occlusion", "tiles", "stride_um", "weights", "device")
     add(parser.add_argument_group("scale", "read from the files where they state it; never guessed"), *_SCALE)
     return parser
-
-
-def main(argv: Sequence[str] | None = None, *, prog: str = "tcgn explain") -> int:
-    """Run tcgn explain; returns its exit code."""
-    args = build_parser(prog).parse_args(argv)
-    return run(lambda: _explain(args, prog), prog)
 
 
 def _explain(args: argparse.Namespace, prog: str) -> int:
@@ -120,3 +113,6 @@ def _slide(predictor: Predictor, slide: Path, picture: Path, args: argparse.Name
         write_bytes(drawn[0], draw_gene(result, gallery.gene))
         write_bytes(drawn[1], draw_gallery(result, gallery))
         print(f"{slide}: {gallery.gene} drawn in {drawn[0]} and {drawn[1]}")
+
+
+main = command(build_parser, _explain, "tcgn explain")

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 
-from tcgn_hub.cli.common import make_parser, run
+from tcgn_hub.cli.common import command, make_parser
 from tcgn_hub.cli.options import add, given
 
 
-def build_parser(prog: str = "tcgn export") -> argparse.ArgumentParser:
+def build_parser(prog: str) -> argparse.ArgumentParser:
     """The arguments of tcgn export."""
     parser = make_parser(
         prog,
@@ -22,13 +21,7 @@ def build_parser(prog: str = "tcgn export") -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None, *, prog: str = "tcgn export") -> int:
-    """Run tcgn export; returns its exit code."""
-    args = build_parser(prog).parse_args(argv)
-    return run(lambda: _export(args), prog)
-
-
-def _export(args: argparse.Namespace) -> int:
+def _export(args: argparse.Namespace, prog: str) -> int:
     from tcgn_hub.prediction.predictor import export
 
     precision = "float16" if args.fp16 else "int8" if args.int8 else "float32"
@@ -36,3 +29,6 @@ def _export(args: argparse.Namespace) -> int:
     size = exported.path.stat().st_size
     print(f"{exported.path}: {size:,} bytes, values within {exported.difference:.2g} of those of the model")
     return 0
+
+
+main = command(build_parser, _export, "tcgn export")

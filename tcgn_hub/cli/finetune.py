@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tcgn_hub.cli.common import make_parser, metadata_of, panel_of, run, sections_of
+from tcgn_hub.cli.common import command, make_parser, metadata_of, panel_of, sections_of
 from tcgn_hub.cli.options import add, add_recipe, given, recipe_of
 
 if TYPE_CHECKING:
@@ -21,7 +20,7 @@ it. Several processes or GPUs: torchrun --standalone --nproc-per-node 2 -m tcgn_
 Ctrl-C and SIGTERM save the state; --resume continues as if nothing had happened."""
 
 
-def build_parser(prog: str = "tcgn finetune") -> argparse.ArgumentParser:
+def build_parser(prog: str) -> argparse.ArgumentParser:
     """The arguments of tcgn finetune."""
     parser = make_parser(
         prog,
@@ -37,13 +36,7 @@ def build_parser(prog: str = "tcgn finetune") -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None, *, prog: str = "tcgn finetune") -> int:
-    """Run tcgn finetune; returns its exit code."""
-    args = build_parser(prog).parse_args(argv)
-    return run(lambda: _finetune(args), prog)
-
-
-def _finetune(args: argparse.Namespace) -> int:
+def _finetune(args: argparse.Namespace, prog: str) -> int:
     from tcgn_hub.training.checkpoints import check_folder
     from tcgn_hub.training.finetune import finetune
 
@@ -77,3 +70,6 @@ def _split(text: str, test: list[str] | None) -> str | Split:
         raise SectionError(
             f"The split {text} is neither one of {', '.join(SPLITS)} nor a file that can be read ({err.strerror})."
         ) from err
+
+
+main = command(build_parser, _finetune, "tcgn finetune")

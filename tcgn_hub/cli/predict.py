@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tcgn_hub.cli.common import image_files, load_predictor, make_parser, panel_of, run
+from tcgn_hub.cli.common import command, image_files, load_predictor, make_parser, panel_of
 from tcgn_hub.cli.options import add, given
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ _TILED = ("stride_um", "spots", "min_tissue", "features", "workers", "max_pixels
 _DRAWN = ("plot", "report", "bulk")
 
 
-def build_parser(prog: str = "tcgn-predict") -> argparse.ArgumentParser:
+def build_parser(prog: str) -> argparse.ArgumentParser:
     """The arguments of tcgn predict."""
     parser = make_parser(
         prog,
@@ -41,12 +41,6 @@ def build_parser(prog: str = "tcgn-predict") -> argparse.ArgumentParser:
     add(parser.add_argument_group("scale", "read from the files where they state it; never guessed"), *_SCALE)
     add(parser.add_argument_group("slides"), *_TILED, *_DRAWN)
     return parser
-
-
-def main(argv: Sequence[str] | None = None, *, prog: str = "tcgn-predict") -> int:
-    """Run tcgn predict, or tcgn-predict; returns its exit code."""
-    args = build_parser(prog).parse_args(argv)
-    return run(lambda: _predict(args, prog), prog)
 
 
 def _predict(args: argparse.Namespace, prog: str) -> int:
@@ -238,6 +232,8 @@ def _draw(result: Result, output: Path, plots: list[str], reporter: Predictor | 
         galleries = reporter.galleries(result, mapped_genes(result)[:_EXPLAINED])
         write_report(output.with_suffix(".html"), result, galleries=galleries)
 
+
+main = command(build_parser, _predict, "tcgn-predict")
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -6,10 +6,9 @@ import argparse
 import json
 import sys
 from collections import Counter
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from tcgn_hub.cli.common import make_parser, panel_of, run
+from tcgn_hub.cli.common import command, make_parser, panel_of
 from tcgn_hub.cli.options import add
 
 if TYPE_CHECKING:
@@ -24,7 +23,7 @@ _WHERE = {
 }
 
 
-def build_parser(prog: str = "tcgn weights") -> argparse.ArgumentParser:
+def build_parser(prog: str) -> argparse.ArgumentParser:
     """The arguments of tcgn weights."""
     parser = make_parser(
         prog,
@@ -33,31 +32,29 @@ def build_parser(prog: str = "tcgn weights") -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
 
-    def command(name: str, text: str, *options: str, which: str | None = "") -> argparse.ArgumentParser:
+    def add_command(name: str, text: str, *options: str, which: str | None = "") -> argparse.ArgumentParser:
         own = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
         if which != "":
             own.add_argument("which", nargs=which, metavar="TAG", help="such as tcgn_base.her2st")
         add(own, *options)
         return own
 
-    command("list", "all weights of the manifests", "cache_dir", "json")
-    command("show", "all that is known of one set", "cache_dir", "json", which=None)
-    command("pull", "download a set, unless it is on this machine", "cache_dir", which=None)
-    command("verify", "hash the files on this machine again", "cache_dir", which="?")
-    command("path", "print the verified file of parameters on this machine", "cache_dir", which=None)
-    command("clear", "delete downloads; with TAG those of one set, or its import", "cache_dir", which="?")
-    own = command("import", "keep a checkpoint of other authors as weights of this machine", "tag", "genes")
+    add_command("list", "all weights of the manifests", "cache_dir", "json")
+    add_command("show", "all that is known of one set", "cache_dir", "json", which=None)
+    add_command("pull", "download a set, unless it is on this machine", "cache_dir", which=None)
+    add_command("verify", "hash the files on this machine again", "cache_dir", which="?")
+    add_command("path", "print the verified file of parameters on this machine", "cache_dir", which=None)
+    add_command("clear", "delete downloads; with TAG those of one set, or its import", "cache_dir", which="?")
+    own = add_command("import", "keep a checkpoint of other authors as weights of this machine", "tag", "genes")
     own.add_argument("file", metavar="FILE", help=".pth, .pt or .safetensors; its genes in the order of the outputs")
-    own = command("publish", "upload a model directory to the Hub, with a model card", "tag", "private", "dry_run")
+    own = add_command("publish", "upload a model directory to the Hub, with a model card", "tag", "private", "dry_run")
     add(own, "repo", required=True)
     own.add_argument("folder", metavar="DIR", help="model directory")
     return parser
 
 
-def main(argv: Sequence[str] | None = None, *, prog: str = "tcgn weights") -> int:
-    """Run tcgn weights; returns its exit code."""
-    args = build_parser(prog).parse_args(argv)
-    return run(lambda: globals()[f"_{args.command}"](args), prog)
+def _weights(args: argparse.Namespace, prog: str) -> int:
+    return globals()[f"_{args.command}"](args)
 
 
 def _summary(entry: ManifestEntry, cache_dir: str | None) -> dict[str, Any]:
@@ -238,6 +235,8 @@ def _publish(args: argparse.Namespace) -> int:
     print(json.dumps(published.entry, indent=2, ensure_ascii=False))
     return 0
 
+
+main = command(build_parser, _weights, "tcgn weights")
 
 if __name__ == "__main__":
     sys.exit(main())

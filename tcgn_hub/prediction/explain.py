@@ -56,6 +56,12 @@ def explain_patch(
         patch_um: Side of the patch in micrometres, if not that of the weights.
         layers: Names out of `LAYERS`.
         occlusion: Also cover the patch part by part, which costs 169 predictions.
+
+    Raises:
+        ImageError: The image cannot be read, states no scale where none is given, is smaller than the crop, or shows
+            no tissue.
+        PanelError: A gene is not among the outputs of the weights, or none is given and no PCC was measured.
+        WeightsError: The weights were exported for ONNX Runtime, which gives no gradients.
     """
     given = check_explain(genes=genes, mpp=mpp, magnification=magnification, patch_um=patch_um, layers=layers)
     model, info = predictor.model, predictor.info
@@ -231,6 +237,12 @@ def make_galleries(
         genes: Genes that were predicted.
         count: How many of the highest, and of the lowest; fewer if there are not so many tiles.
         max_pixels: The most pixels of a plain picture.
+
+    Raises:
+        PanelError: A gene was not predicted.
+        WeightsError: Other weights predicted the slide, or they were exported for ONNX Runtime, which gives no
+            gradients.
+        ImageError: The slide can no longer be read.
     """
     context, model, info = result.slide, predictor.model, predictor.info
     if context is None:

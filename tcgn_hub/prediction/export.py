@@ -61,6 +61,12 @@ def export_weights(
         precision: 'float32'; for ONNX also 'float16', which stores the weights so and computes in float32, at half the
             size, or 'int8', which multiplies matrices in 8 bits with scales found anew for each batch.
         batch_size: Patches in a batch; any number from 1 to 1024 if None.
+
+    Raises:
+        WeightsError: The weights were exported themselves.
+        CheckpointError: The exported model does not give the values of the model.
+        OutputError: The file cannot be written, or its name is that of no format.
+        ExtraError: ONNX is not installed.
     """
     is_onnx = check_export(path, precision=precision, batch_size=batch_size)
     import torch

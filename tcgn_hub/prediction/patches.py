@@ -56,6 +56,11 @@ def predict_patches(
         batch_size: Images per forward pass.
         on_error: On an image that cannot be used, 'raise', or 'skip' it and note it in ``Result.failed``.
         progress: Show a progress bar on stderr where that is a terminal.
+
+    Raises:
+        ImageError: An image cannot be read, states no scale where none is given, or is smaller than the crop; or none
+            is left to predict.
+        PanelError: A gene is not among the outputs of the weights.
     """
     from huggingface_hub.utils import tqdm
 

@@ -85,6 +85,13 @@ def predict_tiles(
             continues from it, and tries again what could not be read. A folder that anything else has written to is
             refused.
         progress: Show a progress bar on stderr where that is a terminal.
+
+    Raises:
+        ImageError: The slide cannot be read, has no scale or no tissue, or none of its tiles could be read.
+        SectionError: The file of spots is malformed, or spots lie outside of the slide.
+        PanelError: A gene is not among the outputs of the weights.
+        OutputError: The folder ``resume`` cannot be written, or is not of this run.
+        ExtraError: The format needs a package that is not installed.
     """
     path, info = Path(path), predictor.info
     options: dict[str, Any] = {

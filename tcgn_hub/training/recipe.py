@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from tcgn_hub.errors import TrainingError
@@ -10,6 +10,11 @@ from tcgn_hub.errors import TrainingError
 SCRATCH = "scratch"
 TUNE = ("head", "last-stage", "all")
 PRECISION = ("bfloat16", "float16", "float32")
+_MANY = 10**9
+
+
+def _within(default: Any, low: float, high: float = _MANY) -> Any:
+    return field(default=default, metadata={"range": (low, high)})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,29 +61,29 @@ class Recipe:
     weights: str | None = None
     architecture: str = "tcgn_base"
     tune: str = "all"
-    epochs: int = 14
-    cycles: int = 1
-    batch_size: int = 32
-    accumulate: int = 1
-    lr: float = 2.5e-4
-    warmup: float = 0.15
-    weight_decay: float = 0.05
-    layer_decay: float = 1.0
-    clip: float = 1.0
-    ema: float = 0.98
-    components: int = 20
-    pearson: float = 0.0
-    shift: float = 0.1
-    color_jitter: float = 0.1
-    stain_jitter: float = 0.0
-    drop_rate: float = 0.1
+    epochs: int = _within(14, 1)
+    cycles: int = _within(1, 1)
+    batch_size: int = _within(32, 1)
+    accumulate: int = _within(1, 1)
+    lr: float = _within(2.5e-4, 1e-12, 1e3)
+    warmup: float = _within(0.15, 0, 1)
+    weight_decay: float = _within(0.05, 0, 1e3)
+    layer_decay: float = _within(1.0, 0.01, 1)
+    clip: float = _within(1.0, 1e-6, 1e9)
+    ema: float = _within(0.98, 0, 0.999999)
+    components: int = _within(20, 0)
+    pearson: float = _within(0.0, 0, 1e6)
+    shift: float = _within(0.1, 0, 1)
+    color_jitter: float = _within(0.1, 0, 1)
+    stain_jitter: float = _within(0.0, 0, 1)
+    drop_rate: float = _within(0.1, 0, 0.9)
     freeze_norm: bool = False
     grad_checkpointing: bool = False
     precision: str = "bfloat16"
-    patience: int | None = None
-    tiles_per_slide: int = 16
-    patch_um: float | None = None
-    crop_px: int | None = None
+    patience: int | None = _within(None, 1)
+    tiles_per_slide: int = _within(16, 1)
+    patch_um: float | None = _within(None, 1, 10_000)
+    crop_px: int | None = _within(None, 8, 10_000)
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -87,10 +92,10 @@ class Recipe:
         Raises:
             TrainingError: A value is out of its range.
         """
-        for name, low, high in _RANGES:
-            value = getattr(self, name)
-            if value is not None and not low <= value <= high:
-                raise TrainingError(f"{name} is {value:g}, but has to be from {low:g} to {high:g}.")
+        for f in fields(self):
+            (low, high), value = f.metadata.get("range", (None, None)), getattr(self, f.name)
+            if low is not None and value is not None and not low <= value <= high:
+                raise TrainingError(f"{f.name} is {value:g}, but has to be from {low:g} to {high:g}.")
         for name, choices in (("tune", TUNE), ("precision", PRECISION)):
             if getattr(self, name) not in choices:
                 raise TrainingError(f"{name} is {getattr(self, name)!r}, but has to be one of {', '.join(choices)}.")
@@ -104,28 +109,3 @@ class Recipe:
     def to_dict(self) -> dict[str, Any]:
         """As plain values, for JSON and checkpoints."""
         return {f.name: getattr(self, f.name) for f in fields(self)}
-
-
-_MANY = 10**9
-_RANGES = (
-    ("epochs", 1, _MANY),
-    ("cycles", 1, _MANY),
-    ("batch_size", 1, _MANY),
-    ("accumulate", 1, _MANY),
-    ("lr", 1e-12, 1e3),
-    ("warmup", 0, 1),
-    ("weight_decay", 0, 1e3),
-    ("layer_decay", 0.01, 1),
-    ("clip", 1e-6, 1e9),
-    ("ema", 0, 0.999999),
-    ("components", 0, _MANY),
-    ("pearson", 0, 1e6),
-    ("shift", 0, 1),
-    ("color_jitter", 0, 1),
-    ("stain_jitter", 0, 1),
-    ("drop_rate", 0, 0.9),
-    ("patience", 1, _MANY),
-    ("tiles_per_slide", 1, _MANY),
-    ("patch_um", 1, 10_000),
-    ("crop_px", 8, 10_000),
-)

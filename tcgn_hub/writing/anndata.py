@@ -12,12 +12,7 @@ from tcgn_hub.result import Result, writer
 
 @writer(".h5ad", needs="anndata", extra="h5ad")
 def write_h5ad(path: Path, result: Result) -> None:
-    """Write `Result.to_anndata`.
-
-    Raises:
-        ExtraError: anndata is not installed.
-        OutputError: The file cannot be written.
-    """
+    """Write `Result.to_anndata`."""
     write_elem = require("anndata.io", extra="h5ad", to="write .h5ad files").write_elem
     h5py = require("h5py", extra="h5ad", to="write .h5ad files")
     # HDF5 ends the process if the disk fills while it writes, so it writes to memory

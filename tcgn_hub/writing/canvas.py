@@ -12,11 +12,7 @@ GREY = "#444444"
 
 
 def matplotlib(module: str) -> Any:
-    """A module of matplotlib.
-
-    Raises:
-        ExtraError: matplotlib is not installed.
-    """
+    """A module of matplotlib."""
     return require(f"matplotlib.{module}", extra="plot", to="draw figures")
 
 

@@ -31,9 +31,6 @@ def write_evaluation(
         measured: What they were computed from.
         out: The folder.
         metadata: What ``metrics.json`` says beside the summary.
-
-    Raises:
-        OutputError: A file cannot be written.
     """
     out = Path(out)
     try:
@@ -64,11 +61,7 @@ def draw(
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Rows as a table, with a column for each key of any of them.
-
-    Raises:
-        OutputError: The file cannot be written.
-    """
+    """Rows as a table, with a column for each key of any of them."""
     text = io.StringIO()
     columns = list(dict.fromkeys(key for row in rows for key in row))
     writer = csv.DictWriter(text, fieldnames=columns, lineterminator="\n")
@@ -78,11 +71,7 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def write_measured(path: Path, measured: Sequence[Measured]) -> None:
-    """Predictions and measurements of held-out spots, in float32, under ``<number of the section>.<what>``.
-
-    Raises:
-        OutputError: The file cannot be written.
-    """
+    """Predictions and measurements of held-out spots, in float32, under ``<number of the section>.<what>``."""
     arrays: dict[str, Any] = {"sections": np.array([[s.name, s.patient] for s in measured])}
     for i, section in enumerate(measured):
         known = {"xy": section.xy, "targets": section.targets, "predicted": section.predicted, **section.baselines}

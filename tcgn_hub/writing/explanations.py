@@ -54,11 +54,7 @@ def explanation_text(explanation: Explanation) -> str:
 
 
 def draw_explanation(explanation: Explanation) -> bytes:
-    """A PNG: the patch and its learned graphs above, and below a row of maps for each gene.
-
-    Raises:
-        ExtraError: matplotlib is not installed.
-    """
+    """A PNG: the patch and its learned graphs above, and below a row of maps for each gene."""
     e, result = explanation, explanation.result
     columns = max(4, 1 + len(e.maps) + (e.occlusion is not None))
     title = f"{Path(result.names[0]).name}: {e.patch_um:.3g} µm, weights {result.info.name}"
@@ -92,12 +88,7 @@ def draw_explanation(explanation: Explanation) -> bytes:
 
 
 def draw_gallery(result: Result, gallery: Gallery) -> bytes:
-    """A PNG of the tiles in which a gene is highest and lowest, each beside its Grad-CAM.
-
-    Raises:
-        ExtraError: matplotlib is not installed.
-        OutputError: The result is of patches.
-    """
+    """A PNG of the tiles in which a gene is highest and lowest, each beside its Grad-CAM."""
     slide = slide_of(result)
     numbers = range(len(gallery.tiles))
     groups = [numbers[: gallery.highest], numbers[gallery.highest :]]
@@ -124,9 +115,6 @@ def write_arrays(path: str | Path, explanation: Explanation) -> None:
     ``genes``, ``values``, ``tta_std``, ``interval_low`` and ``interval_high`` (NaN where unknown) of shape (genes,);
     ``patch``; ``map.<layer>`` of shape (genes, side, side), ``occlusion`` if there is one; ``<stage>.edges`` and
     ``<stage>.weights`` of the graphs; ``metadata``, JSON.
-
-    Raises:
-        OutputError: The file cannot be written.
     """
     e, result = explanation, explanation.result
     unknown = np.full_like(result.X, np.nan)

@@ -40,10 +40,6 @@ def draw_mask(result: Result, *, side: int = 1200) -> bytes:
     Args:
         result: The slide.
         side: Longest side of the picture in pixels; the text needs a width of 620 all the same.
-
-    Raises:
-        ExtraError: matplotlib is not installed.
-        OutputError: The result is of patches.
     """
     slide = slide_of(result)
     share = "not looked for" if slide.mask is None else f"{slide.mask.mean():.0%} of the slide"

@@ -52,9 +52,5 @@ def to_geojson(result: Result) -> Iterator[str]:
 
 @writer(".geojson")
 def write_geojson(path: Path, result: Result) -> None:
-    """Write `to_geojson`.
-
-    Raises:
-        OutputError: The file cannot be written, or the result is of patches.
-    """
+    """Write `to_geojson`."""
     write_text(path, to_geojson(result))

@@ -189,11 +189,7 @@ def _genes(result: Result, columns: dict[str, list[str]], values: np.ndarray, to
 
 
 def write_with_metadata(path: str | Path, lines: Iterable[str], metadata: dict[str, Any]) -> None:
-    """Write a table, and beside it, as ``FILE.json``, what it does not say; both or neither.
-
-    Raises:
-        OutputError: A file cannot be written.
-    """
+    """Write a table, and beside it, as ``FILE.json``, what it does not say; both or neither."""
     with writing(f"{path}.json") as beside, writing(path) as part:
         beside.write_bytes((json.dumps(metadata, indent=1) + "\n").encode())
         with part.open("w", encoding="utf-8", newline="") as file:
@@ -206,42 +202,25 @@ FORMATS: dict[str, Callable[[Result], Iterator[str]]] = {"csv": to_csv, "json": 
 
 @writer(".csv")
 def write_csv(path: Path, result: Result) -> None:
-    """Write `to_csv`, and beside it, as ``FILE.csv.json``, what it does not say.
-
-    Raises:
-        OutputError: A file cannot be written.
-    """
+    """Write `to_csv`, and beside it, as ``FILE.csv.json``, what it does not say."""
     write_with_metadata(path, to_csv(result), {"runs": [result.metadata()], **result.gene_metadata()})
 
 
 @writer(".json")
 def write_json(path: Path, result: Result) -> None:
-    """Write `to_json`.
-
-    Raises:
-        OutputError: The file cannot be written.
-    """
+    """Write `to_json`."""
     write_text(path, to_json(result))
 
 
 @writer(".txt")
 def write_table(path: Path, result: Result) -> None:
-    """Write `to_table`.
-
-    Raises:
-        OutputError: The file cannot be written.
-    """
+    """Write `to_table`."""
     write_text(path, to_table(result))
 
 
 @writer(".parquet", needs="pyarrow", extra="parquet")
 def write_parquet(path: Path, result: Result) -> None:
-    """Write the table of `to_csv`; genes are float32, and the metadata of the schema hold `table_metadata` as ``tcgn``.
-
-    Raises:
-        ExtraError: pyarrow is not installed.
-        OutputError: The file cannot be written.
-    """
+    """Write the table of `to_csv`; genes are float32, and the metadata of the schema hold `table_metadata` as ``tcgn``."""
     pa = require("pyarrow", extra="parquet", to="write .parquet files")
     parquet = require("pyarrow.parquet", extra="parquet", to="write .parquet files")
     columns, tables = describe(result), _values(result)

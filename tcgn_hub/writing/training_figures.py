@@ -22,10 +22,6 @@ def curve_figure(history: Sequence[Mapping[str, Any]], path: str | Path) -> None
     Args:
         history: One row an epoch, with ``epoch``, ``loss``, and ``val_pcc`` where there is one.
         path: File to write.
-
-    Raises:
-        ExtraError: matplotlib is not installed.
-        OutputError: The file cannot be written.
     """
     known = [row for row in history if row.get("val_pcc") is not None]
     canvas = Canvas(6.4, 5.6 if known else 3.6, dpi=_DPI, layout="constrained")
@@ -55,10 +51,6 @@ def violin_figure(per_section: Mapping[str, Mapping[str, np.ndarray]], path: str
         per_section: Of each section the correlations of 'TCGN' and 'ridge' and the 'ceiling', each of shape (genes,);
             what is missing or NaN is left out.
         path: File to write.
-
-    Raises:
-        ExtraError: matplotlib is not installed.
-        OutputError: The file cannot be written.
     """
     lines, patches = matplotlib("lines"), matplotlib("patches")
     canvas = Canvas(max(6.4, 1.6 + 1.1 * len(per_section)), 4.4, dpi=_DPI, layout="constrained")
