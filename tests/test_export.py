@@ -25,7 +25,7 @@ from tcgn_hub.errors import CheckpointError, ExtraError, OutputError, WeightsErr
 from tcgn_hub.images.transforms import to_input, to_input_array
 from tcgn_hub.prediction import export as exporting
 from tcgn_hub.weights.info import WeightsInfo
-from tcgn_hub.weights.manifest import exports_folder
+from tcgn_hub.weights.manifest import assets_folder
 
 PATCHES = golden.PATCHES[:3]
 
@@ -185,7 +185,7 @@ def test_what_was_exported_is_found_again(unwritten, tiny, tiny_weights, capsys)
     with pytest.raises(WeightsError, match=r"tcgn_base.* was not exported for ONNX Runtime; run `tcgn export --weig"):
         tcgn_hub.predict(PATCHES, backend="onnx")
     path = tcgn_hub.export(tiny_weights).path
-    assert path == exports_folder() / f"{tiny.info.sha256}.onnx"
+    assert path == assets_folder("exports") / f"{tiny.info.sha256}.onnx"
     assert tcgn_hub.load(path=tiny_weights, backend="onnx").info == tiny.info
     arguments = ["predict", PATCHES[0], "--backend", "onnx", "--genes", "G5", "--weights", str(tiny_weights)]
     assert main(arguments) == 0

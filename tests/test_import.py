@@ -15,7 +15,7 @@ from tcgn_hub.models.loading import load_model
 from tcgn_hub.panels import load_panel
 from tcgn_hub.weights.convert import import_checkpoint, remove_import
 from tcgn_hub.weights.hub import resolve, sha256_of, where
-from tcgn_hub.weights.manifest import find_weights, imports_folder
+from tcgn_hub.weights.manifest import assets_folder, find_weights
 from tcgn_hub.weights.published_keys import is_trunk_key
 
 A2 = "tcgn_base.her2st_a2"
@@ -65,7 +65,7 @@ def test_the_published_model(published):
     assert all(torch.equal(a, b) for a, b in zip(again.state_dict().values(), model.state_dict().values(), strict=True))
 
     assert remove_import(A2) > 90e6
-    assert not (imports_folder() / A2).exists()
+    assert not (assets_folder("imports") / A2).exists()
     with pytest.raises(WeightsError, match="tcgn weights import"):
         resolve(A2)
 
@@ -163,7 +163,7 @@ def test_bad_checkpoints_are_refused(tmp_path, monkeypatch, published):
             import_checkpoint(name, **options)
         assert "\n" not in str(raised.value), name
     assert not (tmp_path / "evil").exists()
-    assert not imports_folder().exists() or not list(imports_folder().iterdir())
+    assert not assets_folder("imports").exists() or not list(assets_folder("imports").iterdir())
 
 
 def test_disk_full(tmp_path):
@@ -176,7 +176,7 @@ def test_disk_full(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert "\n" not in str(raised.value)
-    assert not list(imports_folder().iterdir())
+    assert not list(assets_folder("imports").iterdir())
 
 
 def test_a_changed_import_is_refused(tmp_path):

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from tcgn_hub.correlation import pearson, spearman
 from tcgn_hub.errors import SectionError
 from tcgn_hub.evaluation.ceiling import noise_ceiling
 from tcgn_hub.evaluation.conformal import coverage_across, interval_radius
@@ -19,9 +20,7 @@ from tcgn_hub.evaluation.metrics import (
     interval,
     nrmse,
     p_values,
-    pearson,
     rmse,
-    spearman,
 )
 from tcgn_hub.result import Evaluation, Measured
 from tcgn_hub.weights.info import INTERVAL_LEVEL

@@ -18,8 +18,8 @@ from tcgn_hub.weights.manifest import (
     NAME,
     TAG,
     ManifestEntry,
+    assets_folder,
     find_weights,
-    imports_folder,
     manifest_path,
     parse_manifest,
     reload_manifest,
@@ -116,7 +116,7 @@ def import_checkpoint(
         "import": {"file": file.name, "from": known.get("import", {}).get("from", "its owner"), **source},
         "origin": f"{known['origin']}; converted from {file.name}, sha256 {source['sha256']}",
     }
-    root = imports_folder()
+    root = assets_folder("imports")
     with kept_in(root):
         root.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=root, prefix=".part-") as part:
@@ -253,7 +253,7 @@ def remove_import(tag: str) -> int:
     """Forget imported weights and delete their files; returns the bytes freed."""
     from huggingface_hub.utils import WeakFileLock
 
-    root = imports_folder()
+    root = assets_folder("imports")
     with kept_in(root), WeakFileLock(root / f"{NAME}.lock"):
         _rewrite(root, [], tag)
         freed = sum(path.stat().st_size for path in (root / tag).glob("*"))

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from tcgn_hub.errors import WeightsError
-from tcgn_hub.weights.manifest import ManifestEntry, WeightFile, find_weights, load_manifest
+from tcgn_hub.weights.manifest import ManifestEntry, WeightFile, assets_folder, find_weights, load_manifest
 
 _logger = logging.getLogger(__name__)
 _HUB = "hf-hub:"
@@ -43,27 +43,15 @@ def locate(weights: str | Path | None) -> dict[str, Any]:
     return {"path": weights}
 
 
-def _tags() -> str:
-    return ", ".join(load_manifest()) or "none"
-
-
 @dataclass(frozen=True)
 class Resolved:
-    """A file of parameters.
-
-    Attributes:
-        path: Where it lies.
-        sha256: Of its content, checked in this process.
-        source: 'path' where the user named it, and otherwise 'bundled', 'cache' or 'hub'.
-        entry: Its entry in the manifest; None for a path or a repository, which are no part of it.
-        name: What it was called.
-    """
+    """A file of parameters, whose content was checked in this process; ``entry`` is None outside of the manifest."""
 
     path: Path
     sha256: str
-    source: str
+    source: str  # 'path' where the user named it, and otherwise 'bundled', 'cache' or 'hub'
     entry: ManifestEntry | None
-    name: str
+    name: str  # what it was called
 
 
 def resolve(
@@ -85,7 +73,7 @@ def resolve(
             path = hub_folder(name, cache_dir) if "tag" in known else Path(weights)
             path = path / "model.safetensors" if path.is_dir() else path
             if not path.is_file():
-                neither = "" if isinstance(weights, Path) else f", and {weights} is no such tag: there are {_tags()}"
+                neither = "" if isinstance(weights, Path) else f", and {weights} is no such tag: there are {tags}"
                 raise WeightsError(f"{path} does not exist{neither}.")
             try:
                 return Resolved(path, sha256_of(path, force=force), "path", None, name)
@@ -152,9 +140,7 @@ def not_imported(entry: ManifestEntry) -> WeightsError:
 
 def downloads_folder(cache_dir: str | Path | None = None) -> Path:
     """Where downloads are kept: below ``cache_dir``, or among the assets of ``HF_HOME``."""
-    from huggingface_hub.constants import HF_ASSETS_CACHE
-
-    return Path(cache_dir) / "tcgn_hub" if cache_dir else Path(HF_ASSETS_CACHE) / "tcgn_hub" / "downloads"
+    return Path(cache_dir) / "tcgn_hub" if cache_dir else assets_folder("downloads")
 
 
 def cached_path(file: WeightFile, cache_dir: str | Path | None = None) -> Path:
@@ -402,11 +388,10 @@ def _request(url: str, file: WeightFile, handle: BinaryIO, bar: Any) -> None:
     if have:
         headers["Range"] = f"bytes={have}-"
     with get_session().stream("GET", url, headers=headers, timeout=HF_HUB_DOWNLOAD_TIMEOUT) as response:
-        if response.status_code >= 400 and response.status_code != 416:
-            response.read()
         if response.status_code == 416:
-            _start_over(handle, bar)
-            return
+            return _start_over(handle, bar)
+        if response.status_code >= 400:
+            response.read()
         hf_raise_for_status(response)
         begins = response.headers.get("Content-Range", "").removeprefix("bytes ").partition("-")[0]
         if have and (response.status_code != 206 or begins != str(have)):
@@ -436,56 +421,43 @@ def http_error() -> type[Exception]:
 
 def explain(err: Exception, repo_id: str, revision: str, name: str) -> WeightsError:
     """What an error of the Hub's client means for the user, in one sentence."""
-    from huggingface_hub import constants
-    from huggingface_hub.errors import (
-        EntryNotFoundError,
-        GatedRepoError,
-        LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
+    from huggingface_hub import constants, errors
     from huggingface_hub.utils import get_token
 
     hub = constants.ENDPOINT
     status = getattr(getattr(err, "response", None), "status_code", None)
-    if isinstance(err, OfflineModeIsEnabled):
-        return WeightsError(f"{name} of {repo_id} is not on this machine, and HF_HUB_OFFLINE forbids to fetch it.")
-    if isinstance(err, GatedRepoError):
-        return WeightsError(
-            f"{repo_id} is gated: accept its terms at {hub}/{repo_id}, then log in with `hf auth login` or set"
-            " HF_TOKEN."
-        )
-    if isinstance(err, RevisionNotFoundError):
-        return WeightsError(
-            f"{repo_id} no longer has the revision {revision} (it was moved or deleted); install a newer tcgn_hub or"
-            " tell the owner of the repository."
-        )
-    if isinstance(err, LocalEntryNotFoundError):
-        return WeightsError(
-            f"{hub} cannot be reached, and {name} of {repo_id} is not on this machine; check the network, HF_ENDPOINT"
-            " and the proxy settings."
-        )
-    if isinstance(err, EntryNotFoundError):
-        return WeightsError(f"{repo_id} has no file {name} at revision {revision}; tell the owner of the repository.")
-    if isinstance(err, RepositoryNotFoundError) or status == 404:
-        return WeightsError(
-            f"There is no repository {repo_id} at {hub}, or it is private: if you have access, log in with"
-            " `hf auth login` or set HF_TOKEN."
-        )
-    if status == 401 and get_token():
-        return WeightsError(
+    said = {
+        errors.OfflineModeIsEnabled: f"{name} of {repo_id} is not on this machine, and HF_HUB_OFFLINE forbids to fetch"
+        " it.",
+        errors.GatedRepoError: f"{repo_id} is gated: accept its terms at {hub}/{repo_id}, then log in with"
+        " `hf auth login` or set HF_TOKEN.",
+        errors.RevisionNotFoundError: f"{repo_id} no longer has the revision {revision} (it was moved or deleted);"
+        " install a newer tcgn_hub or tell the owner of the repository.",
+        errors.LocalEntryNotFoundError: f"{hub} cannot be reached, and {name} of {repo_id} is not on this machine;"
+        " check the network, HF_ENDPOINT and the proxy settings.",
+        errors.EntryNotFoundError: f"{repo_id} has no file {name} at revision {revision}; tell the owner of the"
+        " repository.",
+    }
+    # the kinds stand before those they are kinds of
+    text = next((text for kind, text in said.items() if isinstance(err, kind)), None)
+    if text is not None:
+        return WeightsError(text)
+    if isinstance(err, errors.RepositoryNotFoundError) or status == 404:
+        text = f"There is no repository {repo_id} at {hub}, or it is private: if you have access, log in with"
+        text += " `hf auth login` or set HF_TOKEN."
+    elif status == 401 and get_token():
+        text = (
             f"{hub} refused your token for {repo_id} (it may have expired): log in again with `hf auth login`, or set"
-            " another HF_TOKEN."
         )
-    if status in (401, 403):
-        return WeightsError(
+        text += " another HF_TOKEN."
+    elif status in (401, 403):
+        text = (
             f"{hub} refused access to {repo_id}: log in with `hf auth login` or set an HF_TOKEN that may read it, and"
-            f" accept its terms at {hub}/{repo_id} if it has any."
         )
-    if status is not None:
-        return WeightsError(f"{hub} answered {status} for {name} of {repo_id}; try again later.")
-    return WeightsError(
-        f"{hub} cannot be reached, or broke off, for {name} of {repo_id} ({type(err).__name__}); check the network,"
-        " HF_ENDPOINT and the proxy settings and try again: what has arrived is kept."
-    )
+        text += f" accept its terms at {hub}/{repo_id} if it has any."
+    elif status is not None:
+        text = f"{hub} answered {status} for {name} of {repo_id}; try again later."
+    else:
+        text = f"{hub} cannot be reached, or broke off, for {name} of {repo_id} ({type(err).__name__}); check the"
+        text += " network, HF_ENDPOINT and the proxy settings and try again: what has arrived is kept."
+    return WeightsError(text)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -57,22 +57,9 @@ class WeightsInfo:
     def to_json(self) -> dict[str, Any]:
         """As plain values; a panel of this package by its name."""
         panel: Any = next((name for name in PANELS if tuple(load_panel(name)) == self.genes), list(self.genes))
-        return {
-            "name": self.name,
-            "architecture": self.architecture,
-            "scope": self.scope,
-            "panel": panel,
-            "units": self.units,
-            "sha256": self.sha256,
-            "crop": self.crop,
-            "training_data": self.training_data,
-            "held_out": self.held_out,
-            "ood": self.ood,
-            "parents": [parent.to_json() for parent in self.parents],
-            "seen": [section.to_json() for section in self.seen],
-            "license": self.license,
-            "origin": self.origin,
-        }
+        plain = {key: getattr(self, key) for key in self.__dataclass_fields__ if key != "genes"}
+        lineage = {key: [part.to_json() for part in plain[key]] for key in ("parents", "seen")}
+        return {"panel": panel, **plain, **lineage}
 
     @classmethod
     def from_json(cls, document: dict[str, Any], **known: Any) -> WeightsInfo:
@@ -118,10 +105,6 @@ class WeightsInfo:
         except (ValueError, TypeError, AttributeError) as err:
             raise refused(err) from err
         return info
-
-    def renamed(self, name: str) -> WeightsInfo:
-        """The same under another name."""
-        return replace(self, name=name)
 
     @property
     def patch_um(self) -> float:

@@ -59,23 +59,14 @@ class WeightFile:
 
 @dataclass(frozen=True)
 class ManifestEntry:
-    """What a manifest says of weights.
-
-    Attributes:
-        info: What is known of them.
-        files: Their files; none before an import.
-        bundled: Whether these lie with the manifest, in ``folder``.
-        folder: Where they lie if they do.
-        hub: ``repo_id`` and ``revision`` on the Hub, None until they are published.
-        import_from: ``file`` and ``from`` of weights that only their authors give.
-    """
+    """What a manifest says of weights."""
 
     info: WeightsInfo
-    files: tuple[WeightFile, ...]
-    bundled: bool
+    files: tuple[WeightFile, ...]  # none before an import
+    bundled: bool  # whether the files lie with the manifest, in ``folder``
     folder: Path
-    hub: dict[str, str | None]
-    import_from: dict[str, str] | None = None
+    hub: dict[str, str | None]  # ``repo_id`` and ``revision``, None until they are published
+    import_from: dict[str, str] | None = None  # ``file`` and ``from`` of weights that only their authors give
 
     @property
     def tag(self) -> str:
@@ -93,18 +84,11 @@ def manifest_path() -> Path:
     return _PACKAGE / NAME
 
 
-def imports_folder() -> Path:
-    """Where imported weights and their manifest are kept: in the assets of ``HF_HOME``."""
+def assets_folder(kind: str) -> Path:
+    """Where 'imports' and their manifest, 'exports' or 'downloads' are kept: in the assets of ``HF_HOME``."""
     from huggingface_hub.constants import HF_ASSETS_CACHE
 
-    return Path(HF_ASSETS_CACHE) / "tcgn_hub" / "imports"
-
-
-def exports_folder() -> Path:
-    """Where exported weights are kept that were not given another place: in the assets of ``HF_HOME``."""
-    from huggingface_hub.constants import HF_ASSETS_CACHE
-
-    return Path(HF_ASSETS_CACHE) / "tcgn_hub" / "exports"
+    return Path(HF_ASSETS_CACHE) / "tcgn_hub" / kind
 
 
 @cache
@@ -118,7 +102,7 @@ def load_manifest() -> dict[str, ManifestEntry]:
                 if tag in entries:
                     raise ManifestError(f"{path} of TCGN_MANIFEST has the tag {tag}, which is taken; rename it.")
                 entries[tag] = entry
-    imported = imports_folder() / NAME
+    imported = assets_folder("imports") / NAME
     if imported.is_file():
         entries.update(read_manifest(imported))
     return entries
@@ -137,12 +121,7 @@ def reload_manifest() -> None:
 
 
 def read_manifest(path: Path, *, folder: Path | None = None) -> dict[str, ManifestEntry]:
-    """Entries of a manifest file by tag.
-
-    Args:
-        path: The file.
-        folder: Where bundled files lie, in folders named like the tags; beside the manifest if None.
-    """
+    """Entries of a manifest file by tag; bundled files lie in folders named like these, in ``folder`` or beside it."""
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as err:

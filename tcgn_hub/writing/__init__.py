@@ -1,5 +1,8 @@
 """Results as files. Knows nothing of models.
 
+All of its functions raise `tcgn_hub.errors.OutputError` where a file cannot be written, or a result of patches is given
+where a slide is needed, and `tcgn_hub.errors.ExtraError` where a package is not installed.
+
 To import it lets `tcgn_hub.result.Result.write` write .csv, .json, .parquet, .txt, .geojson and .h5ad; the packages
 that these need are imported when they are written.
 """

@@ -220,7 +220,7 @@ def write_table(path: Path, result: Result) -> None:
 
 @writer(".parquet", needs="pyarrow", extra="parquet")
 def write_parquet(path: Path, result: Result) -> None:
-    """Write the table of `to_csv`; genes are float32, and the metadata of the schema hold `table_metadata` as ``tcgn``."""
+    """Write the table of `to_csv`, genes as float32; the metadata of the schema hold `table_metadata` as ``tcgn``."""
     pa = require("pyarrow", extra="parquet", to="write .parquet files")
     parquet = require("pyarrow.parquet", extra="parquet", to="write .parquet files")
     columns, tables = describe(result), _values(result)

@@ -12,7 +12,7 @@ from tcgn_hub.errors import DeviceError, WeightsError
 from tcgn_hub.extras import require
 from tcgn_hub.images.transforms import dihedral, to_input_array
 from tcgn_hub.weights.info import WeightsInfo
-from tcgn_hub.weights.manifest import exports_folder
+from tcgn_hub.weights.manifest import assets_folder
 
 METADATA, PRECISION = "tcgn", "tcgn_precision"
 """Keys of the metadata of an .onnx file: JSON of `WeightsInfo`, and the precision of the export."""
@@ -20,7 +20,7 @@ METADATA, PRECISION = "tcgn", "tcgn_precision"
 
 def exported_path(sha256: str) -> Path:
     """Where `tcgn_hub.export` keeps weights of this checksum if it is not told otherwise."""
-    return exports_folder() / f"{sha256}.onnx"
+    return assets_folder("exports") / f"{sha256}.onnx"
 
 
 class OnnxBackend:
