@@ -196,7 +196,7 @@ def recorded(canned, monkeypatch):
     ("image", "output"), [(PATCH, "x.csv"), (str(golden.SVS), "x.h5ad")], ids=["patches", "slides"]
 )
 def test_each_option_of_predict_is_used_or_refused(recorded, capsys, tmp_path, monkeypatch, image, output, option):
-    assert set(GIVEN) == set(_options(build_parser()))
+    assert set(GIVEN) == set(_options(build_parser("tcgn predict")))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "spots.csv").write_text("")
 

@@ -10,6 +10,7 @@ from scipy import stats
 from scipy.ndimage import gaussian_filter
 from scipy.spatial import KDTree
 
+from tcgn_hub.correlation import pearson, spearman
 from tcgn_hub.errors import SectionError
 from tcgn_hub.evaluation import metrics
 from tcgn_hub.evaluation.baselines import color_texture_features, mean_predict, ridge_predict
@@ -22,9 +23,7 @@ from tcgn_hub.evaluation.metrics import (
     interval,
     nrmse,
     p_values,
-    pearson,
     rmse,
-    spearman,
 )
 from tcgn_hub.evaluation.tables import section_table
 from tcgn_hub.result import Measured

@@ -37,12 +37,12 @@ def command(
 
     def main(argv: Sequence[str] | None = None, *, prog: str = name) -> int:
         args = build_parser(prog).parse_args(argv)
-        return _run(lambda: act(args, prog), prog)
+        return run(lambda: act(args, prog), prog)
 
     return main
 
 
-def _run(command: Callable[[], int], name: str) -> int:
+def run(command: Callable[[], int], name: str) -> int:
     """Run a command; 2 and one sentence on stderr for an error of the user's, 130 after Ctrl-C."""
     try:
         with log_to_stderr():

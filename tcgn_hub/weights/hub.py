@@ -73,6 +73,7 @@ def resolve(
             path = hub_folder(name, cache_dir) if "tag" in known else Path(weights)
             path = path / "model.safetensors" if path.is_dir() else path
             if not path.is_file():
+                tags = ", ".join(load_manifest()) or "none"
                 neither = "" if isinstance(weights, Path) else f", and {weights} is no such tag: there are {tags}"
                 raise WeightsError(f"{path} does not exist{neither}.")
             try:
