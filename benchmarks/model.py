@@ -43,8 +43,6 @@ import argparse
 import copy
 import json
 import math
-import os
-import platform
 import statistics
 import sys
 import tempfile
@@ -66,6 +64,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import timm  # noqa: E402
+from machine import processor_name, progress, usable_cores  # noqa: E402
 from oracle import literal_model  # noqa: E402
 
 import tcgn_hub  # noqa: E402, F401
@@ -279,10 +278,6 @@ def measure(rows: list[Row], models: dict[str, nn.Module], device: torch.device,
         row.call = None
 
 
-def progress(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
 def print_table(rows: list[Row], rates: dict[str, float]) -> None:
     width = max(len(row.name) for row in rows)
     head = f"{'':{width}}  batch  images/s  memory MiB  GFLOPs   limit  of limit   off by"
@@ -337,16 +332,6 @@ def print_ratios(rows: list[Row], args: argparse.Namespace) -> None:
             ratio(f"{OURS} eager {dtype} / literal eager float32", ours, literal)
 
 
-def processor_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -377,8 +362,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     device = torch.device(args.device)
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    torch.set_num_threads(args.threads or usable or 1)
+    torch.set_num_threads(args.threads or usable_cores())
     torch.backends.cuda.matmul.allow_tf32 = args.tf32
     torch.backends.cudnn.allow_tf32 = args.tf32
     # each compiled row and batch size is one more version of the same forward
@@ -391,7 +375,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not rows:
         sys.exit("No row is left to measure.")
     models = make_models({row.model for row in rows}, device)
-    print(f"torch {torch.__version__}, {processor_name(device)}, {device}, {torch.get_num_threads()} CPU threads")
+    print(f"torch {torch.__version__}, {processor_name(str(device))}, {device}, {torch.get_num_threads()} CPU threads")
 
     sizes, repeats = ((1024, 1568), 2) if args.quick else ((1024, 1568, 2352, 3136), 5)
     torch.mm(*torch.randn(2, 2000, 2000, device=device))  # the first products of a process are slower

@@ -38,7 +38,6 @@ import contextlib
 import io
 import json
 import os
-import platform
 import resource
 import statistics
 import subprocess
@@ -56,6 +55,8 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+
+from machine import processor_name, progress, usable_cores  # noqa: E402
 
 from tcgn_hub import load  # noqa: E402
 from tcgn_hub.images.slides import Slide, open_slide  # noqa: E402
@@ -301,10 +302,6 @@ def measure(cases: list[Case], args: argparse.Namespace, folder: Path) -> None:
             before = after
 
 
-def progress(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
 def print_results(cases: list[Case]) -> None:
     print(
         f"\n{'':8}  tiles    model    whole  of model   stream  of model  memory MiB  at most"
@@ -337,21 +334,10 @@ def print_results(cases: list[Case]) -> None:
             print(f"pyramid: at most {most:.0f} MiB in {case.runs[0]['processes']} processes, goal {GOAL_MIB} MiB")
 
 
-def processor_name(device: str) -> str:
-    if device.startswith("cuda"):
-        return torch.cuda.get_device_name(device)
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--threads", type=int, default=usable, help="CPU threads, by default the usable cores")
+    parser.add_argument("--threads", type=int, default=usable_cores(), help="CPU threads, by default the usable cores")
     parser.add_argument("--side", type=int, help="side of the pyramid in pixels, by default 100000; 0 for none")
     parser.add_argument("--blocks", type=int, help="pieces of tissue in it, by default 8; each has about 75 tiles")
     parser.add_argument("--batch-size", type=int, help="tiles per forward pass, by default 32")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import os
 import secrets
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from tcgn_hub.errors import OutputError
 
@@ -33,6 +35,15 @@ def write_text(path: str | Path, text: str | Iterable[str]) -> None:
     """Write a text file under a temporary name, then rename it."""
     with writing(path) as part, part.open("w", encoding="utf-8", newline="") as file:
         file.writelines([text] if isinstance(text, str) else text)
+
+
+def write_npz(path: str | Path, arrays: dict[str, Any]) -> None:
+    """Write arrays as .npz that needs no pickle, under a temporary name, then rename it."""
+    import numpy as np
+
+    content = io.BytesIO()
+    np.savez_compressed(content, **arrays)
+    write_bytes(path, content.getvalue())
 
 
 def write_bytes(path: str | Path, content: bytes) -> None:

@@ -98,29 +98,17 @@ class SlideContext:
 
 @dataclass(frozen=True)
 class GeneSummary:
-    """A gene over the patches, or the tiles of a slide.
+    """A gene over the patches, or the tiles of a slide."""
 
-    Attributes:
-        gene: Its symbol.
-        significant: 'yes', 'no' or 'unknown'.
-        pcc: Held-out Pearson correlation, NaN if it was not measured.
-        mean: Mean in the units of the prediction.
-        sd: Standard deviation.
-        min: Lowest.
-        max: Highest.
-        interval_radius: Half of the width of the prediction interval of a tile, NaN if it is not known.
-        tta_std: Standard deviation over rotations and reflections, mean over the tiles; NaN without them.
-    """
-
-    gene: str
-    significant: str
-    pcc: float
-    mean: float
-    sd: float
-    min: float
-    max: float
-    interval_radius: float
-    tta_std: float
+    gene: str  # its symbol
+    significant: str  # 'yes', 'no' or 'unknown'
+    pcc: float  # held-out Pearson correlation, NaN if it was not measured
+    mean: float  # mean in the units of the prediction
+    sd: float  # standard deviation
+    min: float  # lowest
+    max: float  # highest
+    interval_radius: float  # half of the width of the prediction interval of a tile, NaN if it is not known
+    tta_std: float  # standard deviation over rotations and reflections, mean over the tiles; NaN without them
 
 
 @dataclass(eq=False)
@@ -512,25 +500,18 @@ class Gallery:
 
 @dataclass(frozen=True)
 class Measured:
-    """One section held out: what was measured, and what was predicted for it.
+    """One section held out: what was measured, and what was predicted for it."""
 
-    Attributes:
-        name: Name of the section.
-        patient: Patient the tissue is from.
-        xy: Spot centres in any unit, shape (n, 2); NaN where unknown.
-        targets: Measurements, shape (n, genes); NaN in the columns of genes not measured, and in the rows of spots
-            without counts, which are left out.
-        predicted: Predictions of the model in the same units, shape (n, genes).
-        baselines: Predictions of 'ridge' and 'mean', each of shape (n, genes); either may be missing.
-        counts: Raw counts of the panel's genes for the noise ceiling, shape (n, genes); None if there are none.
-    """
-
-    name: str
-    patient: str
-    xy: np.ndarray
+    name: str  # name of the section
+    patient: str  # patient the tissue is from
+    xy: np.ndarray  # spot centres in any unit, shape (n, 2); NaN where unknown
+    # measurements, shape (n, genes); NaN in the columns of genes not measured, and in the rows of spots without
+    # counts, which are left out
     targets: np.ndarray
-    predicted: np.ndarray
+    predicted: np.ndarray  # predictions of the model in the same units, shape (n, genes)
+    # predictions of 'ridge' and 'mean', each of shape (n, genes); either may be missing
     baselines: dict[str, np.ndarray]
+    # raw counts of the panel's genes for the noise ceiling, shape (n, genes); None if there are none
     counts: np.ndarray | None = None
 
 

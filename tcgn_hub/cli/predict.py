@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,23 +58,17 @@ def _predict(args: argparse.Namespace, prog: str) -> int:
 
 
 def _predict_patches(images: list[Path], options: dict[str, Any], args: argparse.Namespace, prog: str) -> int:
-    from tcgn_hub.files import write_text
     from tcgn_hub.writing.tables import FORMATS, to_table
 
     output = Path(args.output) if args.output else None
     suffix = _suffix_of(output, args.format) if output else _SUFFIXES[args.format or "table"]
     result = load_predictor(args).patches(images, on_error="skip", progress=True, **options)
-    text: Iterable[str]
-    if suffix == ".txt":
-        text = [to_table(result, top=args.top)]
-    else:
-        text = FORMATS[suffix[1:]](result.top(args.top) if args.top else result)
+    if args.top:
+        result = result.top(args.top)
     if output is None:
-        sys.stdout.writelines(text)
-    elif suffix == ".txt":
-        write_text(output, text)
+        sys.stdout.writelines([to_table(result)] if suffix == ".txt" else FORMATS[suffix[1:]](result))
     else:
-        (result.top(args.top) if args.top else result).write(output, format=suffix)
+        result.write(output, format=suffix)
     return _say(prog, result.failed.values())
 
 

@@ -23,15 +23,10 @@ _MAX_PIXELS = 4_000_000_000  # the images of sections are trusted
 
 @dataclass(frozen=True)
 class SpotCrops:
-    """Pictures of the spots of a section.
+    """Pictures of the spots of a section."""
 
-    Attributes:
-        pixels: RGB, uint8, shape (n, 3, S, S), possibly a read-only memory map; white beyond the image's edge.
-        patch_px: Side of the central part that the model is to see, in these pixels; what is around it is margin.
-    """
-
-    pixels: np.ndarray
-    patch_px: int
+    pixels: np.ndarray  # RGB, uint8, shape (n, 3, S, S), maybe a read-only memory map; white beyond the image's edge
+    patch_px: int  # side of the central part that the model is to see; what is around it is margin
 
     def patches(self, at_once: int = 32) -> Iterator[np.ndarray]:
         """What the model is to see, uint8, in parts of shape (at most ``at_once``, 3, patch_px, patch_px)."""
@@ -43,17 +38,11 @@ class SpotCrops:
 
 @dataclass(frozen=True)
 class _Plan:
-    """How a spot is cut out.
+    """How a spot is cut out."""
 
-    Attributes:
-        native: Side of the patch in full-resolution pixels.
-        patch: Side of the patch in the pixels that are kept: the same, but at most what the model takes.
-        side: Side of what is kept, margin included, likewise.
-    """
-
-    native: float
-    patch: int
-    side: int
+    native: float  # side of the patch in full-resolution pixels
+    patch: int  # the same in the pixels that are kept, at most what the model takes
+    side: int  # of what is kept, margin included
 
     @property
     def downsample(self) -> float:

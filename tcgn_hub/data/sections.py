@@ -22,37 +22,25 @@ _END = 4 << 20
 
 @dataclass(frozen=True)
 class Section:
-    """One tissue section, whoever measured it.
+    """One tissue section, whoever measured it."""
 
-    Attributes:
-        name: Name of the section.
-        patient: Patient the tissue is from; a split by patient keeps its sections together.
-        image: The full-resolution image; None where every spot has a picture of its own, see ``patches``.
-        spots: Names of the spots, n of them.
-        xy: Spot centres as (x, y) in pixels of the image, float64, shape (n, 2).
-        genes: Symbols of the columns of ``counts``, without duplicates.
-        counts: Raw counts, float32, shape (n, genes); of a bulk measurement, shape (1, genes). An array, or a CSR
-            matrix of SciPy where the file had a sparse one.
-        mpp: Micrometres per pixel of the image, None if unknown.
-        patches: One picture a spot, whose centre is the spot's; None where there is an image.
-        bulk: Whether ``counts`` is the one measurement of the whole section; the spots are then tiles of its tissue.
-        left_out: What a reader had to leave out or to mend, and how often: a short noun phrase and a number, such as
-            ``{"spots without counts": 1}``; shown in the table before training.
-        study: The study it is from; sections and patients of different studies may share names.
-    """
-
-    name: str
-    patient: str
-    image: Path | None
-    spots: list[str]
-    xy: np.ndarray
-    genes: list[str]
+    name: str  # name of the section
+    patient: str  # patient the tissue is from; a split by patient keeps its sections together
+    image: Path | None  # the full-resolution image; None where every spot has a picture of its own, see ``patches``
+    spots: list[str]  # names of the spots, n of them
+    xy: np.ndarray  # spot centres as (x, y) in pixels of the image, float64, shape (n, 2)
+    genes: list[str]  # symbols of the columns of ``counts``, without duplicates
+    # raw counts, float32, shape (n, genes); of a bulk measurement, shape (1, genes). An array, or a CSR matrix of
+    # SciPy where the file had a sparse one
     counts: Any
-    mpp: float | None = None
-    patches: list[Path] | None = None
+    mpp: float | None = None  # micrometres per pixel of the image, None if unknown
+    patches: list[Path] | None = None  # one picture a spot, whose centre is the spot's; None where there is an image
+    # whether ``counts`` is the one measurement of the whole section; the spots are then tiles of its tissue
     bulk: bool = False
+    # what a reader had to leave out or to mend, and how often: a short noun phrase and a number, such as ``{"spots
+    # without counts": 1}``; shown in the table before training
     left_out: dict[str, int] = field(default_factory=dict)
-    study: str = OWN
+    study: str = OWN  # the study it is from; sections and patients of different studies may share names
 
     def at(self, keep: np.ndarray) -> Section:
         """The section with the spots of an index or a mask only."""

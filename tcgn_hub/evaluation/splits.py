@@ -19,17 +19,11 @@ SPLITS = ("patient", "section", "none")
 
 @dataclass(frozen=True)
 class Split:
-    """Names of the sections to train on, to choose settings on, and to measure on once.
+    """Names of the sections to train on, to choose settings on, and to measure on once."""
 
-    Attributes:
-        train: Sections to train on.
-        val: Sections to choose on, such as when to stop; none of them trains.
-        test: Sections held out, on which nothing is chosen.
-    """
-
-    train: tuple[str, ...]
-    val: tuple[str, ...] = ()
-    test: tuple[str, ...] = ()
+    train: tuple[str, ...]  # sections to train on
+    val: tuple[str, ...] = ()  # sections to choose on, such as when to stop; none of them trains
+    test: tuple[str, ...] = ()  # sections held out, on which nothing is chosen
 
     def to_json(self) -> str:
         """One object of three lists of names."""

@@ -20,17 +20,11 @@ _INCH_UM = 25400.0
 
 @dataclass(frozen=True)
 class Scale:
-    """Size of the pixels of an image.
-
-    Attributes:
-        mpp: Micrometres per pixel.
-        source: Where that comes from, such as 'openslide.mpp-x' or '--mpp'.
-        nominal: Whether it is the nominal size of a magnification, 10 um/px over the magnification, and not measured.
-    """
+    """Size of the pixels of an image, in micrometres per pixel."""
 
     mpp: float
-    source: str
-    nominal: bool = False
+    source: str  # such as 'openslide.mpp-x' or '--mpp'
+    nominal: bool = False  # 10 um/px over a magnification, and not measured
 
     def patch_um(self, trained_um: float, nominal_um: float = NOMINAL_PATCH_UM) -> float:
         """Side of the patch to predict: what the weights were trained on, or what that nominally was."""

@@ -19,18 +19,11 @@ OVERVIEW_PX = 2000
 
 @dataclass(frozen=True)
 class Tiles:
-    """Squares of a slide.
-
-    Attributes:
-        names: n of them.
-        xy: Centres as (x, y) in pixels at full resolution, float64, shape (n, 2).
-        array_row: Row in the grid or array, int, shape (n,).
-        array_col: Column, likewise.
-    """
+    """Squares of a slide, n of them."""
 
     names: list[str]
-    xy: np.ndarray
-    array_row: np.ndarray
+    xy: np.ndarray  # centres as (x, y) in pixels at full resolution, float64, shape (n, 2)
+    array_row: np.ndarray  # in the grid or array, int, shape (n,)
     array_col: np.ndarray
 
     def __len__(self) -> int:

@@ -35,15 +35,10 @@ _exporting = threading.Lock()  # PyTorch's exporter changes state of the process
 
 @dataclass(frozen=True)
 class Exported:
-    """A file that was written and checked.
+    """A file that was written and checked."""
 
-    Attributes:
-        path: Where it is.
-        difference: Largest difference of its values to those of the model, on patches of noise.
-    """
-
-    path: Path
-    difference: float
+    path: Path  # where it is
+    difference: float  # largest difference of its values to those of the model, on patches of noise
 
 
 def export_weights(

@@ -345,16 +345,8 @@ def predict_slide(
 ) -> Result:
     """Predict gene expression over the tissue of a slide: `load`, then `Predictor.slide`.
 
-    Args:
-        path: A slide in a format of OpenSlide, OME-TIFF, other tiled TIFF, or a plain picture.
-        weights: As of `predict`.
-        device: As of `load`.
-        precision: Likewise.
-        backend: Likewise.
-        **options: Those of `Predictor.slide`.
-
-    Raises:
-        TcgnError: As of `load` and `Predictor.slide`.
+    ``weights`` are those of `predict`; ``device``, ``precision`` and ``backend`` those of `load`; the other options and
+    the errors those of `Predictor.slide`.
     """
     _known(Predictor.slide, options)
     check_slide(path, **options)
@@ -389,14 +381,7 @@ def explain(
 ) -> Explanation:
     """Explain the prediction for the centre of a patch: `load`, then `Predictor.explain`.
 
-    Args:
-        image: Path, PIL image of any mode, or uint8 array of shape (H, W, 3).
-        weights: As of `predict`.
-        device: As of `load`.
-        **options: Those of `Predictor.explain`.
-
-    Raises:
-        TcgnError: As of `load` and `Predictor.explain`.
+    ``weights`` are those of `predict`, the other options those of `Predictor.explain`, and so are the errors.
     """
     _known(Predictor.explain, options)
     check_explain(**options)
@@ -406,13 +391,7 @@ def explain(
 def export(weights: str | Path | None = None, path: str | Path | None = None, **options: Any) -> Exported:
     """Export weights as ONNX or as a program of torch.export: `load`, then `Predictor.export`.
 
-    Args:
-        weights: As of `predict`.
-        path: File to write, .onnx or .pt2; None keeps an ONNX file where ``backend='onnx'`` finds it.
-        **options: Those of `Predictor.export`.
-
-    Raises:
-        TcgnError: As of `load` and `Predictor.export`.
+    ``weights`` are those of `predict`, ``path``, the other options and the errors those of `Predictor.export`.
     """
     check_export(path, **options)
     return load_weights(weights, device="cpu").export(path, **options)

@@ -19,15 +19,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Start:
-    """Attributes:
-    model: With an output for each gene.
-    info: What is known of the weights; None from scratch.
-    new_classifier: Whether the last layer is untrained: the weights have none, or one of other genes.
-    """
+    """A model with an output for each gene, and what is known of it."""
 
     model: nn.Module
-    info: WeightsInfo | None
-    new_classifier: bool
+    info: WeightsInfo | None  # None from scratch
+    new_classifier: bool  # whether the last layer is untrained: the weights have none, or one of other genes
 
     @property
     def parent(self) -> Parent | None:

@@ -10,15 +10,11 @@ import numpy as np
 
 @dataclass(frozen=True)
 class TrainingTargets:
-    """Attributes:
-    mean: Of each gene over the training spots, where the model begins, shape (genes,).
-    scale: Standard deviation of each gene, which its error is divided by, shape (genes,).
-    targets: Of each section, float32, shape (spots, genes); NaN where a gene was not measured.
-    """
+    """What a model is trained towards; NaN where a gene was not measured."""
 
-    mean: np.ndarray
-    scale: np.ndarray
-    targets: list[np.ndarray]
+    mean: np.ndarray  # of each gene over the training spots, where the model begins, shape (genes,)
+    scale: np.ndarray  # standard deviation of each gene, which its error is divided by, shape (genes,)
+    targets: list[np.ndarray]  # of each section, float32, shape (spots, genes)
 
 
 def training_targets(targets: Sequence[np.ndarray], components: int) -> TrainingTargets:

@@ -48,27 +48,17 @@ _LEAST_SPOTS = 4  # below which a correlation says nothing
 
 @dataclass
 class TrainState:
-    """Everything that a run goes on from.
+    """Everything that a run goes on from."""
 
-    Attributes:
-        model: The model in training.
-        ema: The moving average of its weights, None for none.
-        optimizer: The optimiser.
-        scaler: Of the loss, for float16.
-        step: Steps done.
-        loss: Sum of the loss over the items of the epoch so far.
-        history: One row an epoch that has ended.
-        best: ``score``, ``epoch``, ``model`` of the best epoch, and how many epochs since were ``stale``; None before
-            anything was validated.
-    """
-
-    model: nn.Module
-    ema: ModelEmaV3 | None
-    optimizer: torch.optim.Optimizer
-    scaler: GradScaler
-    step: int = 0
-    loss: float = 0.0
-    history: list[dict[str, Any]] = field(default_factory=list)
+    model: nn.Module  # the model in training
+    ema: ModelEmaV3 | None  # the moving average of its weights, None for none
+    optimizer: torch.optim.Optimizer  # the optimiser
+    scaler: GradScaler  # of the loss, for float16
+    step: int = 0  # steps done
+    loss: float = 0.0  # sum of the loss over the items of the epoch so far
+    history: list[dict[str, Any]] = field(default_factory=list)  # one row an epoch that has ended
+    # ``score``, ``epoch``, ``model`` of the best epoch, and how many epochs since were ``stale``; None before
+    # anything was validated
     best: dict[str, Any] | None = None
 
     _PARTS = ("optimizer", "scaler")

@@ -32,19 +32,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Imported:
-    """What an import did.
-
-    Attributes:
-        weights: The new entry of the manifest of imports.
-        filled: Names of the tensors that the checkpoint gives.
-        fresh: Names of the parameters it leaves to a new model: none, or the graph branches and the head.
-        left_out: Names in the checkpoint that the model has no use for.
-    """
+    """What an import did: the new entry of the manifest of imports, and names of tensors."""
 
     weights: ManifestEntry
-    filled: list[str]
-    fresh: list[str]
-    left_out: list[str]
+    filled: list[str]  # that the checkpoint gives
+    fresh: list[str]  # that it leaves to a new model: none, or the graph branches and the head
+    left_out: list[str]  # that the model has no use for
 
 
 def read_parameters(file: Path) -> dict[str, torch.Tensor]:

@@ -19,21 +19,13 @@ class Parent:
 
 @dataclass(frozen=True)
 class SeenSection:
-    """A section that weights were trained on, or chosen by.
+    """A section that weights were trained on, or chosen by."""
 
-    Attributes:
-        study: The study it is from, such as 'her2st'; patients and sections of different studies may share names.
-        patient: The patient.
-        section: Its name.
-        image: Hash of its image; empty if unknown.
-        counts: Hash of its counts, whatever their order; empty if unknown.
-    """
-
-    study: str
-    patient: str
-    section: str
-    image: str = ""
-    counts: str = ""
+    study: str  # the study it is from, such as 'her2st'; patients and sections of different studies may share names
+    patient: str  # the patient
+    section: str  # its name
+    image: str = ""  # hash of its image; empty if unknown
+    counts: str = ""  # hash of its counts, whatever their order; empty if unknown
 
     to_json = asdict
 

@@ -18,19 +18,12 @@ from tcgn_hub.weights.model_dir import manifest_entry, read_info, read_model_dir
 
 @dataclass(frozen=True)
 class Published:
-    """What was published, or would be.
+    """What was published, or would be."""
 
-    Attributes:
-        entry: For a manifest: with the commit as pinned revision, or null where nothing was uploaded.
-        card: The model card.
-        files: Names of the files of the repository.
-        url: Of the commit; None where nothing was uploaded.
-    """
-
-    entry: dict[str, Any]
+    entry: dict[str, Any]  # for a manifest; its revision is the commit, or null where nothing was uploaded
     card: str
     files: tuple[str, ...]
-    url: str | None
+    url: str | None  # of the commit; None where nothing was uploaded
 
 
 def publish(

@@ -14,7 +14,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from tcgn_hub.errors import ExtraError, OutputError, SectionError
-from tcgn_hub.files import write_bytes, write_text
+from tcgn_hub.files import write_npz, write_text
 from tcgn_hub.result import Evaluation, Measured
 
 _logger = logging.getLogger(__name__)
@@ -78,9 +78,7 @@ def write_measured(path: Path, measured: Sequence[Measured]) -> None:
         if section.counts is not None:
             known["counts"] = section.counts
         arrays |= {f"{i}.{key}": np.asarray(value, np.float32) for key, value in known.items()}
-    content = io.BytesIO()
-    np.savez_compressed(content, **arrays)
-    write_bytes(path, content.getvalue())
+    write_npz(path, arrays)
 
 
 def read_measured(path: Path) -> list[Measured]:

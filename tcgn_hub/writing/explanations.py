@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tcgn_hub.files import write_bytes
+from tcgn_hub.files import write_npz
 from tcgn_hub.result import Explanation, Gallery, LearnedGraph, Result
 from tcgn_hub.writing.canvas import GREY, Canvas, matplotlib, round_length
 from tcgn_hub.writing.figures import gene_title, slide_of
@@ -137,9 +136,7 @@ def write_arrays(path: str | Path, explanation: Explanation) -> None:
         **{f"{graph.stage}.weights": graph.weights for graph in e.graphs},
         "metadata": np.array(json.dumps(metadata)),
     }
-    content = io.BytesIO()
-    np.savez_compressed(content, **arrays)
-    write_bytes(path, content.getvalue())
+    write_npz(path, arrays)
 
 
 def _value(e: Explanation, i: int) -> str:

@@ -109,15 +109,9 @@ def to_json(result: Result) -> Iterator[str]:
     yield "\n ]\n}\n"
 
 
-def to_table(result: Result, *, top: int | None = None) -> str:
-    """A table to read: a block a patch, or one of the genes of a slide over its tiles.
-
-    Args:
-        result: What was predicted.
-        top: How many genes to show: of each patch those of the highest values, of a slide those of the highest means,
-            the highest first; if None all, in the order of the result.
-    """
-    blocks = [_slide_block(result, top)] if result.slide else [_block(result, i, top) for i in range(len(result))]
+def to_table(result: Result) -> str:
+    """A table to read: a block a patch, or one of the genes of a slide over its tiles."""
+    blocks = [_slide_block(result)] if result.slide else [_block(result, i) for i in range(len(result))]
     after = [f"values in {result.units}"]
     over = "tiles" if result.slide else "the patch"
     if "tta_std" in result.layers:
@@ -131,7 +125,7 @@ def to_table(result: Result, *, top: int | None = None) -> str:
     return "\n".join(blocks) + "\n" + "\n".join(after) + "\n"
 
 
-def _block(result: Result, i: int, top: int | None) -> str:
+def _block(result: Result, i: int) -> str:
     """One patch."""
     obs = {key: values[i] for key, values in result.obs.items()}
     head = f"{obs['name']}: central {obs['patch_px']} px, {obs['mpp']:.4g} um/px by {obs['scale_source']}"
@@ -146,7 +140,7 @@ def _block(result: Result, i: int, top: int | None) -> str:
         columns[f"{result.info.interval_level:.0%} interval"] = [
             "unknown" if np.isnan(low) else f"{low:.2f} to {high:.2f}" for low, high in np.concatenate(ends).T
         ]
-    return head + _genes(result, columns, result.X[i], top)
+    return head + _genes(result, columns)
 
 
 def ood_text(ood: float) -> str:
@@ -154,7 +148,7 @@ def ood_text(ood: float) -> str:
     return f"out of distribution (distance from the training tissue {ood:.1f}, above 1): do not rely on it"
 
 
-def _slide_block(result: Result, top: int | None) -> str:
+def _slide_block(result: Result) -> str:
     """A slide."""
     slide, is_ood = result.slide, result.is_ood
     assert slide is not None
@@ -170,10 +164,10 @@ def _slide_block(result: Result, top: int | None) -> str:
         columns[f"{result.info.interval_level:.0%} interval"] = [
             "unknown" if np.isnan(radius) else f"+- {radius:.2f}" for radius in radii
         ]
-    return head + _genes(result, columns, np.array([gene.mean for gene in summary]), top)
+    return head + _genes(result, columns)
 
 
-def _genes(result: Result, columns: dict[str, list[str]], values: np.ndarray, top: int | None) -> str:
+def _genes(result: Result, columns: dict[str, list[str]]) -> str:
     """Lines of genes with what is known of each."""
     pcc = [result.pcc(gene) for gene in result.genes]
     columns = {
@@ -182,10 +176,7 @@ def _genes(result: Result, columns: dict[str, list[str]], values: np.ndarray, to
         "significant": [result.significance(gene) for gene in result.genes],
         "held-out PCC": ["unknown" if value is None else f"{value:.3f}" for value in pcc],
     }
-    rows = list(zip(*columns.values(), strict=True))
-    if top is not None:
-        rows = [rows[i] for i in np.argsort(-values, kind="stable")[:top]]
-    return aligned([list(columns), *rows], left=(0, len(columns) - 2))
+    return aligned([list(columns), *zip(*columns.values(), strict=True)], left=(0, len(columns) - 2))
 
 
 def write_with_metadata(path: str | Path, lines: Iterable[str], metadata: dict[str, Any]) -> None:
