@@ -8,12 +8,8 @@ import numpy as np
 def pearson(predicted: np.ndarray, measured: np.ndarray) -> np.ndarray:
     """Pearson correlation (PCC) of each gene over spots, 0 where either is constant.
 
-    Args:
-        predicted: Predictions, shape (spots, genes).
-        measured: Measurements in the same units, shape (spots, genes).
-
-    Returns:
-        Correlations, float64, shape (genes,); NaN for genes that were not measured, whose column is NaN.
+    ``predicted``: predictions, shape (spots, genes); ``measured``: measurements in the same units, shape (spots,
+    genes). Returns correlations, float64, shape (genes,); NaN for genes that were not measured, whose column is NaN.
     """
     p, m = centred(predicted), centred(measured)
     norm = np.sqrt((p**2).sum(axis=0) * (m**2).sum(axis=0))
@@ -23,12 +19,8 @@ def pearson(predicted: np.ndarray, measured: np.ndarray) -> np.ndarray:
 def spearman(predicted: np.ndarray, measured: np.ndarray) -> np.ndarray:
     """Spearman correlation of each gene over spots: `pearson` of the ranks, ties given their average rank.
 
-    Args:
-        predicted: Predictions, shape (spots, genes).
-        measured: Measurements, shape (spots, genes).
-
-    Returns:
-        Correlations, float64, shape (genes,); 0 where either is constant, NaN for genes that were not measured.
+    ``predicted``: predictions, shape (spots, genes); ``measured``: measurements, shape (spots, genes). Returns
+    correlations, float64, shape (genes,); 0 where either is constant, NaN for genes that were not measured.
     """
     return pearson(_ranks(predicted), _ranks(measured))
 

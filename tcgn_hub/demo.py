@@ -29,9 +29,8 @@ _COLUMNS = ("gene", "value", "tta_std", "interval", "significant", "held-out PCC
 def build_demo(weights: str | Path | None = None, *, device: str = "auto") -> Blocks:
     """The page, to be launched or mounted; the same runs as a Space of Hugging Face.
 
-    Args:
-        weights: As in `tcgn_hub.predict`; the default weights if None. They are read once, before the page opens.
-        device: As in `tcgn_hub.load`.
+    ``weights``: as in `tcgn_hub.predict`; the default weights if None. They are read once, before the page opens;
+    ``device``: as in `tcgn_hub.load`.
     """
     gr = require("gradio", extra="demo", to="open the page")
     require("matplotlib", extra="plot", to="draw figures")

@@ -63,13 +63,10 @@ def spot_crops(
     Patches of at most 224 px are kept pixel by pixel; larger ones are read from the level that predictions are read
     from, and resized so that the patch has 224 px.
 
-    Args:
-        section: The section.
-        patch_um: Side of the patch that the model is to see, in micrometres. Either this or ``crop_px``.
-        crop_px: The same in pixels of the image, as the rule of the paper has it.
-        margin: What to keep around the patch on each side, as a share of its side, for crops that are moved.
-        cache: Folder to keep the crops in. They are cut anew if the image or anything else that they follow from has
-            changed.
+    ``section``: the section; ``patch_um``: side of the patch that the model is to see, in micrometres. Either this or
+    ``crop_px``; ``crop_px``: the same in pixels of the image, as the rule of the paper has it; ``margin``: what to keep
+    around the patch on each side, as a share of its side, for crops that are moved; ``cache``: folder to keep the crops
+    in. They are cut anew if the image or anything else that they follow from has changed.
     """
     if (patch_um is None) == (crop_px is None):
         raise ValueError("give either patch_um or crop_px")

@@ -85,13 +85,9 @@ def panel_counts(section: Section, panel: Sequence[str]) -> np.ndarray:
 def expression_targets(section: Section, panel: Sequence[str]) -> np.ndarray:
     """Training targets of the paper: ``log10(1 + 10^4 count / sum of the panel's counts)``.
 
-    Args:
-        section: The section.
-        panel: Gene symbols.
-
-    Returns:
-        float32, shape (n, len(panel)); shape (1, len(panel)) of a bulk measurement. A gene that was not measured gives
-        a column of NaN, a spot whose panel counts are all zero a row of NaN.
+    ``section``: the section; ``panel``: gene symbols. Returns float32, shape (n, len(panel)); shape (1, len(panel)) of
+    a bulk measurement. A gene that was not measured gives a column of NaN, a spot whose panel counts are all zero a row
+    of NaN.
     """
     counts = panel_counts(section, panel)
     if np.isnan(counts).all():

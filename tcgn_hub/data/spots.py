@@ -17,9 +17,8 @@ _VISIUM = ("barcode", "in_tissue", "array_row", "array_col", "pxl_row_in_fullres
 def read_spots(path: str | Path) -> Tiles:
     """Spots in tissue from a file: a her2st selection, Space Ranger's ``tissue_positions``, or an h5ad.
 
-    Args:
-        path: ``.tsv`` with pixel_x and pixel_y; ``.csv`` with or without a header, or ``.parquet``; ``.h5ad`` with
-            obsm['spatial'].
+    ``path``: ``.tsv`` with pixel_x and pixel_y; ``.csv`` with or without a header, or ``.parquet``; ``.h5ad`` with
+    obsm['spatial'].
     """
     path = Path(path)
     if not path.is_file():

@@ -8,12 +8,9 @@ import numpy as np
 def color_texture_features(crops: np.ndarray) -> np.ndarray:
     """Hand-made features of colour and texture, what the baseline sees of a patch.
 
-    Args:
-        crops: RGB crops, uint8, shape (n, 3, size, size).
-
-    Returns:
-        Features, float32, shape (n, 32): per channel mean, standard deviation, four quantiles, mean and standard
-        deviation of optical density; mean absolute brightness steps at 1, 2, 4 and 8 px in both directions.
+    ``crops``: RGB crops, uint8, shape (n, 3, size, size). Returns features, float32, shape (n, 32): per channel mean,
+    standard deviation, four quantiles, mean and standard deviation of optical density; mean absolute brightness steps
+    at 1, 2, 4 and 8 px in both directions.
     """
     x = crops.astype(np.float32) / 255
     density = -np.log(np.clip(x, 1 / 255, 1))
@@ -34,14 +31,10 @@ def ridge_predict(
 ) -> np.ndarray:
     """Ridge regression on standardised features, fitted on the training spots only.
 
-    Args:
-        train_features: Shape (spots, features).
-        train_targets: Shape (spots, genes); NaN where a gene was not measured, which is fitted on the other spots.
-        test_features: Shape (other spots, features).
-        penalty: Weight of the squared coefficients.
-
-    Returns:
-        Predictions for the test spots, shape (other spots, genes); NaN for genes without a training spot.
+    ``train_features``: shape (spots, features); ``train_targets``: shape (spots, genes); NaN where a gene was not
+    measured, which is fitted on the other spots; ``test_features``: shape (other spots, features); ``penalty``: weight
+    of the squared coefficients. Returns predictions for the test spots, shape (other spots, genes); NaN for genes
+    without a training spot.
     """
     alike: dict[bytes, list[int]] = {}
     known = ~np.isnan(train_targets)
@@ -58,12 +51,8 @@ def ridge_predict(
 def mean_predict(train_targets: np.ndarray, spots: int) -> np.ndarray:
     """The mean of each gene over the training spots, for every test spot.
 
-    Args:
-        train_targets: Shape (training spots, genes); NaN where a gene was not measured.
-        spots: Number of test spots.
-
-    Returns:
-        Predictions, float64, shape (spots, genes); NaN for genes without a training spot.
+    ``train_targets``: shape (training spots, genes); NaN where a gene was not measured; ``spots``: number of test
+    spots. Returns predictions, float64, shape (spots, genes); NaN for genes without a training spot.
     """
     known = ~np.isnan(train_targets)
     total = np.where(known, train_targets, 0).sum(axis=0, dtype=np.float64)

@@ -22,15 +22,10 @@ def noise_ceiling(counts: np.ndarray, *, repeats: int = 10, seed: int = 0) -> np
     sections of her2st, but without any difference of expression between spots, have a median of 0.26 to 0.46, and the
     real counts 0.46 to 0.54.
 
-    Args:
-        counts: Raw counts of the panel's genes, shape (n, genes); NaN in the columns of genes not measured.
-        repeats: Number of random halvings.
-        seed: Seed of the halvings.
-
-    Returns:
-        Correlations from 0 to 1, float64, shape (genes,); 0 where the halves do not correlate, NaN for genes not
-        measured, and for all genes if counts are no whole numbers, which cannot be halved, or if at most one spot has
-        counts in both halves.
+    ``counts``: raw counts of the panel's genes, shape (n, genes); NaN in the columns of genes not measured;
+    ``repeats``: number of random halvings; ``seed``: seed of the halvings. Returns correlations from 0 to 1, float64,
+    shape (genes,); 0 where the halves do not correlate, NaN for genes not measured, and for all genes if counts are no
+    whole numbers, which cannot be halved, or if at most one spot has counts in both halves.
     """
     unknown = np.full(counts.shape[1], np.nan)
     measured = ~np.isnan(counts).all(axis=0)

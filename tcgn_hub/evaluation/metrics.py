@@ -17,12 +17,8 @@ _VALUES_AT_ONCE = 1_000_000  # of float64, 8 MB
 def rmse(predicted: np.ndarray, measured: np.ndarray) -> np.ndarray:
     """Root of the mean squared error of each gene over spots, in the units of the measurements.
 
-    Args:
-        predicted: Predictions, shape (spots, genes).
-        measured: Measurements in the same units, shape (spots, genes).
-
-    Returns:
-        Errors, float64, shape (genes,); NaN for genes that were not measured.
+    ``predicted``: predictions, shape (spots, genes); ``measured``: measurements in the same units, shape (spots,
+    genes). Returns errors, float64, shape (genes,); NaN for genes that were not measured.
     """
     return np.sqrt(np.mean((predicted - measured.astype(np.float64)) ** 2, axis=0))
 
@@ -33,12 +29,8 @@ def nrmse(predicted: np.ndarray, measured: np.ndarray) -> np.ndarray:
     1 is what the section's own mean of the gene reaches, 0 is perfect; a wrong level or scale can make it any worse
     than 1 however well the pattern fits.
 
-    Args:
-        predicted: Predictions, shape (spots, genes).
-        measured: Measurements in the same units, shape (spots, genes).
-
-    Returns:
-        Errors without units, float64, shape (genes,); NaN where the measurements are constant or missing.
+    ``predicted``: predictions, shape (spots, genes); ``measured``: measurements in the same units, shape (spots,
+    genes). Returns errors without units, float64, shape (genes,); NaN where the measurements are constant or missing.
     """
     spread = np.sqrt((centred(measured) ** 2).mean(axis=0))
     return np.divide(rmse(predicted, measured), spread, out=np.full(len(spread), np.nan), where=spread != 0)
@@ -56,15 +48,9 @@ def block_bootstrap(
     18 x 18 spots, smooth over 1 and 2 pitches (standard deviation of the kernel), 95 % intervals held the truth in 83 %
     and 63 % of cases, and in 55 % and 27 % with single spots.
 
-    Args:
-        xy: Spot centres in any unit, shape (n, 2); NaN where unknown.
-        repeats: Number of repeats.
-        block: Side of a block in spot pitches.
-        seed: Seed of the draws.
-
-    Returns:
-        Block of each spot, int, shape (n,); and how often each block is drawn, uint16, shape (repeats, blocks). A spot
-        is drawn ``drawn[:, of_spot]`` times.
+    ``xy``: spot centres in any unit, shape (n, 2); NaN where unknown; ``repeats``: number of repeats; ``block``: side
+    of a block in spot pitches; ``seed``: seed of the draws. Returns block of each spot, int, shape (n,); and how often
+    each block is drawn, uint16, shape (repeats, blocks). A spot is drawn ``drawn[:, of_spot]`` times.
     """
     of_spot = _blocks(xy, block)
     blocks = int(of_spot.max()) + 1
@@ -80,14 +66,10 @@ def bootstrap_pearson(
 ) -> np.ndarray:
     """`pearson` in each repeat of `block_bootstrap`.
 
-    Args:
-        predicted: Predictions, shape (spots, genes).
-        measured: Measurements in the same units, shape (spots, genes).
-        of_spot: Block of each spot, shape (spots,).
-        drawn: How often each block is drawn, shape (repeats, blocks).
-
-    Returns:
-        Correlations, float64, shape (repeats, genes); 0 where either is constant, NaN for genes not measured.
+    ``predicted``: predictions, shape (spots, genes); ``measured``: measurements in the same units, shape (spots,
+    genes); ``of_spot``: block of each spot, shape (spots,); ``drawn``: how often each block is drawn, shape (repeats,
+    blocks). Returns correlations, float64, shape (repeats, genes); 0 where either is constant, NaN for genes not
+    measured.
     """
     order = np.argsort(of_spot, kind="stable")
     first = np.searchsorted(of_spot[order], np.arange(drawn.shape[1]))
@@ -111,12 +93,8 @@ def bootstrap_pearson(
 def interval(samples: np.ndarray, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
     """Percentile interval of bootstrap samples.
 
-    Args:
-        samples: Shape (repeats, ...).
-        level: Share of the samples inside.
-
-    Returns:
-        Lower and upper end, each of shape (...).
+    ``samples``: shape (repeats, ...); ``level``: share of the samples inside. Returns lower and upper end, each of
+    shape (...).
     """
     low, high = np.quantile(samples, [(1 - level) / 2, (1 + level) / 2], axis=0)
     return low, high
@@ -127,12 +105,8 @@ def p_values(pcc: np.ndarray, samples: np.ndarray) -> np.ndarray:
 
     Fisher's z of the estimate over the standard deviation of z among the bootstrap samples, against a normal.
 
-    Args:
-        pcc: Correlation of each gene, shape (genes,).
-        samples: Its bootstrap samples, shape (repeats, genes).
-
-    Returns:
-        Shape (genes,); 1 where the samples do not vary, NaN where the correlation is NaN.
+    ``pcc``: correlation of each gene, shape (genes,); ``samples``: its bootstrap samples, shape (repeats, genes).
+    Returns shape (genes,); 1 where the samples do not vary, NaN where the correlation is NaN.
     """
     error = _fisher_z(samples).std(axis=0, ddof=1)
     z = np.divide(_fisher_z(pcc), error, out=np.full(len(pcc), -np.inf), where=error != 0)
@@ -142,12 +116,8 @@ def p_values(pcc: np.ndarray, samples: np.ndarray) -> np.ndarray:
 def benjamini_hochberg(p: np.ndarray, fdr: float = 0.05) -> np.ndarray:
     """Which hypotheses are rejected at a false discovery rate (Benjamini and Hochberg 1995).
 
-    Args:
-        p: p-values, shape (tests,); NaN is no test.
-        fdr: False discovery rate.
-
-    Returns:
-        True where rejected, shape (tests,).
+    ``p``: p-values, shape (tests,); NaN is no test; ``fdr``: false discovery rate. Returns True where rejected, shape
+    (tests,).
     """
     tested = np.sort(p[~np.isnan(p)])
     passed = tested <= fdr * np.arange(1, len(tested) + 1) / max(len(tested), 1)

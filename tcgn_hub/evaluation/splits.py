@@ -54,18 +54,12 @@ def make_split(
 ) -> Split:
     """Divide sections into those to train on and those to hold out.
 
-    Args:
-        sections: The sections.
-        by: 'patient' holds out whole patients, so that the test tells how well another patient is predicted;
-            'section' holds out sections, of which the training may have seen neighbours of the same patient; 'none'
-            holds out nothing.
-        test: Sections or patients to hold out; about a fifth, chosen by ``seed``, if None.
-        val: Set aside sections to choose on: those of one patient if several are left to train on, else one section
-            if several are left, else none, and `spatial_block` sets aside spots of the one section.
-        seed: Seed of what is chosen.
-
-    Returns:
-        The names, in the order of ``sections``.
+    ``sections``: the sections; ``by``: 'patient' holds out whole patients, so that the test tells how well another
+    patient is predicted; 'section' holds out sections, of which the training may have seen neighbours of the same
+    patient; 'none' holds out nothing; ``test``: sections or patients to hold out; about a fifth, chosen by ``seed``, if
+    None; ``val``: set aside sections to choose on: those of one patient if several are left to train on, else one
+    section if several are left, else none, and `spatial_block` sets aside spots of the one section; ``seed``: seed of
+    what is chosen. Returns the names, in the order of ``sections``.
     """
     _check_by(by)
     patients = _patients(sections)
@@ -111,15 +105,10 @@ def check_seen(
 ) -> list[str]:
     """Refuse to measure on what weights or their parents have seen, whatever it is called now.
 
-    Args:
-        seen: What was seen, such as `tcgn_hub.weights.info.WeightsInfo.seen`.
-        sections: Sections to measure on, as they were read.
-        by: 'patient' also refuses sections of a patient of the same study that was seen; 'section' and 'none' only
-            sections.
-        allow: Names of sections to measure on all the same.
-
-    Returns:
-        The names of those that were seen and are allowed, which every table of the results has to state.
+    ``seen``: what was seen, such as `tcgn_hub.weights.info.WeightsInfo.seen`; ``sections``: sections to measure on, as
+    they were read; ``by``: 'patient' also refuses sections of a patient of the same study that was seen; 'section' and
+    'none' only sections; ``allow``: names of sections to measure on all the same. Returns the names of those that were
+    seen and are allowed, which every table of the results has to state.
     """
     _check_by(by)
     _patients(sections)
@@ -150,12 +139,9 @@ def spatial_block(xy: np.ndarray, share: float = 0.2) -> np.ndarray:
 
     Spots picked at random would have neighbours among those that train, and tell little. Nothing here is random.
 
-    Args:
-        xy: Spot centres in any unit, shape (n, 2); where they are NaN, the last spots are taken.
-        share: Share of the spots to set aside.
-
-    Returns:
-        True for the spots set aside, shape (n,): at least one, and not all, unless there is one spot only.
+    ``xy``: spot centres in any unit, shape (n, 2); where they are NaN, the last spots are taken; ``share``: share of
+    the spots to set aside. Returns True for the spots set aside, shape (n,): at least one, and not all, unless there is
+    one spot only.
     """
     mask = np.zeros(len(xy), dtype=bool)
     if len(xy) > 1:

@@ -49,12 +49,8 @@ class Slide(ABC):
     def read(self, x: int, y: int, width: int, height: int, *, level: int = 0) -> np.ndarray:
         """A region as RGB, uint8, shape (height, width, 3), white beyond the edges.
 
-        Args:
-            x: Left edge, in full-resolution pixels.
-            y: Upper edge, likewise.
-            width: In pixels of the level.
-            height: Likewise.
-            level: Index into ``downsamples``.
+        ``x``: left edge, in full-resolution pixels; ``y``: upper edge, likewise; ``width``: in pixels of the level;
+        ``height``: likewise; ``level``: index into ``downsamples``.
         """
 
     @abstractmethod
@@ -74,9 +70,8 @@ class Slide(ABC):
     def overview(self, side: int) -> tuple[np.ndarray, float, np.ndarray]:
         """The whole slide, at most ``side`` pixels wide and high. Reads it in parts.
 
-        Returns:
-            The picture, uint8, shape (h, w, 3); its downsampling; and what could not be decoded and is white in it,
-            bool, shape (h, w).
+        Returns the picture, uint8, shape (h, w, 3); its downsampling; and what could not be decoded and is white in it,
+        bool, shape (h, w).
         """
         width, height = self.size
         downsample = max(width / side, height / side, 1.0)
@@ -215,9 +210,7 @@ def is_slide_file(path: str | Path) -> bool:
 def open_slide(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Slide:
     """Open a slide: any format of OpenSlide, OME-TIFF and other tiled TIFF, or a plain picture.
 
-    Args:
-        path: The file.
-        max_pixels: The most pixels of a picture that has to be decoded as a whole.
+    ``path``: the file; ``max_pixels``: the most pixels of a picture that has to be decoded as a whole.
     """
     path = Path(path)
     return _open_pyramid(path) or _Picture(path, max_pixels)

@@ -82,10 +82,8 @@ class TileReader:
 def grid_tiles(size: tuple[int, int], *, side: float, stride: float) -> Tiles:
     """All squares of a regular grid that lie within a slide, centred on it.
 
-    Args:
-        size: (width, height) of the slide in pixels.
-        side: Side of a square in pixels.
-        stride: Distance of neighbouring centres in pixels.
+    ``size``: (width, height) of the slide in pixels; ``side``: side of a square in pixels; ``stride``: distance of
+    neighbouring centres in pixels.
     """
     if min(size) < side:
         raise ImageError(
@@ -113,17 +111,11 @@ def on_tissue(
 ) -> tuple[Tiles, np.ndarray]:
     """Those tiles of a slide that show tissue.
 
-    Args:
-        tiles: Tiles of the slide.
-        overview: The whole slide, uint8, shape (h, w, 3).
-        downsample: Full-resolution pixels per pixel of the overview.
-        mpp: Micrometres per pixel at full resolution.
-        side: Side of a tile in full-resolution pixels.
-        min_tissue: Least share of tissue in a tile.
-        lost: What is taken for tissue because the overview lacks it, bool, shape (h, w).
-
-    Returns:
-        The tiles, none if there is no tissue, and where the tissue is, bool, shape (h, w).
+    ``tiles``: tiles of the slide; ``overview``: the whole slide, uint8, shape (h, w, 3); ``downsample``:
+    full-resolution pixels per pixel of the overview; ``mpp``: micrometres per pixel at full resolution; ``side``: side
+    of a tile in full-resolution pixels; ``min_tissue``: least share of tissue in a tile; ``lost``: what is taken for
+    tissue because the overview lacks it, bool, shape (h, w). Returns the tiles, none if there is no tissue, and where
+    the tissue is, bool, shape (h, w).
     """
     mask = tissue_mask(overview, um_per_px=mpp * downsample)
     share = tissue_fraction(mask | lost, tiles.xy / downsample, side / downsample)

@@ -14,12 +14,8 @@ def tissue_mask(overview: np.ndarray, *, um_per_px: float) -> np.ndarray:
     green and red pens each have another channel as their least, or as little red or blue as green. The threshold on
     ``min(red, blue) - green``, smoothed, is Otsu's (IEEE Transactions on Systems, Man, and Cybernetics 9, 62, 1979).
 
-    Args:
-        overview: The whole slide, uint8, shape (h, w, 3).
-        um_per_px: Micrometres per pixel of the overview.
-
-    Returns:
-        bool, shape (h, w); objects and holes below 0.01 mm^2 are removed.
+    ``overview``: the whole slide, uint8, shape (h, w, 3); ``um_per_px``: micrometres per pixel of the overview. Returns
+    bool, shape (h, w); objects and holes below 0.01 mm^2 are removed.
     """
     from tcgn_hub.extras import require
 
@@ -40,8 +36,7 @@ def tissue_mask(overview: np.ndarray, *, um_per_px: float) -> np.ndarray:
 def stained_share(patch: np.ndarray) -> float:
     """Share of a patch that is stained, by the measure of `tissue_mask` and without its threshold for a slide.
 
-    Args:
-        patch: uint8, shape (h, w, 3).
+    ``patch``: uint8, shape (h, w, 3).
     """
     from PIL import Image
 
@@ -53,13 +48,8 @@ def stained_share(patch: np.ndarray) -> float:
 def tissue_fraction(mask: np.ndarray, xy: np.ndarray, side: float) -> np.ndarray:
     """Share of tissue in squares.
 
-    Args:
-        mask: bool, shape (h, w).
-        xy: Centres as (x, y) in pixels of the mask, shape (n, 2).
-        side: Side of the squares in pixels of the mask.
-
-    Returns:
-        Values from 0 to 1, shape (n,).
+    ``mask``: bool, shape (h, w); ``xy``: centres as (x, y) in pixels of the mask, shape (n, 2); ``side``: side of the
+    squares in pixels of the mask. Returns values from 0 to 1, shape (n,).
     """
     total = np.zeros((mask.shape[0] + 1, mask.shape[1] + 1))
     total[1:, 1:] = mask.cumsum(0).cumsum(1)

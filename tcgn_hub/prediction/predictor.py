@@ -187,8 +187,7 @@ class Predictor:
 def as_tile(image: Any) -> torch.Tensor:
     """A tile as a uint8 tensor (3, H, W).
 
-    Args:
-        image: A PIL image of any mode, a uint8 array (H, W, 3), or a tensor (3, H, W), which is returned as it is.
+    ``image``: A PIL image of any mode, a uint8 array (H, W, 3), or a tensor (3, H, W), which is returned as it is.
     """
     import torch
 

@@ -28,10 +28,8 @@ Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 class TrainingSpots(Dataset):
     """Varied crops of spots and their targets; a slide with one bulk measurement is one item of many tiles.
 
-    Args:
-        crops: Of each section.
-        targets: Of each section, float32, shape (spots, genes); shape (1, genes) of a bulk measurement.
-        recipe: Says how crops are varied.
+    ``crops``: of each section; ``targets``: of each section, float32, shape (spots, genes); shape (1, genes) of a bulk
+    measurement; ``recipe``: says how crops are varied.
     """
 
     def __init__(self, crops: Sequence[SpotCrops], targets: Sequence[np.ndarray], recipe: Recipe):

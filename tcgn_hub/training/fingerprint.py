@@ -23,12 +23,8 @@ def fingerprint(
 ) -> dict[str, Any]:
     """Everything that the result of a run follows from, as plain values; ``metrics.json`` states it too.
 
-    Args:
-        sections: The sections as they were read.
-        panel: The genes.
-        split: What trains, chooses and tests.
-        recipe: How to train.
-        parent: The weights it starts from, None from scratch.
+    ``sections``: the sections as they were read; ``panel``: the genes; ``split``: what trains, chooses and tests;
+    ``recipe``: how to train; ``parent``: the weights it starts from, None from scratch.
     """
     return {
         "recipe": recipe.to_dict(),

@@ -15,13 +15,8 @@ def bulk_mean(predicted: torch.Tensor, index: torch.Tensor, slides: int) -> torc
     ``log10(1 + mean(10^p - 1))`` is ``log10(mean(10^p))``, of which the largest tile is taken out so that nothing
     overflows.
 
-    Args:
-        predicted: Of each tile, in `tcgn_hub.units.UNITS`, shape (m, genes).
-        index: Which slide each tile is of, shape (m,).
-        slides: How many slides there are; each has a tile.
-
-    Returns:
-        Shape (slides, genes).
+    ``predicted``: of each tile, in `tcgn_hub.units.UNITS`, shape (m, genes); ``index``: which slide each tile is of,
+    shape (m,); ``slides``: how many slides there are; each has a tile. Returns shape (slides, genes).
     """
     rows = index[:, None].expand_as(predicted)
     largest = predicted.detach().new_full((slides, predicted.shape[1]), -math.inf)
@@ -36,12 +31,9 @@ def loss_of(
 ) -> torch.Tensor:
     """Mean over the items of a part of a batch, all on one device.
 
-    Args:
-        predicted: Of each crop, float32, shape (m, genes).
-        index: Which item each crop is of, shape (m,).
-        targets: Of each item, shape (b, genes); NaN where a gene was not measured.
-        scale: Spread of each gene, shape (genes,).
-        pearson: Weight of ``1 - PCC`` over the items, averaged over genes; there have to be three.
+    ``predicted``: of each crop, float32, shape (m, genes); ``index``: which item each crop is of, shape (m,);
+    ``targets``: of each item, shape (b, genes); NaN where a gene was not measured; ``scale``: spread of each gene,
+    shape (genes,); ``pearson``: weight of ``1 - PCC`` over the items, averaged over genes; there have to be three.
     """
     if len(index) != len(targets):
         predicted = bulk_mean(predicted, index, len(targets))

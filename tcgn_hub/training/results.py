@@ -37,15 +37,9 @@ def write_results(
 ) -> dict[str, Any]:
     """Write the files of a finished run; ``metrics.json`` comes last and says that all others are there.
 
-    Args:
-        trainer: The run.
-        model: What it kept.
-        out: The folder.
-        evaluation: Results on what was held out, None if nothing was.
-        measured: What they were computed from.
-        lineage: ``parents`` and ``seen`` of the weights.
-        fingerprint: What the run follows from.
-        metadata: What else is to be stated of the weights.
+    ``trainer``: the run; ``model``: what it kept; ``out``: the folder; ``evaluation``: results on what was held out,
+    None if nothing was; ``measured``: what they were computed from; ``lineage``: ``parents`` and ``seen`` of the
+    weights; ``fingerprint``: what the run follows from; ``metadata``: what else is to be stated of the weights.
     """
     from tcgn_hub.weights.card import model_card
     from tcgn_hub.weights.model_dir import save_model_dir

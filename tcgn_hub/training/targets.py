@@ -20,9 +20,8 @@ class TrainingTargets:
 def training_targets(targets: Sequence[np.ndarray], components: int) -> TrainingTargets:
     """Remove noise from targets: centre each section, scale each gene, keep the leading principal components.
 
-    Args:
-        targets: Of each section, shape (spots, genes); of a bulk measurement (1, genes), which is left as it is.
-        components: How many are kept; 0 leaves the targets as they are.
+    ``targets``: of each section, shape (spots, genes); of a bulk measurement (1, genes), which is left as it is;
+    ``components``: how many are kept; 0 leaves the targets as they are.
     """
     everything = np.concatenate(targets).astype(np.float64)
     mean = _nan_mean(everything)
@@ -59,10 +58,8 @@ def variable_genes(counts: Sequence[np.ndarray], genes: Sequence[Sequence[str]],
     Lause, Berens and Kobak, Genome Biology 22, 258 (2021), with theta 100 and residuals clipped to the root of the
     number of spots. Of several sections, the genes of the best median rank, measured in all of them.
 
-    Args:
-        counts: Raw counts of each section, shape (spots, genes of that section).
-        genes: Symbols of the columns of each section.
-        number: How many genes to take; fewer if fewer were measured in all sections.
+    ``counts``: raw counts of each section, shape (spots, genes of that section); ``genes``: symbols of the columns of
+    each section; ``number``: how many genes to take; fewer if fewer were measured in all sections.
     """
     common = sorted(set(genes[0]).intersection(*genes[1:]))
     ranks = []

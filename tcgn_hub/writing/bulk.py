@@ -15,8 +15,7 @@ from tcgn_hub.writing.tables import write_with_metadata
 class BulkTable:
     """A table with one row per slide: its path, its number of tiles, and `Result.bulk` in a column per gene.
 
-    Args:
-        path: The file, CSV.
+    ``path``: the file, CSV.
     """
 
     def __init__(self, path: str | Path) -> None:

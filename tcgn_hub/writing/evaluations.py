@@ -26,11 +26,8 @@ def write_evaluation(
 ) -> None:
     """Write ``per_gene.csv``, ``held_out.npz``, ``figures/violin.png`` and, last, ``metrics.json``.
 
-    Args:
-        evaluation: The results.
-        measured: What they were computed from.
-        out: The folder.
-        metadata: What ``metrics.json`` says beside the summary.
+    ``evaluation``: the results; ``measured``: what they were computed from; ``out``: the folder; ``metadata``: what
+    ``metrics.json`` says beside the summary.
     """
     out = Path(out)
     try:

@@ -37,9 +37,7 @@ def draw_gene(result: Result, gene: str, *, side: int = 1200) -> bytes:
 def draw_mask(result: Result, *, side: int = 1200) -> bytes:
     """A PNG of the slide with the outline of its tissue, if it was looked for.
 
-    Args:
-        result: The slide.
-        side: Longest side of the picture in pixels; the text needs a width of 620 all the same.
+    ``result``: the slide; ``side``: longest side of the picture in pixels; the text needs a width of 620 all the same.
     """
     slide = slide_of(result)
     share = "not looked for" if slide.mask is None else f"{slide.mask.mean():.0%} of the slide"

@@ -19,9 +19,8 @@ _COLOURS = {"TCGN": "#0072b2", "ridge": "#e69f00"}
 def curve_figure(history: Sequence[Mapping[str, Any]], path: str | Path) -> None:
     """A PNG of the training loss over epochs, and below it the correlation on validation spots where it was measured.
 
-    Args:
-        history: One row an epoch, with ``epoch``, ``loss``, and ``val_pcc`` where there is one.
-        path: File to write.
+    ``history``: one row an epoch, with ``epoch``, ``loss``, and ``val_pcc`` where there is one; ``path``: file to
+    write.
     """
     known = [row for row in history if row.get("val_pcc") is not None]
     canvas = Canvas(6.4, 5.6 if known else 3.6, dpi=_DPI, layout="constrained")
@@ -47,10 +46,8 @@ def curve_figure(history: Sequence[Mapping[str, Any]], path: str | Path) -> None
 def violin_figure(per_section: Mapping[str, Mapping[str, np.ndarray]], path: str | Path) -> None:
     """A PNG of the correlations of all genes, section by section.
 
-    Args:
-        per_section: Of each section the correlations of 'TCGN' and 'ridge' and the 'ceiling', each of shape (genes,);
-            what is missing or NaN is left out.
-        path: File to write.
+    ``per_section``: of each section the correlations of 'TCGN' and 'ridge' and the 'ceiling', each of shape (genes,);
+    what is missing or NaN is left out; ``path``: file to write.
     """
     lines, patches = matplotlib("lines"), matplotlib("patches")
     canvas = Canvas(max(6.4, 1.6 + 1.1 * len(per_section)), 4.4, dpi=_DPI, layout="constrained")

@@ -36,18 +36,12 @@ def tidy(
 ) -> tuple[list[str], Any, dict[str, int]]:
     """Counts that are checked, under gene names without duplicates.
 
-    Args:
-        counts: Array or sparse matrix, shape (n, genes).
-        genes: Names of its columns.
-        rows: Names of its rows, for errors.
-        source: The file, for errors.
-        symbols: Symbols of the columns, which take the place of Ensembl ids; an empty one leaves the id.
-        bulk: Whether the values are those of bulk RNA-seq, which are not counts if given as TPM.
-
-    Returns:
-        Gene names, in the order of their first column, Ensembl ids without their version; counts, float32, shape
-        (n, gene names), an array or, of a sparse matrix, a CSR matrix, where columns of one name are summed; and what
-        to note of that in ``left_out``.
+    ``counts``: array or sparse matrix, shape (n, genes); ``genes``: names of its columns; ``rows``: names of its rows,
+    for errors; ``source``: the file, for errors; ``symbols``: symbols of the columns, which take the place of Ensembl
+    ids; an empty one leaves the id; ``bulk``: whether the values are those of bulk RNA-seq, which are not counts if
+    given as TPM. Returns gene names, in the order of their first column, Ensembl ids without their version; counts,
+    float32, shape (n, gene names), an array or, of a sparse matrix, a CSR matrix, where columns of one name are summed;
+    and what to note of that in ``left_out``.
     """
     if symbols is not None and are_ensembl(genes):
         genes = [symbol or gene for symbol, gene in zip(symbols, genes, strict=True)]

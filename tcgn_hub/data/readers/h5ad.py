@@ -36,16 +36,12 @@ def read_h5ad(
     Counts are ``layers['counts']``, or ``X`` if there is no such layer; positions ``obsm['spatial']``, (x, y) in pixels
     of the full-resolution image.
 
-    Args:
-        path: The file.
-        name: Name of the section; the stem of the file if None.
-        patient: Patient; if None, the one of ``obs['patient']``, ``obs['donor']`` or ``uns['patient']``, or the name of
-            the section.
-        image: The full-resolution image; if None, ``source_image_path`` of ``uns['spatial']`` if it exists, or the
-            image of the same stem beside the file.
-        mpp: Micrometres per pixel of the image; if None, ``uns['tcgn']['mpp']``, that of Visium by the distance of its
-            spots, or what the image states.
-        study: Study; that of ``uns['study']`` if None, else 'own'.
+    ``path``: the file; ``name``: name of the section; the stem of the file if None; ``patient``: patient; if None, the
+    one of ``obs['patient']``, ``obs['donor']`` or ``uns['patient']``, or the name of the section; ``image``: the
+    full-resolution image; if None, ``source_image_path`` of ``uns['spatial']`` if it exists, or the image of the same
+    stem beside the file; ``mpp``: micrometres per pixel of the image; if None, ``uns['tcgn']['mpp']``, that of Visium
+    by the distance of its spots, or what the image states; ``study``: study; that of ``uns['study']`` if None, else
+    'own'.
     """
     path = Path(path)
     name = name or path.stem
@@ -158,15 +154,11 @@ def hest_names(root: str | Path) -> list[str]:
 def read_hest(root: str | Path, names: Sequence[str] | None = None) -> list[Section]:
     """Read sections in the layout of HEST-1k.
 
-    Args:
-        root: Folder that holds ``st``, ``wsis``, and ``metadata`` or the table ``HEST_v1_*.csv``.
-        names: Ids of the sections to read, such as ``['INT1']``; all if None.
-
-    Returns:
-        The sections, in the order of ``names``, or sorted. Study (``dataset_title``), patient and scale,
-        ``pixel_size_um_estimated``, are those of the metadata, where a study is 'hest' and a patient the section's id
-        if they are not known. Patients of different studies that have one name are taken for one by a split, so that
-        none can separate what is one.
+    ``root``: folder that holds ``st``, ``wsis``, and ``metadata`` or the table ``HEST_v1_*.csv``; ``names``: ids of the
+    sections to read, such as ``['INT1']``; all if None. Returns the sections, in the order of ``names``, or sorted.
+    Study (``dataset_title``), patient and scale, ``pixel_size_um_estimated``, are those of the metadata, where a study
+    is 'hest' and a patient the section's id if they are not known. Patients of different studies that have one name are
+    taken for one by a split, so that none can separate what is one.
     """
     root = Path(root)
     sections = []

@@ -39,13 +39,10 @@ def her2st_names(root: str | Path) -> list[str]:
 def read_her2st(root: str | Path, names: Sequence[str] | None = None) -> list[Section]:
     """Read sections in the layout of almaan/her2st.
 
-    Args:
-        root: Folder that holds ``ST-cnts``, ``ST-imgs`` and ``ST-spotfiles``, or whose ``data`` folder does.
-        names: Sections to read, such as ``['B4', 'C2']``; all that have counts if None.
-
-    Returns:
-        The sections, in the order of ``names``, or sorted. The study is 'her2st', the patient the letter a section's
-        name begins with; the scale follows from the distance of the spots, 200 um.
+    ``root``: folder that holds ``ST-cnts``, ``ST-imgs`` and ``ST-spotfiles``, or whose ``data`` folder does; ``names``:
+    sections to read, such as ``['B4', 'C2']``; all that have counts if None. Returns the sections, in the order of
+    ``names``, or sorted. The study is 'her2st', the patient the letter a section's name begins with; the scale follows
+    from the distance of the spots, 200 um.
     """
     data = _data(Path(root))
     return [_read(data, name) for name in (her2st_names(root) if names is None else names)]

@@ -31,14 +31,9 @@ def images_in(folder: Path, *stems: str) -> list[Path]:
 def array_mpp(array: np.ndarray, xy: np.ndarray, *, steps: Sequence[tuple[int, int]], pitch_um: float) -> float | None:
     """Micrometres per pixel by the distance of spots that are neighbours in their array, the median over all pairs.
 
-    Args:
-        array: Places in the array, int, shape (n, 2).
-        xy: Centres in pixels, shape (n, 2).
-        steps: From a spot to its neighbours, in places.
-        pitch_um: Distance of neighbours in micrometres.
-
-    Returns:
-        None if there are too few neighbours to tell, or the result cannot be the scale of an image.
+    ``array``: places in the array, int, shape (n, 2); ``xy``: centres in pixels, shape (n, 2); ``steps``: from a spot
+    to its neighbours, in places; ``pitch_um``: distance of neighbours in micrometres. Returns None if there are too few
+    neighbours to tell, or the result cannot be the scale of an image.
     """
     at = {tuple(place): centre for place, centre in zip(array.tolist(), xy, strict=True)}
     pairs = [

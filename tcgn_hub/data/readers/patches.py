@@ -17,15 +17,11 @@ from tcgn_hub.errors import SectionError
 def read_patches(table: str | Path, expression: str | Path, *, mpp: float | None = None) -> list[Section]:
     """Read patches and the expression of their spots.
 
-    Args:
-        table: CSV with the columns patch (a picture, relative to the table), section, patient, and optionally spot, x,
-            y (the centre in pixels of the section) and mpp (micrometres per pixel of the picture).
-        expression: CSV or TSV whose rows are spots and whose columns are genes. A row is named by the column spot, or
-            by the file name of the patch, with or without its suffix.
-        mpp: Micrometres per pixel of all pictures, if the table does not say.
-
-    Returns:
-        The sections by name. Patches that have no row of expression are left out.
+    ``table``: CSV with the columns patch (a picture, relative to the table), section, patient, and optionally spot, x,
+    y (the centre in pixels of the section) and mpp (micrometres per pixel of the picture); ``expression``: CSV or TSV
+    whose rows are spots and whose columns are genes. A row is named by the column spot, or by the file name of the
+    patch, with or without its suffix; ``mpp``: micrometres per pixel of all pictures, if the table does not say.
+    Returns the sections by name. Patches that have no row of expression are left out.
     """
     return [read() for read in find_patches(Path(table), Path(expression), mpp=mpp).values()]
 

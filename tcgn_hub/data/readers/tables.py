@@ -85,13 +85,8 @@ def mpp_in(row: dict[str, str], path: Path) -> float | None:
 def read_matrix(path: Path, labels: int = 1) -> tuple[list[list[str]], list[str], np.ndarray]:
     """A table of numbers whose rows begin with labels.
 
-    Args:
-        path: The file.
-        labels: Columns before the numbers.
-
-    Returns:
-        The labels of each row; the names of the columns of numbers, which R may have written without those of the
-        labels; and the numbers, float32, shape (rows, columns).
+    ``path``: the file; ``labels``: columns before the numbers. Returns the labels of each row; the names of the columns
+    of numbers, which R may have written without those of the labels; and the numbers, float32, shape (rows, columns).
     """
     names: list[list[str]] = []
     values: list[np.ndarray] = []

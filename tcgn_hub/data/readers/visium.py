@@ -48,15 +48,12 @@ def read_visium(
 ) -> Section:
     """Read the spots in tissue that have counts, of Space Ranger 1 or later.
 
-    Args:
-        folder: ``outs``, or the folder of the run that holds it.
-        name: Name of the section; that of the run if None.
-        patient: Patient; the name of the section if None.
-        image: The full-resolution image, which Space Ranger does not copy; if None, what is named ``image`` or
-            ``fullres`` in ``outs`` or in the folder of the run, or the only image there.
-        mpp: Micrometres per pixel of the image; if None, what Space Ranger says of Visium HD, otherwise by the
-            distance of the spots, 100 um, or what the image states. The diameter in ``scalefactors_json.json`` is not
-            used: it is that of a spot of 65 um, not of the 55 um that are printed.
+    ``folder``: ``outs``, or the folder of the run that holds it; ``name``: name of the section; that of the run if
+    None; ``patient``: patient; the name of the section if None; ``image``: the full-resolution image, which Space
+    Ranger does not copy; if None, what is named ``image`` or ``fullres`` in ``outs`` or in the folder of the run, or
+    the only image there; ``mpp``: micrometres per pixel of the image; if None, what Space Ranger says of Visium HD,
+    otherwise by the distance of the spots, 100 um, or what the image states. The diameter in ``scalefactors_json.json``
+    is not used: it is that of a spot of 65 um, not of the 55 um that are printed.
     """
     outs = _outs(Path(folder))
     name = name or visium_name(Path(folder))

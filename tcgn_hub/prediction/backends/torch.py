@@ -17,9 +17,8 @@ from tcgn_hub.models.tcgn import TCGN
 class TorchBackend:
     """A model of PyTorch, see `tcgn_hub.prediction.backends.Backend`.
 
-    Args:
-        model: It is put in eval mode.
-        precision: 'bfloat16' and 'float16' are those of autocast, in which the graph blocks stay in float32.
+    ``model``: it is put in eval mode; ``precision``: 'bfloat16' and 'float16' are those of autocast, in which the graph
+    blocks stay in float32.
     """
 
     name = "torch"
