@@ -13,9 +13,20 @@ from typing import Any
 from tcgn_hub.errors import OutputError
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder that may be there already."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as err:
+        raise OutputError(f"{folder} cannot be made a folder ({err.strerror or err}).") from err
+
+
 @contextmanager
 def writing(path: str | Path) -> Iterator[Path]:
-    """A temporary file beside ``path`` that takes its name when the block ends without an error."""
+    """A temporary file beside ``path`` that takes its name when the block ends without an error.
+
+    After an error nothing of it is left, and a file that had the name is as it was.
+    """
     path = Path(path)
     part = path.parent / f"{path.name}.{secrets.token_hex(8)}.part"
     try:

@@ -287,7 +287,7 @@ def test_a_damaged_cache_is_cut_anew(noise, tmp_path, damage):
 
 def test_a_cache_that_cannot_be_written_is_one_sentence(noise, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError, match="file cannot be written"):
+    with pytest.raises(OutputError, match="file cannot be made a folder"):
         spot_crops(noise, crop_px=50, cache=tmp_path / "file")
 
     def full(*args, **options):

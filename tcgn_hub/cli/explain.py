@@ -62,6 +62,7 @@ def _explain(args: argparse.Namespace, prog: str) -> int:
 def _pictures(images: list[Path], args: argparse.Namespace) -> list[Path]:
     """What to draw each image into."""
     from tcgn_hub.errors import OutputError
+    from tcgn_hub.files import make_folder
     from tcgn_hub.images.slides import is_slide_file
 
     slides = [is_slide_file(image) for image in images]
@@ -78,10 +79,7 @@ def _pictures(images: list[Path], args: argparse.Namespace) -> list[Path]:
     names = [image.name for image in images]
     if len(set(names)) < len(names):
         raise OutputError("Two images have the same name; explain them into folders of their own.")
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as err:
-        raise OutputError(f"The folder {output} cannot be made ({err.strerror or err}).") from err
+    make_folder(output)
     return [output / f"{name}.explained.png" for name in names]
 
 

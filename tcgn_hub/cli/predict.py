@@ -150,6 +150,7 @@ def _check_place(file: Path) -> None:
 def _outputs(slides: list[Path], args: argparse.Namespace) -> tuple[list[Path] | list[None], str]:
     """Where each slide's tiles go, None if nowhere, and the suffix of their format."""
     from tcgn_hub.errors import OutputError
+    from tcgn_hub.files import make_folder
 
     if args.output is None:
         return [None] * len(slides), ""
@@ -162,10 +163,7 @@ def _outputs(slides: list[Path], args: argparse.Namespace) -> tuple[list[Path] |
     names = [slide.name for slide in slides]
     if len(set(names)) < len(names):
         raise OutputError("Two slides have the same name; predict them into folders of their own.")
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as err:
-        raise OutputError(f"The folder {output} cannot be made ({err.strerror or err}).") from err
+    make_folder(output)
     outputs = [output / f"{name}{_SUFFIXES[args.format or 'h5ad']}" for name in names]
     return outputs, _suffix_of(outputs[0], args.format)
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from tcgn_hub.data.sections import Section
 from tcgn_hub.errors import ImageError, OutputError, SectionError
-from tcgn_hub.files import writing
+from tcgn_hub.files import make_folder, writing
 from tcgn_hub.images.slides import Slide, open_slide
 from tcgn_hub.images.transforms import INPUT_PX, patch_px
 
@@ -97,10 +97,7 @@ def _cached(section: Section, plan: _Plan, shape: tuple[int, ...], folder: Path)
     kept = _kept(path, shape)
     if kept is not None:
         return kept
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as err:
-        raise OutputError(f"{folder} cannot be written ({err.strerror or err}).") from err
+    make_folder(folder)
     with writing(path) as part:
         _write(part, _cut(section, plan), shape)
     kept = _kept(path, shape)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from tcgn_hub.correlation import column_means
+
 
 def color_texture_features(crops: np.ndarray) -> np.ndarray:
     """Hand-made features of colour and texture, what the baseline sees of a patch.
@@ -54,11 +56,7 @@ def mean_predict(train_targets: np.ndarray, spots: int) -> np.ndarray:
     ``train_targets``: shape (training spots, genes); NaN where a gene was not measured; ``spots``: number of test
     spots. Returns predictions, float64, shape (spots, genes); NaN for genes without a training spot.
     """
-    known = ~np.isnan(train_targets)
-    total = np.where(known, train_targets, 0).sum(axis=0, dtype=np.float64)
-    number = known.sum(axis=0)
-    mean = np.divide(total, number, out=np.full(len(total), np.nan), where=number > 0)
-    return np.tile(mean, (spots, 1))
+    return np.tile(column_means(train_targets, np.nan), (spots, 1))
 
 
 def _ridge(

@@ -88,10 +88,7 @@ def _ends(x: torch.Tensor, graph: Graph) -> Tuple[torch.Tensor, torch.Tensor]:
     """Values at the two ends of each edge. (B, N, C) -> two of (B, E, C)"""
     B, E = graph.flat.shape
     y = x.flatten(0, 1)
-    return (
-        y.index_select(0, graph.src).view(B, E, x.shape[2]),
-        y.index_select(0, graph.dst).view(B, E, x.shape[2]),
-    )
+    return (y.index_select(0, graph.src).view(B, E, x.shape[2]), y.index_select(0, graph.dst).view(B, E, x.shape[2]))
 
 
 def _edge_matrix(value: torch.Tensor, graph: Graph) -> torch.Tensor:

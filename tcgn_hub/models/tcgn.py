@@ -30,13 +30,7 @@ from timm.layers import (
 )
 from timm.layers.trace_utils import _assert
 from timm.models import _registry as timm_registry
-from timm.models import (
-    build_model_with_cfg,
-    checkpoint,
-    generate_default_cfgs,
-    named_apply,
-    register_model,
-)
+from timm.models import build_model_with_cfg, checkpoint, generate_default_cfgs, named_apply, register_model
 from timm.models._features import feature_take_indices
 from torch import nn
 
@@ -155,15 +149,7 @@ class ReducingConv(nn.Conv2d):
 class Attention(nn.Module):
     """Attention with a position bias and, where ``sr_ratio`` > 1, keys and values from a smaller map. (CMT, 3.2)"""
 
-    def __init__(
-        self,
-        dim: int,
-        num_heads: int,
-        sr_ratio: int = 1,
-        qkv_bias: bool = True,
-        device=None,
-        dtype=None,
-    ):
+    def __init__(self, dim: int, num_heads: int, sr_ratio: int = 1, qkv_bias: bool = True, device=None, dtype=None):
         dd = {"device": device, "dtype": dtype}
         super().__init__()
         self.num_heads = num_heads
@@ -172,10 +158,7 @@ class Attention(nn.Module):
         self.k = nn.Linear(dim, dim, bias=qkv_bias, **dd)
         self.v = nn.Linear(dim, dim, bias=qkv_bias, **dd)
         if sr_ratio > 1:
-            self.sr = nn.Sequential(
-                ReducingConv(dim, sr_ratio, **dd),
-                nn.BatchNorm2d(dim, **dd),
-            )
+            self.sr = nn.Sequential(ReducingConv(dim, sr_ratio, **dd), nn.BatchNorm2d(dim, **dd))
         else:
             self.sr = None
         self.proj = nn.Linear(dim, dim, **dd)
@@ -416,12 +399,7 @@ class Stage(nn.Module):
         self.blocks = nn.ModuleList(
             [
                 CmtBlock(
-                    dim,
-                    num_heads,
-                    hidden_dim=int(dim * mlp_ratio),
-                    sr_ratio=sr_ratio,
-                    drop_path=drop_path[i],
-                    **dd,
+                    dim, num_heads, hidden_dim=int(dim * mlp_ratio), sr_ratio=sr_ratio, drop_path=drop_path[i], **dd
                 )
                 for i in range(depth)
             ]
@@ -558,9 +536,7 @@ class TCGN(nn.Module):
             prev_dim = dim
 
         self.final_conv = nn.Sequential(
-            nn.Conv2d(prev_dim, num_features, 1, **dd),
-            nn.BatchNorm2d(num_features, **dd),
-            nn.SiLU(),
+            nn.Conv2d(prev_dim, num_features, 1, **dd), nn.BatchNorm2d(num_features, **dd), nn.SiLU()
         )
         self.head = Head(
             num_features,
@@ -685,10 +661,7 @@ class TCGN(nn.Module):
         return x, intermediates
 
     def prune_intermediate_layers(
-        self,
-        indices: Union[int, List[int]] = 1,
-        prune_norm: bool = False,
-        prune_head: bool = True,
+        self, indices: Union[int, List[int]] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> List[int]:
         """Prune layers not required for specified intermediates.
 

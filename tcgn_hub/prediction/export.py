@@ -17,7 +17,7 @@ import numpy as np
 
 from tcgn_hub.errors import CheckpointError, OutputError
 from tcgn_hub.extras import require
-from tcgn_hub.files import writing
+from tcgn_hub.files import make_folder, writing
 from tcgn_hub.images.transforms import INPUT_PX
 
 if TYPE_CHECKING:
@@ -71,10 +71,7 @@ def export_weights(
     model, info = copy.deepcopy(predictor.model).cpu(), predictor.info
     if path is None:
         path = exported_path(info.sha256)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as err:
-            raise OutputError(f"{path.parent} cannot be made a folder ({err.strerror}).") from err
+        make_folder(path.parent)
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(batch_size or 2, 3, INPUT_PX, INPUT_PX, generator=generator)
     wrapped = with_features(model)

@@ -16,7 +16,7 @@ import numpy as np
 
 from tcgn_hub.data.spots import read_spots
 from tcgn_hub.errors import ImageError, OutputError, SectionError
-from tcgn_hub.files import write_text, writing
+from tcgn_hub.files import make_folder, write_text, writing
 from tcgn_hub.images.scale import Scale
 from tcgn_hub.images.slides import MAX_PIXELS, Slide, open_slide
 from tcgn_hub.images.tiles import OVERVIEW_PX, TileReader, Tiles, grid_tiles, on_tissue
@@ -94,18 +94,8 @@ def predict_tiles(
         ExtraError: The format needs a package that is not installed.
     """
     path, info = Path(path), predictor.info
-    options: dict[str, Any] = {
-        "genes": genes,
-        "mpp": mpp,
-        "magnification": magnification,
-        "patch_um": patch_um,
-        "stride_um": stride_um,
-        "spots": spots,
-        "min_tissue": min_tissue,
-        "features": features,
-        "significant_only": significant_only,
-        "tta": tta,
-    }
+    asked = locals()
+    options: dict[str, Any] = {name: asked[name] for name in _FOLLOWED}
     given = check_slide(path, batch_size=batch_size, workers=workers, **options)
     store = None
     if resume is not None:
@@ -345,10 +335,7 @@ class _Store:
         """Make the folder that of this run; what its tiles are goes into every chunk."""
         tiles = hashlib.sha256(xy.tobytes()).hexdigest()
         self.of = hashlib.sha256(json.dumps([self.run, genes, tiles, reader.side, reader.level]).encode()).hexdigest()
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as err:
-            raise OutputError(f"{self.folder} cannot be written ({err.strerror or err}).") from err
+        make_folder(self.folder)
         write_text(self.folder / "run.json", json.dumps({"format": _FORMAT, "run": self.run}, indent=1))
 
     def chunks(self) -> Iterator[tuple[int, dict[str, np.ndarray]]]:

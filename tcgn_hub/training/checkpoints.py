@@ -15,18 +15,13 @@ _logger = logging.getLogger(__name__)
 _LATEST, _PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"
 
 
-def has_checkpoint(folder: Path) -> bool:
-    """Whether a folder holds an unfinished run."""
-    return any((folder / name).exists() for name in (_LATEST, _PREVIOUS))
-
-
 def check_folder(folder: Path, *, resume: bool) -> None:
     """Refuse a folder that holds something else than a run to be continued."""
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"{folder} cannot be made a folder (it is a file).")
     if (folder / "metrics.json").exists():
         raise TrainingError(f"{folder} holds a finished run; give another folder.")
-    if has_checkpoint(folder):
+    if any((folder / name).exists() for name in (_LATEST, _PREVIOUS)):
         if not resume:
             raise TrainingError(f"{folder} holds an unfinished run; resume it, or give another folder.")
         return
@@ -35,16 +30,8 @@ def check_folder(folder: Path, *, resume: bool) -> None:
         raise TrainingError(f"{folder} holds {', '.join(taken)} of something else; give another folder.")
 
 
-def make_folder(folder: Path) -> None:
-    """Make a folder that may be there already."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as err:
-        raise OutputError(f"{folder} cannot be made a folder ({err.strerror}).") from err
-
-
 def save_checkpoint(folder: Path, state: dict[str, Any]) -> bool:
-    """Write the state of a run; a full disk is reported, and the run goes on with the state saved before."""
+    """Write the state of a run; a full disk is reported, and the run goes on with the one before; whether it was."""
     import torch
 
     try:

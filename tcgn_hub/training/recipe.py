@@ -84,7 +84,7 @@ class Recipe:
     tiles_per_slide: int = _within(16, 1)
     patch_um: float | None = _within(None, 1, 10_000)
     crop_px: int | None = _within(None, 8, 10_000)
-    seed: int = 0
+    seed: int = _within(0, 0)
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant.

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tcgn_hub.correlation import column_means
+
 
 @dataclass(frozen=True)
 class TrainingTargets:
@@ -24,11 +26,11 @@ def training_targets(targets: Sequence[np.ndarray], components: int) -> Training
     ``components``: how many are kept; 0 leaves the targets as they are.
     """
     everything = np.concatenate(targets).astype(np.float64)
-    mean = _nan_mean(everything)
+    mean = column_means(everything, 0.0)
     several = [len(t) > 1 for t in targets]
     spots = [t.astype(np.float64) for t, more in zip(targets, several, strict=True) if more]
     denoise = bool(components and spots)
-    centred = np.concatenate([t - _nan_mean(t) for t in spots]) if denoise else everything - mean
+    centred = np.concatenate([t - column_means(t, 0.0) for t in spots]) if denoise else everything - mean
     known = ~np.isnan(centred)
     scale = np.sqrt(np.divide((np.nan_to_num(centred) ** 2).sum(0), known.sum(0), where=known.any(0), out=0 * mean))
     # a gene that hardly varies must not drown the others
@@ -41,14 +43,6 @@ def training_targets(targets: Sequence[np.ndarray], components: int) -> Training
     pieces = iter(np.split(clean, np.cumsum([len(t) for t in spots])[:-1]))
     return TrainingTargets(
         mean, scale, [next(pieces) if more else t.astype(np.float32) for t, more in zip(targets, several, strict=True)]
-    )
-
-
-def _nan_mean(values: np.ndarray) -> np.ndarray:
-    """Mean of each column without its NaN; 0 of a column that has nothing else."""
-    known = ~np.isnan(values)
-    return np.divide(
-        np.nan_to_num(values).sum(axis=0), known.sum(axis=0), where=known.any(axis=0), out=np.zeros(values.shape[1])
     )
 
 

@@ -16,17 +16,18 @@ import torch
 from timm.utils import ModelEmaV3
 from torch import nn
 
-from tcgn_hub.correlation import pearson
+from tcgn_hub.correlation import column_means, pearson
 from tcgn_hub.data.crops import SpotCrops, spot_crops
 from tcgn_hub.data.sections import Section, expression_targets
 from tcgn_hub.errors import SectionError, TrainingError
 from tcgn_hub.evaluation.heldout import predict_crops
 from tcgn_hub.evaluation.splits import Split, spatial_block
+from tcgn_hub.files import make_folder
 from tcgn_hub.images.transforms import to_input
 from tcgn_hub.prediction.backends.torch import TorchBackend
 from tcgn_hub.prediction.predictor import Predictor
 from tcgn_hub.training.batches import Batch, TrainingSpots, batches, steps_per_epoch
-from tcgn_hub.training.checkpoints import load_checkpoint, make_folder, save_checkpoint
+from tcgn_hub.training.checkpoints import load_checkpoint, save_checkpoint
 from tcgn_hub.training.distributed import Processes
 from tcgn_hub.training.fingerprint import refuse_another
 from tcgn_hub.training.losses import loss_of
@@ -309,7 +310,7 @@ class Trainer:
             spots.append((np.concatenate([p for p, _ in slides]), np.concatenate([t for _, t in slides])))
         enough = [pearson(p, t) for p, t in spots if len(t) >= _LEAST_SPOTS]
         if enough:
-            of_genes = _nan_mean(np.array(enough))
+            of_genes = column_means(np.array(enough), np.nan)
             return {"val_pcc": self.processes.of_first(float(np.nanmedian(of_genes)))}
         errors = np.concatenate([(p - t) ** 2 for p, t in spots])
         return {"val_rmse": self.processes.of_first(float(np.sqrt(np.nanmean(errors))))}
@@ -428,13 +429,6 @@ def _patch_side(
         )
     of_weights = None if known is None or known.scope == "trunk" else known.patch_um
     return recipe.patch_um or of_weights or _PATCH_UM, None
-
-
-def _nan_mean(values: np.ndarray) -> np.ndarray:
-    """Mean over the first axis of what is known; NaN where nothing is."""
-    known = ~np.isnan(values)
-    total, number = np.where(known, values, 0).sum(axis=0), known.sum(axis=0)
-    return np.divide(total, number, out=np.full(total.shape, np.nan), where=number > 0)
 
 
 def _rounded(model: nn.Module) -> nn.Module:

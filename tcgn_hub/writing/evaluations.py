@@ -13,8 +13,8 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from tcgn_hub.errors import ExtraError, OutputError, SectionError
-from tcgn_hub.files import write_npz, write_text
+from tcgn_hub.errors import ExtraError, SectionError
+from tcgn_hub.files import make_folder, write_npz, write_text
 from tcgn_hub.result import Evaluation, Measured
 
 _logger = logging.getLogger(__name__)
@@ -30,10 +30,7 @@ def write_evaluation(
     ``metrics.json`` says beside the summary.
     """
     out = Path(out)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as err:
-        raise OutputError(f"{out} cannot be made a folder ({err.strerror}).") from err
+    make_folder(out)
     write_csv(out / "per_gene.csv", evaluation.per_gene)
     write_measured(out / "held_out.npz", measured)
     draw(out / "figures", evaluation=evaluation)
