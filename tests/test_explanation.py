@@ -281,7 +281,7 @@ def test_the_command_on_a_slide(tmp_path):
         ([PATCH, "--gene", "NOPE"], "NOPE: not among the 785 genes"),
         ([PATCH, "--gene", "GNAS", "-o", "x.jpg"], "x.jpg is no name of a picture; let it end in .png"),
         ([PATCH, PATCH, "-o", "x.png"], "x.png is one file, but several pictures"),
-        ([PATCH, PATCH, "-o", "x"], "Two images have the same name"),
+        ([PATCH, PATCH, "-o", "x"], "Two of the images are named"),
         ([str(SVS), "-o", "x.png"], "x.png is one file, but several pictures"),
         (["gone.png"], "gone.png does not exist"),
         ([PATCH, "--device", "tpu9"], "Device 'tpu9' cannot be used here"),

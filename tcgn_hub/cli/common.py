@@ -9,7 +9,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -91,6 +91,25 @@ def image_files(args: argparse.Namespace) -> list[Path]:
     if not any(path.exists() for path in found):
         raise ImageError(f"{found[0]} does not exist.")
     return found
+
+
+def in_folder(folder: Path, images: Sequence[Path], ending: str) -> list[Path]:
+    """A file for each image in a folder, which is made."""
+    from tcgn_hub.errors import OutputError
+    from tcgn_hub.files import make_folder
+
+    names = [image.name for image in images]
+    if len(set(names)) < len(names):
+        raise OutputError(f"Two of the images are named {max(names, key=names.count)}; give them folders of their own.")
+    make_folder(folder)
+    return [folder / f"{name}{ending}" for name in names]
+
+
+def say_failed(prog: str, failed: Collection[str]) -> int:
+    """What could not be done, on stderr; the exit code."""
+    for message in failed:
+        print(f"{prog}: {message}", file=sys.stderr)
+    return 1 if failed else 0
 
 
 def panel_of(args: argparse.Namespace) -> Any:

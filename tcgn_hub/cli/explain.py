@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tcgn_hub.cli.common import command, image_files, load_predictor, make_parser, panel_of
+from tcgn_hub.cli.common import command, image_files, in_folder, load_predictor, make_parser, panel_of, say_failed
 from tcgn_hub.cli.options import add, given
 
 if TYPE_CHECKING:
@@ -54,15 +53,12 @@ def _explain(args: argparse.Namespace, prog: str) -> int:
             failed.append(str(err))
     if len(failed) == len(images):
         raise ImageError(f"None of {len(images)} images could be explained: {failed[0]}")
-    for message in failed:
-        print(f"{prog}: {message}", file=sys.stderr)
-    return 1 if failed else 0
+    return say_failed(prog, failed)
 
 
 def _pictures(images: list[Path], args: argparse.Namespace) -> list[Path]:
     """What to draw each image into."""
     from tcgn_hub.errors import OutputError
-    from tcgn_hub.files import make_folder
     from tcgn_hub.images.slides import is_slide_file
 
     slides = [is_slide_file(image) for image in images]
@@ -76,11 +72,7 @@ def _pictures(images: list[Path], args: argparse.Namespace) -> list[Path]:
         if output.suffix.lower() != ".png":
             raise OutputError(f"{output} is no name of a picture; let it end in .png.")
         return [output]
-    names = [image.name for image in images]
-    if len(set(names)) < len(names):
-        raise OutputError("Two images have the same name; explain them into folders of their own.")
-    make_folder(output)
-    return [output / f"{name}.explained.png" for name in names]
+    return in_folder(output, images, ".explained.png")
 
 
 _TILED = ("tiles", "stride_um")

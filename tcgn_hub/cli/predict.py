@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tcgn_hub.cli.common import command, image_files, load_predictor, make_parser, panel_of
+from tcgn_hub.cli.common import command, image_files, in_folder, load_predictor, make_parser, panel_of, say_failed
 from tcgn_hub.cli.options import add, given
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def _predict_patches(images: list[Path], options: dict[str, Any], args: argparse
         sys.stdout.writelines([to_table(result)] if suffix == ".txt" else FORMATS[suffix[1:]](result))
     else:
         result.write(output, format=suffix)
-    return _say(prog, result.failed.values())
+    return say_failed(prog, result.failed.values())
 
 
 def _predict_slides(slides: list[Path], options: dict[str, Any], args: argparse.Namespace, prog: str) -> int:
@@ -109,14 +109,7 @@ def _predict_slides(slides: list[Path], options: dict[str, Any], args: argparse.
         bulk.write()
     for output in filter(None, outputs):
         shutil.rmtree(_state(output), ignore_errors=True)
-    return _say(prog, failed)
-
-
-def _say(prog: str, failed: Collection[str]) -> int:
-    """What could not be predicted, on stderr; the exit code."""
-    for message in failed:
-        print(f"{prog}: {message}", file=sys.stderr)
-    return 1 if failed else 0
+    return say_failed(prog, failed)
 
 
 def _state(output: Path) -> Path:
@@ -150,7 +143,6 @@ def _check_place(file: Path) -> None:
 def _outputs(slides: list[Path], args: argparse.Namespace) -> tuple[list[Path] | list[None], str]:
     """Where each slide's tiles go, None if nowhere, and the suffix of their format."""
     from tcgn_hub.errors import OutputError
-    from tcgn_hub.files import make_folder
 
     if args.output is None:
         return [None] * len(slides), ""
@@ -160,11 +152,7 @@ def _outputs(slides: list[Path], args: argparse.Namespace) -> tuple[list[Path] |
         return [output], _suffix_of(output, args.format)
     if to_file and output.suffix.lower() in _SUFFIXES.values():
         raise OutputError(f"{output} is one file, but there are {len(slides)} slides; give a folder.")
-    names = [slide.name for slide in slides]
-    if len(set(names)) < len(names):
-        raise OutputError("Two slides have the same name; predict them into folders of their own.")
-    make_folder(output)
-    outputs = [output / f"{name}{_SUFFIXES[args.format or 'h5ad']}" for name in names]
+    outputs = in_folder(output, slides, _SUFFIXES[args.format or "h5ad"])
     return outputs, _suffix_of(outputs[0], args.format)
 
 

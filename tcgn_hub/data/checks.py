@@ -10,7 +10,7 @@ from tcgn_hub.data.readers.genes import are_ensembl
 from tcgn_hub.data.sections import Section, panel_counts
 from tcgn_hub.errors import ImageError, SectionError
 from tcgn_hub.images.slides import size_and_scale
-from tcgn_hub.text import aligned
+from tcgn_hub.text import aligned, some
 
 _COLUMNS = ("section", "patient", "image", "um/px", "spots", "used", "zero", "off image", "genes missing", "notes")
 _TEXT = {"section", "patient", "image", "notes"}
@@ -41,10 +41,6 @@ def _place(section: Section) -> str:
     return f"section {section.name}" + (f" ({file})" if file else "")
 
 
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-
-
 def _check_genes(sections: Sequence[Section], panel: Sequence[str]) -> None:
     measured = set().union(*(section.genes for section in sections))
     absent = [gene for gene in panel if gene not in measured]
@@ -56,7 +52,7 @@ def _check_genes(sections: Sequence[Section], panel: Sequence[str]) -> None:
         kinds = [("Ensembl ids" if ensembl else "symbols") for ensembl in ids]
         hint = f"the sections name genes by {kinds[0]}, the panel by {kinds[1]}, so translate one of them"
     raise SectionError(
-        f"{len(absent)} genes of the panel were measured in no section, such as {_place(sections[0])}: {_some(absent)};"
+        f"{len(absent)} genes of the panel were measured in no section, such as {_place(sections[0])}: {some(absent)};"
         f" {hint}."
     )
 
@@ -126,5 +122,5 @@ def _between(sections: Sequence[Section], panel: Sequence[str]) -> list[str]:
     partly = [gene for gene in panel if not all(gene in genes for genes in measured)]
     if partly:
         verb = "gene of the panel was" if len(partly) == 1 else "genes of the panel were"
-        warnings.append(f"Warning: {len(partly)} {verb} not measured in every section: {_some(partly)}.")
+        warnings.append(f"Warning: {len(partly)} {verb} not measured in every section: {some(partly)}.")
     return warnings

@@ -11,6 +11,7 @@ import numpy as np
 
 from tcgn_hub.data.sections import Section
 from tcgn_hub.errors import SectionError, TrainingError
+from tcgn_hub.text import some
 from tcgn_hub.weights.lineage import SeenSection
 
 SPLITS = ("patient", "section", "none")
@@ -124,10 +125,9 @@ def check_seen(
             found[section.name] = f"patient {kin.patient} of study {kin.study}, as {kin.section} is"
     refused = [name for name in found if name not in allow]
     if refused:
-        which = ", ".join(f"{name} ({found[name]})" for name in refused[:5])
-        more = f" and {len(refused) - 5} more" if len(refused) > 5 else ""
+        which = some(f"{name} ({found[name]})" for name in refused)
         raise SectionError(
-            f"Already seen by the weights, or by those they were started from: section {which}{more}; leave out what"
+            f"Already seen by the weights, or by those they were started from: section {which}; leave out what"
             " was seen, hold out by section if only its patient was, or say --allow-seen"
             f" {' '.join(refused)}, which every table will then state."
         )

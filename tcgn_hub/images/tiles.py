@@ -39,17 +39,8 @@ class TileReader:
     """Tiles by index, for the processes of a DataLoader, however they are started: each opens the slide for itself.
 
     What is pickled is the path and how to read it. Only the pixels of a plain picture are shared, with processes that
-    are forked; others decode it again.
-
-    Args:
-        slide: An open slide, which this process reads from.
-        xy: Centres as (x, y) in pixels at full resolution, shape (n, 2).
-        tile_px: Side of a tile in pixels at full resolution.
-        max_pixels: The most pixels of a plain picture.
-
-    Attributes:
-        level: Level of the slide that is read, the nearest above what 224 px a tile ask for.
-        side: Side of a tile in pixels of that level.
+    are forked; others decode it again. ``level`` is the level that is read, the nearest above what 224 px a tile ask
+    for, and ``side`` the side of a tile in its pixels.
     """
 
     def __init__(self, slide: Slide, xy: np.ndarray, tile_px: float, *, max_pixels: int = MAX_PIXELS) -> None:

@@ -71,20 +71,18 @@ def center_crop(image: Picture, size: int) -> Picture:
     import numpy as np
 
     picture: Any = image
-    if isinstance(image, np.ndarray):
-        height, width = picture.shape[-3:-1]
-    elif hasattr(image, "crop"):
+    if hasattr(image, "crop"):
         width, height = picture.size
     else:
-        height, width = picture.shape[-2:]
+        height, width = picture.shape[-3:-1] if isinstance(image, np.ndarray) else picture.shape[-2:]
     if min(width, height) < size:
         raise ImageError(f"the image is {width} x {height} px, smaller than the crop of {size} x {size} px")
     left, top = (width - size) // 2, (height - size) // 2
-    if isinstance(image, np.ndarray):
-        return picture[..., top : top + size, left : left + size, :]
     if hasattr(image, "crop"):
         return picture.crop((left, top, left + size, top + size))
-    return picture[..., top : top + size, left : left + size]
+    channels = (slice(None),) if isinstance(image, np.ndarray) else ()
+    inside = (..., slice(top, top + size), slice(left, left + size), *channels)
+    return picture[inside]
 
 
 @dataclass(frozen=True)

@@ -44,16 +44,8 @@ def load_model(
 ) -> tuple[TCGN, WeightsInfo]:
     """A model in eval mode with its genes, units and held-out significance.
 
-    Args:
-        weights: As `tcgn_hub.weights.hub.resolve` takes it, or what it gave: a tag, 'hf-hub:organisation/name', or the
-            path of a model directory or of a file of parameters, which lies in one or is a published checkpoint of a
-            panel of this package. The default weights if None.
-        device: Where to put the model; the CPU if None.
-        cache_dir: Where to keep downloads.
-
-    Raises:
-        WeightsError: The weights cannot be found, had, read or verified, or nothing says which genes they predict.
-        CheckpointError: The parameters do not fit the architecture.
+    ``weights`` are as `tcgn_hub.weights.hub.resolve` takes them, or what it gave. A file of parameters lies in a model
+    directory, or is a published checkpoint of a panel of this package.
     """
     found = weights if isinstance(weights, Resolved) else resolve(weights, cache_dir=cache_dir)
     if found.entry is not None:

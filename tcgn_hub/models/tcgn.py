@@ -745,13 +745,10 @@ def _init_weights(module: nn.Module, name: str = "") -> None:
 
 
 def checkpoint_filter_fn(state_dict: Dict[str, torch.Tensor], model: nn.Module) -> Dict[str, torch.Tensor]:
-    """Remap a published checkpoint to our names, and account for every key of any checkpoint.
+    """Remap a published checkpoint to our names; a CheckpointError if a key is missing, unexpected or of another shape.
 
     timm loads with ``strict=False`` as soon as the number of classes differs; the check here keeps a wrong file from
     ending in random weights. Only the classifier may have another shape than the model's.
-
-    Raises:
-        CheckpointError: A key is missing, unexpected, or has another shape than the model's.
     """
     state_dict = rename_published(state_dict)
 
@@ -775,11 +772,7 @@ def checkpoint_filter_fn(state_dict: Dict[str, torch.Tensor], model: nn.Module) 
 
 
 def trunk_filter_fn(state_dict: Dict[str, torch.Tensor], model: nn.Module) -> Dict[str, torch.Tensor]:
-    """`checkpoint_filter_fn` for a checkpoint of the trunk alone: graph branches and head keep what the model has.
-
-    Raises:
-        CheckpointError: A key of the trunk is missing, a key is unexpected, or a shape differs.
-    """
+    """`checkpoint_filter_fn` for a checkpoint of the trunk alone: graph branches and head keep what the model has."""
     fresh = {key: value for key, value in model.state_dict().items() if not is_trunk_key(key)}
     return checkpoint_filter_fn({**fresh, **rename_published(state_dict)}, model)
 
@@ -788,11 +781,6 @@ def _create_tcgn(variant: str, pretrained: bool = False, **kwargs: Any) -> TCGN:
     """Weights of the manifest are verified by sha256 before they are read, and fetched from the Hub if need be.
 
     A source named in ``pretrained_cfg_overlay`` is read as it is.
-
-    Raises:
-        ManifestError: There are no such weights, or a manifest is missing or malformed.
-        WeightsError: The weights cannot be had, or are not what the manifest says.
-        CheckpointError: The parameters do not fit the architecture.
     """
     filter_fn = checkpoint_filter_fn
     entry = _manifest_entry(variant, kwargs) if pretrained else None

@@ -97,7 +97,7 @@ class WeightsInfo:
                     "name": name,
                     "genes": tuple(genes),
                     "parents": tuple(Parent(**parent) for parent in stated.get("parents") or ()),
-                    "seen": tuple(SeenSection.from_json(section) for section in stated.get("seen") or ()),
+                    "seen": tuple(SeenSection(**section) for section in stated.get("seen") or ()),
                 }
             )
             _ = info.pcc, info.significant, info.interval_radius

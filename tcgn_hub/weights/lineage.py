@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import Any
 
 
 @dataclass(frozen=True)
@@ -28,11 +27,6 @@ class SeenSection:
     counts: str = ""  # hash of its counts, whatever their order; empty if unknown
 
     to_json = asdict
-
-    @classmethod
-    def from_json(cls, document: dict[str, Any]) -> SeenSection:
-        """What `to_json` gave."""
-        return cls(**document)
 
     def is_same(self, other: SeenSection) -> bool:
         """Whether both are one section: of one name in one study, or of the same image or counts."""

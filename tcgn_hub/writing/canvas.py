@@ -23,20 +23,9 @@ def round_length(longest: float) -> float:
 
 
 class Canvas:
-    """A white picture, on which things are put at places given from the lower left.
+    """A white picture, on which things are put at places given from the lower left, in units of ``unit`` inches.
 
-    Args:
-        width: In the unit.
-        height: Likewise.
-        dpi: Pixels per inch.
-        unit: Inches.
-        layout: Of matplotlib, for axes that find their places themselves.
-
-    Attributes:
-        figure: The figure of matplotlib.
-
-    Raises:
-        ExtraError: matplotlib is not installed.
+    ``layout`` is that of matplotlib, for axes that find their places themselves.
     """
 
     def __init__(self, width: float, height: float, *, dpi: int, unit: float = 1.0, layout: str | None = None) -> None:

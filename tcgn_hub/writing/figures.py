@@ -18,15 +18,7 @@ _BAR = 340
 def draw_gene(result: Result, gene: str, *, side: int = 1200) -> bytes:
     """A PNG of the faded slide with its tiles in true size, coloured by the predicted value.
 
-    Args:
-        result: The slide.
-        gene: Its symbol.
-        side: Longest side of the picture in pixels; the text needs a width of 620 all the same.
-
-    Raises:
-        ExtraError: matplotlib is not installed.
-        PanelError: The gene was not predicted.
-        OutputError: The result is of patches.
+    ``side``: longest side of the picture in pixels; the text needs a width of 620 all the same.
     """
     values = result.X[:, result.column(gene)]
     figure = _SlideFigure(slide_of(result), gene, gene_title(result, gene), side=side, faded=True)
@@ -35,10 +27,7 @@ def draw_gene(result: Result, gene: str, *, side: int = 1200) -> bytes:
 
 
 def draw_mask(result: Result, *, side: int = 1200) -> bytes:
-    """A PNG of the slide with the outline of its tissue, if it was looked for.
-
-    ``result``: the slide; ``side``: longest side of the picture in pixels; the text needs a width of 620 all the same.
-    """
+    """A PNG, as of `draw_gene`, of the slide with the outline of its tissue, if it was looked for."""
     slide = slide_of(result)
     share = "not looked for" if slide.mask is None else f"{slide.mask.mean():.0%} of the slide"
     figure = _SlideFigure(slide, "Tissue", f"{share}; {len(result)} tiles", side=side)

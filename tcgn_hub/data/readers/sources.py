@@ -17,6 +17,7 @@ from tcgn_hub.data.readers.visium import is_visium, read_visium, visium_name
 from tcgn_hub.data.sections import Section
 from tcgn_hub.errors import SectionError
 from tcgn_hub.images.scale import given_scale
+from tcgn_hub.text import some
 
 _Found = dict[str, Callable[[], Section]]
 
@@ -81,16 +82,11 @@ def read_sections(
     unknown = [name for name in names or () if name not in found]
     if unknown:
         raise SectionError(
-            f"There is no section {', '.join(unknown)} in {', '.join(map(str, paths))}; there are {_listed(found)}."
+            f"There is no section {', '.join(unknown)} in {', '.join(map(str, paths))}; there are {some(found, 20)}."
         )
     sections = [found[name]() for name in (found if names is None else names)]
     changes: dict[str, Any] = {"mpp": None if mpp is None else float(mpp), "study": study}
     return [replace(section, **{key: value for key, value in changes.items() if value}) for section in sections]
-
-
-def _listed(names: Any) -> str:
-    names = list(names)
-    return ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
 
 
 def _kind(path: Path) -> str:
@@ -158,7 +154,7 @@ def _of_sheet(sheet: Path, mpp: float | None) -> _Found:
         inside = _of_data(data, kind, name=name, patient=patient, image=image, mpp=scale)
         read = inside.get(name, next(iter(inside.values())) if len(inside) == 1 else None)
         if read is None:
-            raise SectionError(f"{sheet}: {data} has no section {name}; there are {_listed(inside)}.")
+            raise SectionError(f"{sheet}: {data} has no section {name}; there are {some(inside, 20)}.")
         changes = {"name": name, "patient": patient, "image": image, "mpp": scale, "study": row.get("study")}
         found[name] = partial(_changed, read, {key: value for key, value in changes.items() if value})
     return found
