@@ -101,6 +101,29 @@ def test_the_card_says_it_all(folder):
         assert text in card
 
 
+def test_what_the_weights_have_seen_is_published(hub, folder):
+    lineage = {
+        "parents": [{"name": "lab/first", "sha256": "0" * 64}],
+        "seen": [{"study": "lab", "patient": "P1", "section": "P1_2", "image": "1" * 64, "counts": "2" * 64}],
+    }
+    config = json.loads((folder / "config.json").read_text())
+    config["tcgn"] |= lineage
+    config["tcgn"]["held_out"]["allowed_seen"] = ["P1_2", "P1_3"]
+    (folder / "config.json").write_text(json.dumps(config))
+    published = publish(folder, REPO)
+    assert {key: published.entry[key] for key in lineage} == lineage
+    assert published.entry["held_out"]["allowed_seen"] == ["P1_2", "P1_3"]
+
+    files = hub.repos[REPO].commits[published.entry["hub"]["revision"]]
+    stated = json.loads(files["config.json"])["tcgn"]
+    assert {key: stated[key] for key in lineage} == lineage
+    assert stated["held_out"]["allowed_seen"] == ["P1_2", "P1_3"]
+    card = files["README.md"].decode()
+    assert f"- Started from: lab/first, sha256 {'0' * 64}\n" in card
+    assert "- Seen by these weights or those they were started from: P1_2\n" in card
+    assert "**Measured on sections that the weights or their parents have seen: P1_2, P1_3.**" in card
+
+
 def test_a_card_of_ones_own_is_kept(hub, folder):
     (folder / "README.md").write_text("---\nlicense: mit\n---\n# Mine\n")
     published = publish(folder, REPO)
@@ -134,6 +157,8 @@ def test_what_is_refused_before_the_hub_is_asked(hub, folder, tmp_path, monkeypa
     whole = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(whole[:1000])
     refuses("cannot be read as parameters", folder, REPO)
+    (folder / "model.safetensors").unlink()
+    refuses(r"model\.safetensors cannot be read \(No such file or directory\)", folder, REPO)
     assert not [path for _, path, _ in hub.log if "models" in path or "repos" in path]
 
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from tcgn_hub.errors import WeightsError
+from tcgn_hub.errors import OutputError, WeightsError
 from tcgn_hub.weights.manifest import ManifestEntry, WeightFile, assets_folder, find_weights, load_manifest
 
 _logger = logging.getLogger(__name__)
@@ -189,10 +189,18 @@ def kept_in(folder: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as err:
-        reason = getattr(err, "strerror", None) or err
         raise WeightsError(
-            f"{folder} cannot be written ({reason}); make room or give another folder with HF_HOME or cache_dir."
+            f"{folder} cannot be written ({_reason(err)}); make room or give another folder with HF_HOME or cache_dir."
         ) from err
+
+
+def _reason(err: BaseException) -> str:
+    """What the system said, such as 'No space left on device', under an error of ours or of safetensors."""
+    while isinstance(err, OutputError) and err.__cause__ is not None:
+        err = err.__cause__
+    if number := re.search(r"\(os error (\d+)\)", str(err)):
+        return os.strerror(int(number[1]))  # safetensors has it in its text alone
+    return getattr(err, "strerror", None) or str(err) or type(err).__name__
 
 
 def clear_cache(sha256: str | None = None, *, cache_dir: str | Path | None = None) -> int:

@@ -121,13 +121,17 @@ def manifest_entry(folder: str | Path, *, tag: str, bundled: bool = False) -> di
             " named as in weights_manifest.json."
         )
     known = read_info(folder, name=tag).to_json()
+    try:
+        files = [
+            {"name": name, "size": (folder / name).stat().st_size, "sha256": sha256_of(folder / name)}
+            for name in _FILES
+        ]
+    except OSError as err:
+        raise WeightsError(f"{err.filename} cannot be read ({err.strerror}).") from err
     return {
         "tag": tag,
         **{key: known[key] for key in known if key not in ("name", "architecture", "sha256")},
-        "files": [
-            {"name": name, "size": (folder / name).stat().st_size, "sha256": sha256_of(folder / name)}
-            for name in _FILES
-        ],
+        "files": files,
         "bundled": bundled,
         "hub": {"repo_id": None, "revision": None},
     }
