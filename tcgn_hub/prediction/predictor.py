@@ -39,10 +39,6 @@ _loading = threading.Lock()
 class Predictor:
     """Weights that were loaded, and what they say of patches, tiles and slides.
 
-    Args:
-        backend: What computes.
-        info: What is known of the weights.
-
     Attributes:
         backend: What computes: `tcgn_hub.prediction.backends.torch.TorchBackend`, or that of ONNX Runtime.
         info: What is known of the weights; patches should cover ``info.patch_um`` micrometres.

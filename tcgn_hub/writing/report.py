@@ -26,19 +26,10 @@ def write_report(
 ) -> None:
     """Write a page with the slide, its tissue, maps of some genes, a table of all genes, and what was run.
 
-    Args:
-        path: Where to write it.
-        result: The slide.
-        genes: Genes to map, in this order. If None, the ``top`` of highest held-out correlation among those marked
-            significant; where significance was not measured, the ``top`` that vary most over the tiles.
-        top: How many genes to map if ``genes`` is None.
-        galleries: Highest and lowest tiles of genes, to show below the maps; see
-            `tcgn_hub.prediction.predictor.Predictor.galleries`.
-
-    Raises:
-        ExtraError: matplotlib is not installed.
-        PanelError: One of ``genes`` was not predicted.
-        OutputError: The file cannot be written, or the result is of patches.
+    ``genes`` are mapped in this order; if None, the ``top`` of highest held-out correlation among those marked
+    significant, or, where significance was not measured, the ``top`` that vary most over the tiles. ``galleries`` are
+    shown below the maps, see `tcgn_hub.prediction.predictor.Predictor.galleries`. Raises a PanelError for a gene that was
+    not predicted.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
