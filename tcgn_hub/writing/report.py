@@ -28,8 +28,8 @@ def write_report(
 
     ``genes`` are mapped in this order; if None, the ``top`` of highest held-out correlation among those marked
     significant, or, where significance was not measured, the ``top`` that vary most over the tiles. ``galleries`` are
-    shown below the maps, see `tcgn_hub.prediction.predictor.Predictor.galleries`. Raises a PanelError for a gene that was
-    not predicted.
+    shown below the maps, see `tcgn_hub.prediction.predictor.Predictor.galleries`. A gene that was not predicted is a
+    PanelError.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
