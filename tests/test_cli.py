@@ -496,7 +496,7 @@ def test_ctrl_c_ends_a_process_with_130():
         "import sys, signal; from tcgn_hub.cli import predict\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "def wait(*_): print('waiting', flush=True); signal.pause()\n"
-        "predict._predict = wait; sys.exit(predict.main(['x.png']))"
+        "sys.exit(predict.command(predict.build_parser, wait, 'tcgn-predict')(['x.png']))"
     )
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "waiting\n"
