@@ -49,4 +49,4 @@ def column_means(values: np.ndarray, empty: float) -> np.ndarray:
     """Mean of each column without its NaN, float64; ``empty`` of a column that has nothing else."""
     known = ~np.isnan(values)
     total = np.where(known, values, 0).sum(axis=0, dtype=np.float64)
-    return np.divide(total, known.sum(axis=0), out=np.full(values.shape[1], empty), where=known.any(axis=0))
+    return np.divide(total, known.sum(axis=0), out=np.full(values.shape[1], empty, np.float64), where=known.any(axis=0))

@@ -332,6 +332,11 @@ def test_an_interruption_costs_at_most_a_chunk(predictor, predicted, tmp_path, m
     assert np.array_equal(got.X, want.X)
     assert np.array_equal(got.obs["ood"], want.obs["ood"])
     assert sum(predicted) == len(want) - 16
+    # one number, however it is written, is one run
+    predicted.clear()
+    same = predictor.slide(SVS, resume=state, **{**options, "stride_um": 150.0})
+    assert np.array_equal(same.X, want.X)
+    assert not predicted
     # a damaged chunk is computed again
     predicted.clear()
     (state / "8.npz").write_bytes(b"PK damaged")

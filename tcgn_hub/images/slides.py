@@ -131,7 +131,6 @@ class _Pyramid(Slide):
         self.downsamples = tuple(float(d) for d in handle.level_downsamples)
 
     def read(self, x: int, y: int, width: int, height: int, *, level: int = 0) -> np.ndarray:
-
         try:
             region = self._handle.read_region((x, y), level, (width, height))
         except Exception as err:

@@ -35,6 +35,7 @@ _FOLLOWED = (
     *("genes", "significant_only", "mpp", "magnification", "patch_um", "stride_um", "spots", "min_tissue"),
     *("features", "tta"),
 )
+_NUMBERS = ("mpp", "magnification", "patch_um", "stride_um", "min_tissue")
 _OWN_FILES = re.compile(r"(run\.json|\d+\.npz)(\.\w+\.part)?")
 
 
@@ -366,6 +367,8 @@ def _run(path: Path, options: dict[str, Any], **loaded: str) -> dict[str, Any]:
     stat = path.stat()
     defaults = inspect.signature(predict_tiles).parameters
     followed = {name: options.get(name, defaults[name].default) for name in _FOLLOWED}
+    # 400 and 400.0 are one distance
+    followed |= {name: float(followed[name]) for name in _NUMBERS if followed[name] is not None}
     if followed["genes"] is not None:
         followed["genes"] = load_panel(followed["genes"])
     if followed["spots"] is not None:
