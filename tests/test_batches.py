@@ -112,7 +112,7 @@ def test_a_bulk_measurement_is_compared_to_tiles_drawn_anew_each_epoch():
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("epochs", 0), ("lr", -1.0), ("tune", "some"), ("precision", "fp8"), ("ema", 1.0), ("crop_px", 1)],
+    [("epochs", 0), ("lr", -1.0), ("tune", "some"), ("precision", "fp8"), ("ema", 1.0), ("crop_px", 1), ("seed", -1)],
 )
 def test_recipes_that_cannot_be_meant_are_refused(field, value):
     from tcgn_hub.errors import TrainingError

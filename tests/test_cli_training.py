@@ -125,6 +125,16 @@ def test_metadata_that_nothing_knows_are_refused(root, tmp_path, capsys):
     assert "states licence; what can be stated is" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", ["finetune", "crossval"])
+@pytest.mark.parametrize(("key", "value"), [("crop", "224 px"), ("training_data", ["her2st"]), ("held_out", "none")])
+def test_metadata_of_another_kind_are_refused_before_training(root, tmp_path, capsys, command, key, value):
+    (tmp_path / "metadata.json").write_text(json.dumps({key: value}))
+    options = ["--genes", "G0,G1", "-o", str(tmp_path / "out"), "--metadata", str(tmp_path / "metadata.json")]
+    assert main([command, str(root), *options, "--weights", "scratch"]) == 2
+    assert f"the metadata is malformed ({key} is no object)" in capsys.readouterr().err
+    assert not list(tmp_path.glob("out/**/*.*"))
+
+
 def test_a_folder_of_another_run_is_refused_before_anything_is_read(tmp_path, capsys, monkeypatch):
     def read(*args, **options):
         raise AssertionError("sections were read")

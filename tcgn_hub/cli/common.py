@@ -144,9 +144,6 @@ def metadata_of(args: argparse.Namespace) -> dict[str, Any]:
         metadata = json.loads(Path(args.metadata).read_text(encoding="utf-8"))
     except (OSError, ValueError) as err:
         raise TrainingError(f"The metadata {args.metadata} cannot be read as JSON ({err}).") from err
-    for key in ("crop", "training_data", "held_out") if isinstance(metadata, dict) else ():
-        if not isinstance(metadata.get(key, {}), dict):
-            raise TrainingError(f"{args.metadata} states {key} as {metadata[key]!r:.80}; give an object.")
     unknown = sorted(set(metadata) - set(STATED)) if isinstance(metadata, dict) else ["which is no object"]
     if unknown:
         raise TrainingError(f"{args.metadata} states {', '.join(unknown)}; what can be stated is {', '.join(STATED)}.")

@@ -19,7 +19,7 @@ _LEAST_SPREAD = 0.1  # of the image's width and height; of less, the spots hardl
 
 
 def check_sections(sections: Sequence[Section], panel: Sequence[str]) -> tuple[list[Section], str]:
-    """Check sections against a panel, and leave out the spots that cannot be trained on."""
+    """Check sections against a panel: those without the spots that cannot be trained on, and a table of it."""
     if not sections:
         raise SectionError("No section is given.")
     _check_genes(sections, panel)

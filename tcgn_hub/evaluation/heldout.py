@@ -127,7 +127,10 @@ def measure(
     crops: Mapping[str, SpotCrops],
     tta: int = 1,
 ) -> list[Measured]:
-    """Predictions of a model for held-out sections, beside those of baselines fitted on the training sections."""
+    """Predictions of a model for held-out sections, beside those of baselines fitted on the training sections, if any.
+
+    Sections with one bulk measurement become one, whose spots are the slides: means of their tiles in linear space.
+    """
     targets = {s.name: expression_targets(s, panel) for s in (*train, *test)}
     features = {s.name: _features(s, crops[s.name]) for s in (*train, *test)} if train else {}
     x = np.concatenate([features[s.name] for s in train]) if train else np.empty((0, 0))

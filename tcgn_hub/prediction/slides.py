@@ -95,8 +95,7 @@ def predict_tiles(
         ExtraError: The format needs a package that is not installed.
     """
     path, info = Path(path), predictor.info
-    asked = locals()
-    options: dict[str, Any] = {name: asked[name] for name in _FOLLOWED}
+    options: dict[str, Any] = {name: asked for name, asked in locals().items() if name in _FOLLOWED}
     given = check_slide(path, batch_size=batch_size, workers=workers, **options)
     store = None
     if resume is not None:

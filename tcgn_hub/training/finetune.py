@@ -26,6 +26,7 @@ from tcgn_hub.training.results import write_results
 from tcgn_hub.training.start import Start, starting_model
 from tcgn_hub.training.targets import variable_genes
 from tcgn_hub.training.trainer import Trainer
+from tcgn_hub.weights.info import WeightsInfo
 from tcgn_hub.weights.lineage import union
 
 _logger = logging.getLogger(__name__)
@@ -124,6 +125,8 @@ def run(
     **options: Any,
 ) -> dict[str, Any]:
     """One run, when sections, panel and split are known; ``options`` are those of `Trainer.fit`."""
+    # refused now what would fail once it is written, after all of the training
+    WeightsInfo.from_json(dict(metadata), name="the metadata", genes=tuple(panel))
     start = starting_model(recipe, panel)
     allowed = refuse_seen(start, sections, split, allow_seen)
     checked, table = check_sections(sections, panel)
@@ -174,7 +177,7 @@ def run(
 
 
 def refuse_seen(start: Start, sections: Sequence[Section], split: Split, allow: Sequence[str]) -> list[str]:
-    """Refuse to test on what the weights that training starts from, or their parents, have seen."""
+    """Refuse to test on what the start or its parents have seen, by patient if the split is; returns those allowed."""
     tested = [section for section in sections if section.name in split.test]
     if start.info is None or not tested:
         return []

@@ -17,9 +17,8 @@ def freeze(model: Any, recipe: Recipe) -> list[nn.Module]:
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = recipe.drop_rate
-    trained = {"head": [model.head], "last-stage": [model.stages[-1], model.final_conv, model.head], "all": [model]}[
-        recipe.tune
-    ]
+    parts = {"head": [model.head], "last-stage": [model.stages[-1], model.final_conv, model.head], "all": [model]}
+    trained = parts[recipe.tune]
     model.requires_grad_(False)
     for module in trained:
         module.requires_grad_(True)

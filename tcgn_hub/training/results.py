@@ -52,10 +52,10 @@ def write_results(
             "license": "not stated",
             "origin": "fine-tuned with tcgn_hub",
             **metadata,
-            "crop": {**metadata.get("crop", {}), **_crop(trainer)},
+            "crop": {**(metadata.get("crop") or {}), **_crop(trainer)},
             "training_data": {
                 "name": "own sections",
-                **metadata.get("training_data", {}),
+                **(metadata.get("training_data") or {}),
                 "sections": list(split.train),
                 "patients": sorted({sections[name].patient for name in split.train}),
                 "held_out": list(split.test),

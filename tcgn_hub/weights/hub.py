@@ -32,7 +32,7 @@ _BUSY = (408, 425, 429, 500, 502, 503, 504)
 
 
 def locate(weights: str | Path | None) -> dict[str, Any]:
-    """What `tcgn_hub.load` is to be given for weights that are named in one word."""
+    """What `tcgn_hub.load` is to be given for weights named in one word: a tag is one, whatever lies around."""
     if weights is None:
         return {}
     if isinstance(weights, str) and (
@@ -361,9 +361,8 @@ def _transfer(repo_id: str, revision: str, file: WeightFile, handle: BinaryIO, p
     if handle.tell() > file.size:
         handle.truncate(0)
     tries, heard, most = 0, time.monotonic(), handle.tell()
-    with tqdm(
-        total=file.size, initial=most, unit="B", unit_scale=True, desc=file.name, disable=None if progress else True
-    ) as bar:
+    hidden = None if progress else True
+    with tqdm(total=file.size, initial=most, unit="B", unit_scale=True, desc=file.name, disable=hidden) as bar:
         while handle.tell() < file.size:
             error: Exception | None = None
             try:

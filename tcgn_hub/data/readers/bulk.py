@@ -25,7 +25,7 @@ def read_bulk(table: str | Path, *, mpp: float | None = None, patch_um: float) -
 
     ``table``: CSV or TSV with the columns slide (relative to the table), patient, and then genes: counts or TPM, not
     logged; ``mpp``: micrometres per pixel of the slides; what each states if None; ``patch_um``: side of the tiles in
-    micrometres. Returns A section per slide, named by its stem, whose spots are the tiles of a grid that are at least
+    micrometres. Returns a section per slide, named by its stem, whose spots are the tiles of a grid that are at least
     half tissue.
     """
     return [read() for read in find_bulk(Path(table), mpp=mpp, patch_um=patch_um).values()]
