@@ -17,7 +17,9 @@ import onnxruntime
 import pytest
 import torch
 from PIL import Image
+from test_docs import DOCS, place, run_page  # noqa: F401 - place is a fixture
 from test_slides import SVS
+from timm.models import save_for_hf
 
 import tcgn_hub
 from tcgn_hub.cli.main import main
@@ -89,14 +91,14 @@ def test_onnx_gives_the_golden_values(exported):
 
 
 def test_a_program_of_torch_export(tmp_path, tiny, tiny_weights):
-    exported = tcgn_hub.export(tiny_weights, tmp_path / "model.pt2", batch_size=2)
+    exported = tcgn_hub.export(tiny_weights, tmp_path / "model.pt2")
     extra = {"tcgn.json": ""}
     program = torch.export.load(exported.path, extra_files=extra).module()
-    x = golden.expected()["input"][:2]
     with torch.inference_mode():
-        values, features = program(x)
-        torch.testing.assert_close(values, tiny.model(x), atol=1e-5, rtol=0)
-        assert features.shape == (2, tiny.model.num_features)
+        for x in (golden.expected()["input"][:1], golden.expected()["input"]):
+            values, features = program(x)
+            torch.testing.assert_close(values, tiny.model(x), atol=1e-5, rtol=0)
+            assert features.shape == (len(x), tiny.model.num_features)
     assert WeightsInfo.from_json(json.loads(extra["tcgn.json"])) == tiny.info
 
 
@@ -143,6 +145,14 @@ def test_the_command(golden_file, traced, tmp_path, capsys):
     assert 0 < np.abs(theirs.X - ours.X).mean() < 0.2 * scale
     assert theirs.uns["precision"] == "int8"
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+
+
+@pytest.mark.usefixtures("traced", "place")
+def test_every_block_of_its_page_runs(golden_file, golden_model):
+    info = tcgn_hub.load(path=golden_file).info
+    config = {"label_names": info.genes, "tcgn": info.to_json()}
+    save_for_hf(golden_model, "my_model", model_config=config, safe_serialization=True)
+    run_page(DOCS / "howto/export.md", Path.cwd())
 
 
 def test_resizing_is_that_of_torch():

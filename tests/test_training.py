@@ -203,8 +203,8 @@ def command(root: Path, out: Path, *more: str) -> list[str]:
 
 def test_killed_and_resumed_equals_uninterrupted(sections, root, tmp_path):
     whole, out = tmp_path / "whole", tmp_path / "killed"
-    tcgn_hub.finetune(sections, genes=PANEL, test=["B"], out=whole, recipe=replace(RECIPE, epochs=30), device="cpu")
-    more = ["--epochs", "30", "--checkpoint-minutes", "0.0001", "--resume"]
+    tcgn_hub.finetune(sections, genes=PANEL, test=["B"], out=whole, recipe=replace(RECIPE, epochs=12), device="cpu")
+    more = ["--epochs", "12", "--checkpoint-minutes", "0.0001", "--resume"]
     start = [sys.executable, *command(root, out, *more)]
     process = subprocess.Popen(start, stderr=subprocess.DEVNULL)
     while not (out / "checkpoint.pt").exists():
@@ -250,7 +250,9 @@ def test_two_processes_give_what_one_gives(root, tmp_path):
     for key in first:
         if first[key].is_floating_point():
             moved = (first[key].float() - start[key]).abs().max()
-            assert torch.allclose(first[key].float(), second[key].float(), atol=max(2e-3 * moved, 1e-4)), key
+            # they are kept in float16, whose steps are up to 2^-10 of a value
+            near = torch.allclose(first[key].float(), second[key].float(), atol=max(2e-3 * moved, 1e-4), rtol=2**-10)
+            assert near, key
     assert done.stderr.count("Epoch 1 of 2") == 1  # one process speaks
 
 
