@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tcgn_hub.errors import ImageError, OutputError, PanelError, TcgnError
 from tcgn_hub.extras import require
-from tcgn_hub.images.slides import is_slide_file
+from tcgn_hub.images.readers import is_slide_file
 
 if TYPE_CHECKING:
     from gradio import Blocks
@@ -161,7 +161,7 @@ def _rows(result: Result) -> list[list[str]]:
 
 def _stride_um(path: Path, mpp: float | None, patch_um: float) -> float:
     """Distance of tiles that makes at most `_MOST_TILES` or so of the slide, for someone who waits."""
-    from tcgn_hub.images.slides import size_and_scale
+    from tcgn_hub.images.readers import size_and_scale
 
     size, scale = size_and_scale(path)
     area = size[0] * size[1] * (mpp or (scale.mpp if scale else 1.0)) ** 2

@@ -6,6 +6,7 @@ __all__ = [
     "ExtraError",
     "ImageError",
     "ManifestError",
+    "NoTissueError",
     "OutputError",
     "PanelError",
     "SectionError",
@@ -37,6 +38,10 @@ class ImageError(TcgnError, ValueError):
 
 class ManifestError(TcgnError, ValueError):
     """A manifest of weights is malformed, or does not list what was asked for."""
+
+
+class NoTissueError(ImageError):
+    """An image shows no tissue; the command line exits with 1."""
 
 
 class OutputError(TcgnError, OSError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,16 @@ def make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as err:
         raise OutputError(f"{folder} cannot be made a folder ({err.strerror or err}).") from err
+
+
+def data_files(folder: Path, *, endings: Collection[str] | None = None) -> list[Path]:
+    """The files of a folder by name, of these endings if any are given, in lower case.
+
+    Names that begin with a dot are no data: macOS leaves ``._slide.tif`` beside ``slide.tif``.
+    """
+    ends = None if endings is None else tuple(endings)
+    found = sorted(path for path in folder.iterdir() if not path.name.startswith(".") and path.is_file())
+    return [path for path in found if ends is None or path.name.lower().endswith(ends)]
 
 
 @contextmanager

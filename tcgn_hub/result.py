@@ -75,6 +75,8 @@ class SlideContext:
         scale_source: Where ``mpp`` comes from, such as 'openslide.mpp-x' or '--mpp'.
         patch_um: Side of a tile in micrometres.
         stride_um: Distance of neighbouring tiles in micrometres; None where spots were given.
+        series: Which of the images in the file it is, 0 the first.
+        origin: Upper left corner of what was scanned, (x, y) in pixels at full resolution. QuPath counts from there.
         thumbnail: Overview, uint8, shape (h, w, 3).
         thumbnail_downsample: Full-resolution pixels per pixel of the thumbnail.
         mask: Where the tissue is, bool, of the shape of the thumbnail; None where it was not looked for.
@@ -89,6 +91,8 @@ class SlideContext:
     thumbnail: np.ndarray
     thumbnail_downsample: float
     mask: np.ndarray | None = None
+    series: int = 0
+    origin: tuple[int, int] = (0, 0)
 
     @property
     def tile_px(self) -> float:
@@ -167,6 +171,11 @@ class Result:
     def failed(self) -> dict[str, str]:
         """What could not be predicted, and why; it is not among ``names``."""
         return self.uns["failed"]
+
+    @property
+    def notes(self) -> dict[str, list[str]]:
+        """What was done that the user may not expect, and the names of the images that it was done with."""
+        return self.uns.get("notes", {})
 
     @property
     def is_ood(self) -> np.ndarray | None:
@@ -278,6 +287,8 @@ class Result:
         if slide is not None:
             place = {
                 "slide": slide.path.name,
+                "series": slide.series,
+                "origin_px": [int(at) for at in slide.origin],
                 "width_px": int(slide.size[0]),
                 "height_px": int(slide.size[1]),
                 "mpp": float(slide.mpp),
@@ -289,6 +300,7 @@ class Result:
         return {
             **place,
             "failed": dict(self.failed),
+            "notes": {note: len(names) for note, names in self.notes.items()},
             "weights": self.info.name,
             "sha256": self.info.sha256,
             "units": self.units,

@@ -1,8 +1,19 @@
-"""Tables as plain text."""
+"""Names, options and tables as plain text."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
+from contextvars import ContextVar
+
+on_command_line: ContextVar[bool] = ContextVar("on_command_line", default=False)
+"""Whether who reads a message has typed a command, and not a call from Python."""
+
+
+def option(name: str, value: object = "") -> str:
+    """An option as whoever reads the message would give it: ``--min-tissue 0`` or ``min_tissue=0``."""
+    if not on_command_line.get():
+        return f"{name}={value}" if value != "" else name
+    return f"--{name.replace('_', '-')}" + ("" if value in ("", True) else f" {value}")
 
 
 def some(names: Iterable[str], most: int = 5) -> str:

@@ -3,10 +3,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tcgn_hub.images.pictures import find_images, read_image
 from torchvision.transforms.v2 import functional as tv
 
 from tcgn_hub.errors import ImageError
-from tcgn_hub.images.pictures import find_images, read_image
 from tcgn_hub.images.transforms import (
     CROP_PX,
     IMAGENET_MEAN,

@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tcgn_hub.cli.options import given
-from tcgn_hub.errors import TcgnError
+from tcgn_hub.errors import NoTissueError, TcgnError
+from tcgn_hub.text import on_command_line, some
 
 if TYPE_CHECKING:
     from tcgn_hub.data.sections import Section
     from tcgn_hub.prediction.predictor import Predictor
+    from tcgn_hub.result import Result
 
 
 def make_parser(prog: str, description: str, *, epilog: str | None = None) -> argparse.ArgumentParser:
@@ -44,6 +46,7 @@ def command(
 
 def run(command: Callable[[], int], name: str) -> int:
     """Run a command; 2 and one sentence on stderr for an error of the user's, 130 after Ctrl-C."""
+    asked = on_command_line.set(True)
     try:
         with log_to_stderr():
             code = command()
@@ -51,7 +54,7 @@ def run(command: Callable[[], int], name: str) -> int:
         return code
     except TcgnError as err:
         print(f"{name}: {err}", file=sys.stderr)
-        return 2
+        return 1 if isinstance(err, NoTissueError) else 2
     except KeyboardInterrupt as err:
         print(f"{name}: interrupted{f'; {err}' if err.args else ''}", file=sys.stderr)
         return 130
@@ -59,6 +62,8 @@ def run(command: Callable[[], int], name: str) -> int:
         # the reader, such as head, has seen enough; keep the interpreter from complaining at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    finally:
+        on_command_line.reset(asked)
 
 
 @contextlib.contextmanager
@@ -80,7 +85,7 @@ def log_to_stderr() -> Iterator[None]:
 def image_files(args: argparse.Namespace) -> list[Path]:
     """The files that are meant, those of folders and of patterns that the shell left among them."""
     from tcgn_hub.errors import ImageError
-    from tcgn_hub.images.pictures import find_images
+    from tcgn_hub.images.finding import find_images
 
     # a file may have the characters of a pattern in its name
     found = find_images(
@@ -105,11 +110,23 @@ def in_folder(folder: Path, images: Sequence[Path], ending: str) -> list[Path]:
     return [folder / f"{name}{ending}" for name in names]
 
 
+def say_notes(prog: str, result: Result) -> None:
+    """What was done that the user may not expect, a line each."""
+    for note, names in result.notes.items():
+        print(f"{prog}: {some(names, 1)}: {note}", file=sys.stderr)
+
+
 def say_failed(prog: str, failed: Collection[str]) -> int:
     """What could not be done, on stderr; the exit code."""
     for message in failed:
         print(f"{prog}: {message}", file=sys.stderr)
     return 1 if failed else 0
+
+
+def patch_options(args: argparse.Namespace) -> dict[str, Any]:
+    """How patches are to be cut out."""
+    strict = {"scale": "strict"} if args.strict else {}
+    return {**given(args, ("mpp", "magnification", "patch_um", "force_scale", "force")), **strict}
 
 
 def panel_of(args: argparse.Namespace) -> Any:

@@ -6,13 +6,23 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tcgn_hub.cli.common import command, image_files, in_folder, load_predictor, make_parser, panel_of, say_failed
+from tcgn_hub.cli.common import (
+    command,
+    image_files,
+    in_folder,
+    load_predictor,
+    make_parser,
+    panel_of,
+    patch_options,
+    say_failed,
+    say_notes,
+)
 from tcgn_hub.cli.options import add, given
 
 if TYPE_CHECKING:
     from tcgn_hub.prediction.predictor import Predictor
 
-_SCALE = ("mpp", "magnification", "patch_um")
+_SCALE = ("mpp", "magnification", "patch_um", "force_scale")
 
 
 def build_parser(prog: str) -> argparse.ArgumentParser:
@@ -26,15 +36,16 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
         epilog="Exit code: 0 all explained, 1 some images could not be, 2 none was, for the reason printed.",
     )
     add(parser, "images", "genes", "output", "npz", "occlusion", "tiles", "stride_um", "weights", "device")
-    add(parser.add_argument_group("scale", "read from the files where they state it; never guessed"), *_SCALE)
+    add(parser.add_argument_group("scale", "read from the files where they state it"), *_SCALE, "strict")
+    add(parser, "series", "force")
     return parser
 
 
 def _explain(args: argparse.Namespace, prog: str) -> int:
     from tcgn_hub.errors import ImageError
     from tcgn_hub.extras import require
+    from tcgn_hub.images.readers import is_slide_file
     from tcgn_hub.images.scale import given_scale
-    from tcgn_hub.images.slides import is_slide_file
 
     images = image_files(args)
     args.genes = panel_of(args)
@@ -46,7 +57,7 @@ def _explain(args: argparse.Namespace, prog: str) -> int:
     for image, picture in zip(images, pictures, strict=True):
         explain_one = _slide if is_slide_file(image) else _patch
         try:
-            explain_one(predictor, image, picture, args)
+            explain_one(predictor, image, picture, args, prog)
         except ImageError as err:
             if len(images) == 1:
                 raise
@@ -59,10 +70,13 @@ def _explain(args: argparse.Namespace, prog: str) -> int:
 def _pictures(images: list[Path], args: argparse.Namespace) -> list[Path]:
     """What to draw each image into."""
     from tcgn_hub.errors import OutputError
-    from tcgn_hub.images.slides import is_slide_file
+    from tcgn_hub.images.readers import is_slide_file
 
     slides = [is_slide_file(image) for image in images]
-    for kind, there, own in (("patches", not all(slides), ("npz", "occlusion")), ("slides", any(slides), _TILED)):
+    for kind, there, own in (
+        ("patches", not all(slides), ("npz", "occlusion", "strict")),
+        ("slides", any(slides), _TILED),
+    ):
         for name in given(args, () if there else own):
             raise OutputError(f"--{name.replace('_', '-')} is for {kind}, and none is given; leave it out.")
     output = Path(args.output) if args.output else Path()
@@ -75,28 +89,32 @@ def _pictures(images: list[Path], args: argparse.Namespace) -> list[Path]:
     return in_folder(output, images, ".explained.png")
 
 
-_TILED = ("tiles", "stride_um")
+_TILED = ("tiles", "stride_um", "series")
 
 
-def _patch(predictor: Predictor, image: Path, picture: Path, args: argparse.Namespace) -> None:
+def _patch(predictor: Predictor, image: Path, picture: Path, args: argparse.Namespace, prog: str) -> None:
     from tcgn_hub.files import write_bytes
     from tcgn_hub.writing.explanations import draw_explanation, explanation_text, write_arrays
 
-    explanation = predictor.explain(image, genes=args.genes, **given(args, (*_SCALE, "occlusion")))
+    explanation = predictor.explain(image, genes=args.genes, **patch_options(args), **given(args, ("occlusion",)))
+    say_notes(prog, explanation.result)
     write_bytes(picture, draw_explanation(explanation))
     if args.npz:
         write_arrays(picture.with_suffix(".npz"), explanation)
     print(f"{explanation_text(explanation)}drawn in {picture}\n")
 
 
-def _slide(predictor: Predictor, slide: Path, picture: Path, args: argparse.Namespace) -> None:
+def _slide(predictor: Predictor, slide: Path, picture: Path, args: argparse.Namespace, prog: str) -> None:
     from tcgn_hub.files import write_bytes
     from tcgn_hub.prediction.explain import best_genes
     from tcgn_hub.writing.explanations import draw_gallery
     from tcgn_hub.writing.figures import draw_gene
 
     genes = best_genes(predictor.info) if args.genes is None else args.genes
-    result = predictor.slide(slide, genes=genes, progress=True, **given(args, (*_SCALE, "stride_um")))
+    result = predictor.slide(
+        slide, genes=genes, progress=True, **given(args, (*_SCALE, "series", "force", "stride_um"))
+    )
+    say_notes(prog, result)
     count = {} if args.tiles is None else {"count": args.tiles}
     for gallery in predictor.galleries(result, genes, **count):
         drawn = [picture.with_suffix(f".{gallery.gene}.{what}.png") for what in ("map", "tiles")]

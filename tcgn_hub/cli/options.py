@@ -65,6 +65,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "UM",
         _ABOVE_ZERO,
     ),
+    "strict": _flag("refuse patches without a scale, or smaller than those the weights were trained on"),
+    "force_scale": _flag("believe --mpp or --magnification although the file states a scale more than 40 % off"),
+    "force": _flag("predict what shows no tissue, too"),
+    "series": _value("which image of a file that holds several, 0 the first (default: the scan)", "N", _NOT_NEGATIVE),
     "crop_px": _value("side of a patch in pixels, where the scale is not known", "N", _COUNT),
     # weights, and where and how they compute
     "weights": _value(
@@ -96,7 +100,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "significant_only": _flag("leave out genes not predicted better than chance on held-out tissue"),
     "top": _value("patches: only the K genes of the highest means over them, the highest first", "K", _COUNT),
     # slides
-    "stride_um": _value("slides: distance of tiles in micrometres (default: their side)", "UM", _ABOVE_ZERO),
+    "stride_um": _value("slides: distance of tiles in micrometres (default: half their side)", "UM", _ABOVE_ZERO),
     "spots": _value("predict these spots: tissue_positions, her2st selection, h5ad", "FILE"),
     "min_tissue": _value(
         "least share of tissue in a tile, 0 to 1 (default: 0.5; 0: every tile)", "SHARE", _number(float, 0, 1)

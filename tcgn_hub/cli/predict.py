@@ -9,7 +9,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tcgn_hub.cli.common import command, image_files, in_folder, load_predictor, make_parser, panel_of, say_failed
+from tcgn_hub.cli.common import (
+    command,
+    image_files,
+    in_folder,
+    load_predictor,
+    make_parser,
+    panel_of,
+    patch_options,
+    say_failed,
+    say_notes,
+)
 from tcgn_hub.cli.options import add, given
 
 if TYPE_CHECKING:
@@ -22,8 +32,8 @@ _EXPLAINED = 3  # genes of a report whose highest and lowest tiles are shown
 
 _LOADED = ("weights", "device", "precision", "backend")
 _SHARED = ("significant_only", "tta", "batch_size")
-_SCALE = ("mpp", "magnification", "patch_um")
-_TILED = ("stride_um", "spots", "min_tissue", "features", "workers", "max_pixels")
+_SCALE = ("mpp", "magnification", "patch_um", "force_scale")
+_TILED = ("series", "stride_um", "spots", "min_tissue", "features", "workers", "max_pixels")
 _DRAWN = ("plot", "report", "bulk")
 
 
@@ -34,27 +44,39 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
         "Predict gene expression in the centre of H&E patches, or over the tissue of slides. -o is a file, or a folder"
         " for several slides; without it patches are shown as a table.",
         epilog="A file of a slide format (.svs, .ndpi, .mrxs, .ome.tif, ...) is taken as a slide, and so is any picture"
-        " where an option for slides is given. Exit code: 0 all predicted, 1 some images could not be, 2 nothing was,"
-        " for the reason printed.",
+        " where an option for slides is given. Exit code: 0 all predicted, 1 some images could not be, or show no"
+        " tissue, 2 nothing was, for the reason printed.",
     )
     add(parser, "images", "genes", "top", "format", "output", *_LOADED, *_SHARED)
-    add(parser.add_argument_group("scale", "read from the files where they state it; never guessed"), *_SCALE)
+    add(parser.add_argument_group("scale", "read from the files where they state it"), *_SCALE, "strict")
+    add(parser, "force")
     add(parser.add_argument_group("slides"), *_TILED, *_DRAWN)
     return parser
 
 
 def _predict(args: argparse.Namespace, prog: str) -> int:
-    from tcgn_hub.images.slides import is_slide_file
+    from tcgn_hub.errors import ImageError
+    from tcgn_hub.images.readers import is_slide_file
     from tcgn_hub.prediction.patches import check_options
 
     images = image_files(args)
-    options = {"genes": panel_of(args), **given(args, (*_SHARED, *_SCALE))}
+    options = {"genes": panel_of(args), **given(args, (*_SHARED, *_SCALE, "force"))}
     check_options(**options)
     suffix = Path(args.output or "").suffix.lower()
     as_slides = suffix in _OF_SLIDES or _SUFFIXES.get(args.format) in _OF_SLIDES or given(args, (*_TILED, *_DRAWN))
-    if as_slides or any(map(is_slide_file, images)):
+    slides = list(filter(is_slide_file, images))
+    if slides and len(slides) < len(images) and not as_slides:
+        other = next(image for image in images if image not in slides)
+        raise ImageError(
+            f"{len(slides)} of the {len(images)} images are slides, such as {slides[0]}, and the others, such as"
+            f" {other}, may be patches: predict each kind by itself; with an option for slides, such as --stride-um,"
+            " all are taken for slides."
+        )
+    if as_slides or slides:
+        if args.strict:
+            raise ImageError("--strict is for patches: slides without a scale are always refused; leave it out.")
         return _predict_slides(images, options, args, prog)
-    return _predict_patches(images, options, args, prog)
+    return _predict_patches(images, options | patch_options(args), args, prog)
 
 
 def _predict_patches(images: list[Path], options: dict[str, Any], args: argparse.Namespace, prog: str) -> int:
@@ -63,6 +85,7 @@ def _predict_patches(images: list[Path], options: dict[str, Any], args: argparse
     output = Path(args.output) if args.output else None
     suffix = _suffix_of(output, args.format) if output else _SUFFIXES[args.format or "table"]
     result = load_predictor(args).patches(images, on_error="skip", progress=True, **options)
+    say_notes(prog, result)
     if args.top:
         result = result.top(args.top)
     if output is None:
@@ -73,7 +96,7 @@ def _predict_patches(images: list[Path], options: dict[str, Any], args: argparse
 
 
 def _predict_slides(slides: list[Path], options: dict[str, Any], args: argparse.Namespace, prog: str) -> int:
-    from tcgn_hub.errors import ImageError
+    from tcgn_hub.errors import ImageError, NoTissueError
     from tcgn_hub.prediction.predictor import check_resume
     from tcgn_hub.writing.bulk import BulkTable
 
@@ -87,6 +110,7 @@ def _predict_slides(slides: list[Path], options: dict[str, Any], args: argparse.
     plots = _plots(predictor, options["genes"], args)
     bulk = BulkTable(args.bulk) if args.bulk else None
     failed: list[str] = []
+    kinds: list[type[ImageError]] = []
     done = 0
     for slide, output in zip(slides, outputs, strict=True):
         try:
@@ -95,7 +119,9 @@ def _predict_slides(slides: list[Path], options: dict[str, Any], args: argparse.
             if len(slides) == 1:
                 raise
             failed.append(str(err))
+            kinds.append(type(err))
             continue
+        say_notes(prog, result)
         if output:
             result.write(output, format=suffix)
             _draw(result, output, plots, predictor if args.report else None, prog)
@@ -104,7 +130,8 @@ def _predict_slides(slides: list[Path], options: dict[str, Any], args: argparse.
         failed += result.failed.values()
         done += 1
     if not done:
-        raise ImageError(f"None of {len(slides)} slides could be predicted: {failed[0]}")
+        kind = NoTissueError if set(kinds) == {NoTissueError} else ImageError
+        raise kind(f"None of {len(slides)} slides could be predicted: {failed[0]}")
     if bulk:
         bulk.write()
     for output in filter(None, outputs):

@@ -9,7 +9,7 @@ import numpy as np
 from tcgn_hub.data.readers.genes import are_ensembl
 from tcgn_hub.data.sections import Section, panel_counts
 from tcgn_hub.errors import ImageError, SectionError
-from tcgn_hub.images.slides import size_and_scale
+from tcgn_hub.images.readers import size_and_scale
 from tcgn_hub.text import aligned, some
 
 _COLUMNS = ("section", "patient", "image", "um/px", "spots", "used", "zero", "off image", "genes missing", "notes")

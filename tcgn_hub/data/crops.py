@@ -15,7 +15,8 @@ import numpy as np
 from tcgn_hub.data.sections import Section
 from tcgn_hub.errors import ImageError, OutputError, SectionError
 from tcgn_hub.files import make_folder, writing
-from tcgn_hub.images.slides import Slide, open_slide
+from tcgn_hub.images.readers import open_slide
+from tcgn_hub.images.slides import Slide
 from tcgn_hub.images.transforms import INPUT_PX, patch_px
 
 _MAX_PIXELS = 4_000_000_000  # the images of sections are trusted

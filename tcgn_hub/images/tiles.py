@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from tcgn_hub.errors import ImageError
-from tcgn_hub.images.slides import MAX_PIXELS, Slide, open_slide
+from tcgn_hub.images.readers import open_slide
+from tcgn_hub.images.slides import MAX_PIXELS, Slide
 from tcgn_hub.images.tissue import tissue_fraction, tissue_mask
 from tcgn_hub.images.transforms import INPUT_PX
 
@@ -44,7 +45,7 @@ class TileReader:
     """
 
     def __init__(self, slide: Slide, xy: np.ndarray, tile_px: float, *, max_pixels: int = MAX_PIXELS) -> None:
-        self.path, self.xy, self.max_pixels = slide.path, xy, max_pixels
+        self.path, self.series, self.xy, self.max_pixels = slide.path, slide.series, xy, max_pixels
         self.level = slide.level_for(tile_px / INPUT_PX)
         self.downsample = slide.downsamples[self.level]
         self.side = round(tile_px / self.downsample)
@@ -60,7 +61,8 @@ class TileReader:
     def __getitem__(self, index: int) -> tuple[int, np.ndarray | None, str]:
         """The index, pixels (side, side, 3), and why there are none if they cannot be read."""
         if self._slide is None or (self._slide.reopens and self._process != os.getpid()):
-            self._slide, self._process = open_slide(self.path, max_pixels=self.max_pixels), os.getpid()
+            self._slide = open_slide(self.path, max_pixels=self.max_pixels, series=self.series)
+            self._process = os.getpid()
         # on a pixel of the level, between which OpenSlide would interpolate
         corner = self.xy[index] - self.side * self.downsample / 2
         x, y = np.round(np.round(corner / self.downsample) * self.downsample).astype(int)

@@ -6,17 +6,17 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from tcgn_hub.errors import ImageError, PanelError, WeightsError
+from tcgn_hub.images.readers import open_slide
 from tcgn_hub.images.scale import Scale
-from tcgn_hub.images.slides import MAX_PIXELS, open_slide
+from tcgn_hub.images.slides import MAX_PIXELS
 from tcgn_hub.images.tiles import TileReader
-from tcgn_hub.images.tissue import stained_share
 from tcgn_hub.images.transforms import IMAGENET_MEAN, IMAGENET_STD, INPUT_PX
-from tcgn_hub.prediction.patches import check_options, crop_image, patch_table
+from tcgn_hub.prediction.patches import check_options, cut_image, notes_of, patch_table
 from tcgn_hub.result import Explanation, Gallery, LearnedGraph, Result, gene_table
 
 if TYPE_CHECKING:
@@ -31,7 +31,6 @@ LAYERS = {"final_conv": 7, "stages.2": 14, "stages.1": 28, "stages.0": 56}
 """Layers that can be mapped, by their name in the model, and the side of their maps, from coarse to fine."""
 
 _WINDOW, _STEP = 32, 16  # of the 224 px; a position of the occlusion map is one step
-_LEAST_STAINED = 0.02
 
 
 def explain_patch(
@@ -42,6 +41,9 @@ def explain_patch(
     mpp: float | None = None,
     magnification: float | None = None,
     patch_um: float | None = None,
+    scale: Literal["auto", "strict"] = "auto",
+    force_scale: bool = False,
+    force: bool = False,
     layers: Sequence[str] = tuple(LAYERS),
     occlusion: bool = False,
 ) -> Explanation:
@@ -54,32 +56,35 @@ def explain_patch(
         mpp: Micrometres per pixel, if not what the file says.
         magnification: The same as a magnification, such as 20.
         patch_um: Side of the patch in micrometres, if not that of the weights.
+        scale: As of `Predictor.patches`.
+        force_scale: Likewise.
+        force: Likewise.
         layers: Names out of `LAYERS`.
         occlusion: Also cover the patch part by part, which costs 169 predictions.
 
     Raises:
-        ImageError: The image cannot be read, states no scale where none is given, is smaller than the crop, or shows
-            no tissue.
+        ImageError: As of `Predictor.patches`.
+        NoTissueError: Likewise.
         PanelError: A gene is not among the outputs of the weights, or none is given and no PCC was measured.
         WeightsError: The weights were exported for ONNX Runtime, which gives no gradients.
     """
-    given = check_explain(genes=genes, mpp=mpp, magnification=magnification, patch_um=patch_um, layers=layers)
+    given = check_explain(
+        genes=genes, mpp=mpp, magnification=magnification, patch_um=patch_um, scale=scale, layers=layers
+    )
     model, info = predictor.model, predictor.info
     columns = predictor.columns(best_genes(info) if genes is None else genes)
     name = str(image) if isinstance(image, (str, Path)) else "image"
-    crop, scale = crop_image(image, name, given, patch_um, info)
-    if stained_share(crop) < _LEAST_STAINED:
-        raise ImageError(
-            f"{name} shows no stained tissue in its central {crop.shape[0]} px: there is nothing to explain."
-        )
-    said = predictor.run(crop[None], tta=8)
-    x = predictor.backend.prepare(crop[None])
+    cut, pixels = cut_image(
+        image, name, given, patch_um, info, strict=scale == "strict", force_scale=force_scale, force=force
+    )
+    said = predictor.run(pixels[None], tta=8)
+    x = predictor.backend.prepare(pixels[None])
     return Explanation(
         result=Result(
             X=said["values"][:, columns],
-            obs=patch_table([(name, scale, len(crop))], said),
+            obs=patch_table([cut], said),
             var=gene_table(info, columns),
-            uns={"failed": {}, **predictor.metadata(8)},
+            uns={"failed": {}, "notes": notes_of([cut]), **predictor.metadata(8)},
             layers={"tta_std": said["tta_std"][:, columns]},
         ),
         patch=_pictures(x)[0],
@@ -254,7 +259,7 @@ def make_galleries(
         )
     columns = [result.column(gene) for gene in genes]
     found = []
-    with open_slide(context.path, max_pixels=max_pixels) as slide:
+    with open_slide(context.path, max_pixels=max_pixels, series=context.series) as slide:
         reader = TileReader(slide, result.obsm["spatial"], context.tile_px, max_pixels=max_pixels)
         for gene, column in zip(genes, columns, strict=True):
             values = result.X[:, column]

@@ -3,23 +3,50 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from tcgn_hub.errors import ImageError
-from tcgn_hub.images.pictures import read_image
-from tcgn_hub.images.scale import Scale, given_scale
-from tcgn_hub.images.transforms import center_crop, patch_px, to_rgb
+from tcgn_hub.errors import ImageError, NoTissueError
+from tcgn_hub.images.readers import open_slide
+from tcgn_hub.images.readers.picture import ArraySlide
+from tcgn_hub.images.scale import Scale, chosen_scale, given_scale
+from tcgn_hub.images.slides import Slide
+from tcgn_hub.images.tissue import stained_share
+from tcgn_hub.images.transforms import patch_px, to_rgb
 from tcgn_hub.panels import load_panel
 from tcgn_hub.result import Result, gene_table
+from tcgn_hub.text import on_command_line, option
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from tcgn_hub.prediction.predictor import Predictor
     from tcgn_hub.weights.info import WeightsInfo
+
+_SCALES = ("auto", "strict")
+_LARGEST_PX = 1024  # side of a picture that is taken for one patch although it states no scale
+_LEAST_PX = 16  # side of a picture in which tissue can be seen
+_SLIDE_PX, _SLIDE_PATCHES = 2048, 4  # a picture whose sides are longer, in pixels and in patches, is a slide
+_LEAST_STAINED = 0.02  # share of a patch that has tissue in it
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What the model is shown of an image."""
+
+    name: str
+    side: int  # in pixels of the image
+    scale: Scale | None  # None if it is not known
+    trained_um: float  # side of the patches that the weights were trained on
+    notes: tuple[str, ...] = ()  # what was done that the user may not expect
+
+    @property
+    def patch_um(self) -> float:
+        """Side of what is shown in micrometres; NaN if it is not known."""
+        return self.side * self.scale.mpp if self.scale else float("nan")
 
 
 def predict_patches(
@@ -30,6 +57,9 @@ def predict_patches(
     mpp: float | None = None,
     magnification: float | None = None,
     patch_um: float | None = None,
+    scale: Literal["auto", "strict"] = "auto",
+    force_scale: bool = False,
+    force: bool = False,
     significant_only: bool = False,
     tta: int = 1,
     features: bool = False,
@@ -41,7 +71,11 @@ def predict_patches(
 
     The centre is cut out and resized to 224: the patch the weights were trained on where micrometres per pixel are
     known, and what that nominally was, at 0.5 um/px for 20x, where a magnification is given. For weights of the paper's
-    patches that is its rule (56 px at 10x, 112 px at 20x, 224 px at 40x; Xiao et al. 2024). The scale is never guessed.
+    patches that is its rule (56 px at 10x, 112 px at 20x, 224 px at 40x; Xiao et al. 2024).
+
+    A picture that shows less than that is taken as a whole, and so is one of at most 1024 px a side that states no
+    scale; ``Result.notes`` says so, and ``obs`` how much is shown, NaN where it is not known. If it is not square, it
+    is the largest central square. Pictures are turned upright as their EXIF orientation says.
 
     Args:
         predictor: The weights.
@@ -50,6 +84,10 @@ def predict_patches(
         mpp: Micrometres per pixel of all images; if neither this nor a magnification is given, that of each file.
         magnification: Of all images, such as 20.
         patch_um: Side of the patches in micrometres, if not that of the weights.
+        scale: Whether a picture without a scale, or smaller than a patch, is taken as a whole, 'auto', or refused,
+            'strict'.
+        force_scale: Believe a given scale although a file states one that is more than 40 % off.
+        force: Also predict what shows no tissue.
         significant_only: Leave out genes that could not be predicted better than chance on held-out tissue.
         tta: Over how many rotations and reflections of a patch to average, 1 to 8; more than one give ``tta_std``.
         features: Keep the 1280 features of each patch.
@@ -58,8 +96,9 @@ def predict_patches(
         progress: Show a progress bar on stderr where that is a terminal.
 
     Raises:
-        ImageError: An image cannot be read, states no scale where none is given, or is smaller than the crop; or none
-            is left to predict.
+        ImageError: An image cannot be read, is a slide, states no scale and is above 1024 px, states another scale than
+            the one given, or, with 'strict', states none or is smaller than a patch; or none is left to predict.
+        NoTissueError: An image shows no tissue.
         PanelError: A gene is not among the outputs of the weights.
     """
     from huggingface_hub.utils import tqdm
@@ -69,14 +108,16 @@ def predict_patches(
         mpp=mpp,
         magnification=magnification,
         patch_um=patch_um,
+        scale=scale,
         tta=tta,
         batch_size=batch_size,
         on_error=on_error,
     )
     info = predictor.info
     columns = predictor.columns(genes, significant_only=significant_only)
-    cut: list[tuple[str, Scale, int]] = []
+    cuts: list[Cut] = []
     failed: dict[str, str] = {}
+    kinds: list[type[ImageError]] = []
     parts: list[dict[str, np.ndarray]] = []
     batch: list[np.ndarray] = []
 
@@ -90,42 +131,55 @@ def predict_patches(
     for i, image in enumerate(tqdm(images, unit="image", disable=hidden)):
         name = str(image) if isinstance(image, (str, Path)) else f"image {i}"
         try:
-            crop, scale = crop_image(image, name, given, patch_um, info)
+            cut, pixels = cut_image(
+                image, name, given, patch_um, info, strict=scale == "strict", force_scale=force_scale, force=force
+            )
         except ImageError as err:
             if on_error == "raise":
                 raise
             failed[name] = str(err)
+            kinds.append(type(err))
             continue
-        cut.append((name, scale, len(crop)))
-        batch.append(crop)
+        cuts.append(cut)
+        batch.append(pixels)
         if len(batch) == batch_size:
             flush()
     flush()
     if not parts and failed:
-        raise ImageError(
-            next(iter(failed.values())) if len(failed) == 1 else f"None of {len(failed)} images is usable."
-        )
+        kind = NoTissueError if all(issubclass(kind, NoTissueError) for kind in kinds) else ImageError
+        reason = next(iter(failed.values()))
+        raise kind(reason if len(failed) == 1 else f"None of {len(failed)} images is usable: {reason}")
     arrays = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]} if parts else {}
     return Result(
         X=arrays.get("values", np.empty((0, len(columns)), np.float32)),
-        obs=patch_table(cut, arrays),
+        obs=patch_table(cuts, arrays),
         var=gene_table(info, columns),
-        uns={"failed": failed, **predictor.metadata(tta)},
+        uns={"failed": failed, "notes": notes_of(cuts), **predictor.metadata(tta)},
         layers={"tta_std": arrays["tta_std"]} if "tta_std" in arrays else {},
         obsm={"features": arrays["features"]} if "features" in arrays else {},
     )
 
 
-def patch_table(cut: Sequence[tuple[str, Scale, int]], said: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """`Result.obs` of patches, of which name, scale and side in pixels are known, and what the weights say of them."""
+def patch_table(cuts: Sequence[Cut], said: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """`Result.obs` of patches, of which it is known how they were cut, and what the weights say of them."""
     return {
-        "name": np.array([name for name, _, _ in cut], dtype=object),
-        "mpp": np.array([scale.mpp for _, scale, _ in cut], float),
-        "scale_source": np.array([scale.source for _, scale, _ in cut], dtype=object),
-        "patch_um": np.array([side * scale.mpp for _, scale, side in cut], float),
-        "patch_px": np.array([side for _, _, side in cut], int),
+        "name": np.array([cut.name for cut in cuts], dtype=object),
+        "mpp": np.array([cut.scale.mpp if cut.scale else np.nan for cut in cuts], float),
+        "scale_source": np.array([cut.scale.source if cut.scale else "unknown" for cut in cuts], dtype=object),
+        "patch_um": np.array([cut.patch_um for cut in cuts], float),
+        "trained_um": np.array([cut.trained_um for cut in cuts], float),
+        "patch_px": np.array([cut.side for cut in cuts], int),
         **({"ood": said["ood"]} if "ood" in said else {}),
     }
+
+
+def notes_of(cuts: Sequence[Cut]) -> dict[str, list[str]]:
+    """`Result.notes`: each thing that is to be said once, and the images that it is said of."""
+    notes: dict[str, list[str]] = {}
+    for cut in cuts:
+        for note in cut.notes:
+            notes.setdefault(note, []).append(cut.name)
+    return notes
 
 
 def check_options(
@@ -134,6 +188,7 @@ def check_options(
     mpp: float | None = None,
     magnification: float | None = None,
     patch_um: float | None = None,
+    scale: str = "auto",
     tta: int = 1,
     batch_size: int = 32,
     on_error: str = "raise",
@@ -146,6 +201,8 @@ def check_options(
         raise ValueError(f"tta is {tta}, but must be from 1 to 8")
     if patch_um is not None and not patch_um > 0:
         raise ValueError(f"patch_um is {patch_um}, but must be above 0")
+    if scale not in _SCALES:
+        raise ValueError(f"scale is {scale!r}, but must be 'auto' or 'strict'")
     if on_error not in ("raise", "skip"):
         raise ValueError(f"on_error is {on_error!r}, but must be 'raise' or 'skip'")
     if genes is not None:
@@ -153,38 +210,93 @@ def check_options(
     return given_scale(mpp, magnification)
 
 
-def crop_image(
+def cut_image(
     image: str | Path | Image.Image | np.ndarray,
     name: str,
     given: Scale | None,
     patch_um: float | None,
     info: WeightsInfo,
-) -> tuple[np.ndarray, Scale]:
-    """The central crop as uint8, shape (size, size, 3), and the scale of the image."""
-    from PIL import Image
+    *,
+    strict: bool = False,
+    force_scale: bool = False,
+    force: bool = False,
+) -> tuple[Cut, np.ndarray]:
+    """How the centre of an image is cut out, and its pixels, uint8, shape (side, side, 3)."""
+    try:
+        with _opened(image, name) as slide:
+            cut = _cut(slide, name, given, patch_um, info, strict=strict, force_scale=force_scale)
+            left, top = ((length - cut.side) // 2 for length in slide.size)
+            pixels = slide.read(left, top, cut.side, cut.side)
+    except ImageError as err:
+        raise err if name in str(err) else ImageError(f"{name}: {str(err).rstrip('.')}.") from err
+    if not force and stained_share(pixels) < _LEAST_STAINED:
+        raise NoTissueError(
+            f"{name} shows no tissue in its central {cut.side} px, so that nothing is predicted; if it does, insist by"
+            f" {option('force', True)}."
+        )
+    return cut, pixels
 
-    scale = given
+
+def _opened(image: str | Path | Image.Image | np.ndarray, name: str) -> Slide:
     if isinstance(image, (str, Path)):
-        picture, stated = read_image(image)
-        scale = given or stated
-    elif isinstance(image, np.ndarray):
+        return open_slide(image)
+    if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise ImageError(f"{name} is an array of {image.dtype} {image.shape}, not of uint8 (height, width, 3).")
-        picture = Image.fromarray(image)
-    else:
-        picture = to_rgb(image)
+        return ArraySlide(Path(name), image)
+    return ArraySlide(Path(name), np.asarray(to_rgb(image)))
+
+
+def _cut(
+    slide: Slide,
+    name: str,
+    given: Scale | None,
+    patch_um: float | None,
+    info: WeightsInfo,
+    *,
+    strict: bool,
+    force_scale: bool,
+) -> Cut:
+    """The patch in the centre of an image, by the scale that it has."""
+    size, short = slide.size, min(slide.size)
+    scale, differs = chosen_scale(given, slide.scale, force=force_scale)
+    notes = [note for note in (differs, slide.chosen) if note]
+    if short < _LEAST_PX:
+        raise ImageError(f"{name} is {size[0]} x {size[1]} px, too small to show tissue.")
     if scale is None:
-        raise no_scale(name)
-    try:
-        return np.asarray(
-            center_crop(picture, patch_px(scale.mpp, patch_um or scale.patch_um(info.patch_um, info.nominal_patch_um)))
-        ), scale
-    except ImageError as err:
-        raise ImageError(f"{name}: {err}; check the scale, or give a larger image.") from err
+        if strict or max(size) > _LARGEST_PX:
+            raise no_scale(name, maybe_slide=max(size) > _LARGEST_PX)
+        trained = info.patch_um
+        notes.append(
+            f"states no scale: all of it is taken for one patch of {trained:g} um; say how large its pixels are with"
+            f" {option('mpp')}"
+        )
+        return Cut(name, short, None, trained, tuple(notes))
+    trained = scale.patch_um(info.patch_um, info.nominal_patch_um)
+    side = patch_px(scale.mpp, patch_um or trained)
+    if len(slide.downsamples) > 1 or short > max(_SLIDE_PX, _SLIDE_PATCHES * side):
+        raise ImageError(
+            f"{name} is a slide, {size[0] * scale.mpp / 1000:.1f} x {size[1] * scale.mpp / 1000:.1f} mm, and no patch:"
+            f" predict its tissue with {_AS_SLIDE[on_command_line.get()]}, or cut the patch out of it first."
+        )
+    if side > short:
+        if strict:
+            raise ImageError(
+                f"{name} is {size[0]} x {size[1]} px, smaller than a patch of {side} px; check the scale, or give a"
+                " larger image."
+            )
+        notes.append(f"shows {short * scale.mpp:.3g} of the {patch_um or trained:g} um the weights were trained on")
+        side = short
+    return Cut(name, side, scale, trained, tuple(notes))
 
 
-def no_scale(name: str | Path) -> ImageError:
+_AS_SLIDE = {False: "predict_slide", True: "-o FILE.h5ad"}
+
+
+def no_scale(name: str | Path, *, maybe_slide: bool = False) -> ImageError:
     """What to do about an image of unknown scale."""
+    also = f"; if it is a slide, predict its tissue with {_AS_SLIDE[on_command_line.get()]}" if maybe_slide else ""
     return ImageError(
-        f"{name} does not say how large its pixels are: give --mpp with the micrometres per pixel, or --magnification."
+        f"{name} does not say how large its pixels are: give {option('mpp')} with the micrometres per pixel, or"
+        f" {option('magnification')}{also}."
     )

@@ -22,6 +22,7 @@ from tcgn_hub.prediction.ood import TissueModel
 from tcgn_hub.prediction.patches import check_options, predict_patches
 from tcgn_hub.prediction.slides import check_folder, check_slide, predict_tiles
 from tcgn_hub.result import Explanation, Result
+from tcgn_hub.units import UNITS
 from tcgn_hub.weights.hub import locate, resolve, sha256_of
 from tcgn_hub.weights.info import WeightsInfo
 
@@ -65,12 +66,14 @@ class Predictor:
 
         Args:
             images: As of `patches`.
-            **options: Likewise: ``mpp``, ``magnification``, ``patch_um``, ``batch_size``, ``progress``.
+            **options: Likewise: ``mpp``, ``magnification``, ``patch_um``, ``scale``, ``force_scale``, ``batch_size``,
+                ``progress``; and ``force``, which is True here, for what is no tissue has features, too.
 
         Raises:
             ImageError: As of `patches`.
         """
-        return self.patches(images, genes=self.info.genes[:1], features=True, **options).obsm["features"]
+        options = {"force": True, **options, "genes": self.info.genes[:1], "features": True}
+        return self.patches(images, **options).obsm["features"]
 
     def run(
         self, pixels: np.ndarray | list[np.ndarray], *, tta: int = 1, features: bool = False
@@ -89,15 +92,19 @@ class Predictor:
         """
         x: Any = self.backend.prepare(pixels)
         first, pooled = self.backend.forward(x)
-        out = {"values": first}
+        out = {"values": self._possible(first)}
         if tta > 1:
             seen = np.stack([first, *(self.backend.forward(x, index)[0] for index in range(1, tta))])
-            out = {"values": seen.mean(axis=0), "tta_std": seen.std(axis=0, ddof=1)}
+            out = {"values": self._possible(seen.mean(axis=0)), "tta_std": seen.std(axis=0, ddof=1)}
         if self._tissue is not None:
             out["ood"] = self._tissue.distance(pooled)
         if features:
             out["features"] = pooled
         return out
+
+    def _possible(self, values: np.ndarray) -> np.ndarray:
+        """Values that can be: those in `tcgn_hub.units.UNITS` are never below 0."""
+        return np.maximum(values, 0) if self.info.units == UNITS else values
 
     def columns(self, genes: str | Path | Sequence[str] | None = None, *, significant_only: bool = False) -> list[int]:
         """Which outputs are asked for.
@@ -176,7 +183,7 @@ class Predictor:
             if 0 not in pixels.shape and not (pixels.min() >= 0 and pixels.max() <= 1):
                 raise ImageError("Tiles of floating point should be from 0 to 1, before any normalisation.")
             pixels = pixels * 255
-        values, _ = self.backend.forward(self.backend.prepare(pixels))
+        values = self._possible(self.backend.forward(self.backend.prepare(pixels))[0])
         return {gene: values[:, i] for i, gene in enumerate(self.info.genes)}
 
 

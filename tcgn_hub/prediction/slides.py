@@ -15,14 +15,16 @@ from zipfile import BadZipFile
 import numpy as np
 
 from tcgn_hub.data.spots import read_spots
-from tcgn_hub.errors import ImageError, OutputError, SectionError
+from tcgn_hub.errors import ImageError, NoTissueError, OutputError, SectionError
 from tcgn_hub.files import make_folder, write_text, writing
-from tcgn_hub.images.scale import Scale
-from tcgn_hub.images.slides import MAX_PIXELS, Slide, open_slide
+from tcgn_hub.images.readers import open_slide
+from tcgn_hub.images.scale import Scale, chosen_scale
+from tcgn_hub.images.slides import MAX_PIXELS, Slide
 from tcgn_hub.images.tiles import OVERVIEW_PX, TileReader, Tiles, grid_tiles, on_tissue
 from tcgn_hub.panels import load_panel
 from tcgn_hub.prediction.patches import check_options, no_scale
 from tcgn_hub.result import Result, SlideContext, gene_table
+from tcgn_hub.text import option
 
 if TYPE_CHECKING:
     import torch
@@ -33,7 +35,7 @@ _CHUNK = 256  # tiles; what an interruption may cost
 _FORMAT = "tcgn_hub slide 1"
 _FOLLOWED = (
     *("genes", "significant_only", "mpp", "magnification", "patch_um", "stride_um", "spots", "min_tissue"),
-    *("features", "tta"),
+    *("features", "tta", "series", "force"),
 )
 _NUMBERS = ("mpp", "magnification", "patch_um", "stride_um", "min_tissue")
 _OWN_FILES = re.compile(r"(run\.json|\d+\.npz)(\.\w+\.part)?")
@@ -47,9 +49,12 @@ def predict_tiles(
     mpp: float | None = None,
     magnification: float | None = None,
     patch_um: float | None = None,
+    force_scale: bool = False,
+    series: int | None = None,
     stride_um: float | None = None,
     spots: str | Path | None = None,
     min_tissue: float = 0.5,
+    force: bool = False,
     features: bool = False,
     significant_only: bool = False,
     tta: int = 1,
@@ -72,9 +77,15 @@ def predict_tiles(
         magnification: The same as a magnification, such as 20.
         patch_um: Side of a tile in micrometres; by default what the weights were trained on, or what that nominally was
             where the scale is that of a magnification.
-        stride_um: Distance of neighbouring tiles in micrometres; the side of a tile if None.
-        spots: File of spots to predict instead of a grid over the tissue, see `tcgn_hub.data.spots.read_spots`.
+        force_scale: Believe a given scale although the file states one that is more than 40 % off.
+        series: Which image of a file that holds several, 0 the first; if None, the scan: the finest where all state
+            their scale, else the largest. ``Result.notes`` says which.
+        stride_um: Distance of neighbouring tiles in micrometres; half the side of a tile if None, so that a map of them
+            shows the tissue without gaps and without blocks.
+        spots: File of spots to predict instead of a grid over the tissue, see `tcgn_hub.data.spots.read_spots`. Those
+            outside of the slide are left out, and listed in ``Result.failed``.
         min_tissue: Least share of tissue in a tile of the grid; 0 predicts every tile and looks for no tissue.
+        force: Predict every tile where no tissue is found.
         features: Keep the 1280 features of each tile.
         significant_only: Leave out genes that could not be predicted better than chance on held-out tissue.
         tta: Over how many rotations and reflections of a tile to average, 1 to 8; more than one give ``tta_std``.
@@ -88,8 +99,10 @@ def predict_tiles(
         progress: Show a progress bar on stderr where that is a terminal.
 
     Raises:
-        ImageError: The slide cannot be read, has no scale or no tissue, or none of its tiles could be read.
-        SectionError: The file of spots is malformed, or spots lie outside of the slide.
+        ImageError: The slide cannot be read, has no scale or another one than the one given, or none of its tiles could
+            be read.
+        NoTissueError: The slide shows no tissue.
+        SectionError: The file of spots is malformed, or all spots lie outside of the slide.
         PanelError: A gene is not among the outputs of the weights.
         OutputError: The folder ``resume`` cannot be written, or is not of this run.
         ExtraError: The format needs a package that is not installed.
@@ -103,14 +116,14 @@ def predict_tiles(
         run = _run(path, options, weights=info.sha256, backend=backend.name, precision=backend.precision)
         store = _Store(Path(resume), run)
     columns = predictor.columns(genes, significant_only=significant_only)
-    with open_slide(path, max_pixels=max_pixels) as opened:
-        scale = given or opened.scale
-        if scale is None:
-            raise no_scale(path)
+    with open_slide(path, max_pixels=max_pixels, series=series) as opened:
+        scale, differs = slide_scale(opened, given, force=force_scale)
         side_um = patch_um or scale.patch_um(info.patch_um, info.nominal_patch_um)
-        step_um = None if spots else stride_um or side_um
+        step_um = None if spots else stride_um or side_um / 2
         overview, downsample, lost = opened.overview(OVERVIEW_PX)
-        tiles, mask = _choose(opened, scale, side_um, step_um, spots, min_tissue, overview, downsample, lost)
+        tiles, mask, outside = _choose(
+            opened, scale, side_um, step_um, spots, min_tissue, force, overview, downsample, lost
+        )
         reader = TileReader(opened, tiles.xy, side_um / scale.mpp, max_pixels=max_pixels)
         if store is not None:
             store.claim([info.genes[i] for i in columns], tiles.xy, reader)
@@ -119,6 +132,7 @@ def predict_tiles(
     failed = {tiles.names[i]: why for i, why in sorted(table.failed.items())}
     if len(failed) == len(tiles):
         raise ImageError(f"None of the {len(tiles)} tiles of {path} could be read: {next(iter(failed.values()))}")
+    notes = {note: [str(path)] for note in (differs, opened.chosen) if note}
     good = np.flatnonzero(table.done)
     arrays, tiles = table.compressed(good), tiles.at(good)
     return Result(
@@ -131,7 +145,8 @@ def predict_tiles(
         },
         var=gene_table(info, columns),
         uns={
-            "failed": failed,
+            "failed": failed | outside,
+            "notes": notes,
             **predictor.metadata(tta),
             "slide": SlideContext(
                 path=path,
@@ -140,6 +155,8 @@ def predict_tiles(
                 scale_source=scale.source,
                 patch_um=side_um,
                 stride_um=step_um,
+                series=opened.series,
+                origin=opened.origin,
                 thumbnail=overview,
                 thumbnail_downsample=downsample,
                 mask=mask,
@@ -157,9 +174,12 @@ def check_slide(
     spots: str | Path | None = None,
     min_tissue: float = 0.5,
     workers: int = 1,
+    series: int | None = None,
+    force_scale: bool = False,
+    max_pixels: int = MAX_PIXELS,
     **options: Any,
 ) -> Scale | None:
-    """Refuse options that no weights could make sense of; gives the scale that they state."""
+    """Refuse options that no weights could make sense of, and a slide without a scale; gives the scale they state."""
     given = check_options(**options)
     if workers < 0:
         raise ValueError(f"workers is {workers}, but must be at least 0")
@@ -171,7 +191,20 @@ def check_slide(
         raise ImageError(f"{path} does not exist.")
     if spots is not None and not Path(spots).is_file():
         raise SectionError(f"The spots file {spots} does not exist.")
+    with open_slide(path, max_pixels=max_pixels, series=series) as slide:
+        slide_scale(slide, given, force=force_scale)
     return given
+
+
+def slide_scale(slide: Slide, given: Scale | None, *, force: bool = False) -> tuple[Scale, str]:
+    """The scale to predict a slide by, and what to say of it."""
+    try:
+        scale, differs = chosen_scale(given, slide.scale, force=force)
+    except ImageError as err:
+        raise ImageError(f"{slide.path}: {err}.") from err
+    if scale is None:
+        raise no_scale(slide.path)
+    return scale, differs
 
 
 def check_folder(folder: str | Path, path: str | Path, options: dict[str, Any], **loaded: str) -> None:
@@ -186,37 +219,40 @@ def _choose(
     step_um: float | None,
     spots: str | Path | None,
     min_tissue: float,
+    force: bool,
     overview: np.ndarray,
     downsample: float,
     lost: np.ndarray,
-) -> tuple[Tiles, np.ndarray | None]:
-    """The tiles to predict, and the mask they were chosen by."""
+) -> tuple[Tiles, np.ndarray | None, dict[str, str]]:
+    """The tiles to predict, the mask they were chosen by, and of spots that are outside of the slide, why not."""
     if step_um is None:
         assert spots is not None
         tiles = read_spots(spots)
         outside = ((tiles.xy < 0) | (tiles.xy >= slide.size)).any(axis=1)
-        if outside.any():
+        where = f"outside {slide.path} of {slide.size[0]} x {slide.size[1]} px"
+        if 2 * outside.sum() > len(tiles):
             raise SectionError(
                 f"{int(outside.sum())} of the {len(tiles)} spots of {spots}, such as"
-                f" {tiles.names[int(outside.argmax())]}, lie outside {slide.path} of {slide.size[0]} x {slide.size[1]}"
-                " px; they may belong to another resolution."
+                f" {tiles.names[int(outside.argmax())]}, lie {where}; they may belong to another resolution."
             )
-        return tiles, None
+        lost_spots = {tiles.names[i]: f"spot {tiles.names[i]} of {spots} lies {where}" for i in np.flatnonzero(outside)}
+        return tiles.at(np.logical_not(outside)), None, lost_spots
     try:
         tiles = grid_tiles(slide.size, side=side_um / scale.mpp, stride=step_um / scale.mpp)
     except ImageError as err:
         raise ImageError(f"{slide.path}: {err}.") from err
     if min_tissue <= 0:
-        return tiles, None
+        return tiles, None, {}
     # what the overview lacks may be tissue: those tiles are tried, and their failure is recorded
-    tiles, mask = on_tissue(
+    on, mask = on_tissue(
         tiles, overview, downsample, mpp=scale.mpp, side=side_um / scale.mpp, min_tissue=min_tissue, lost=lost
     )
-    if not len(tiles):
-        raise ImageError(
-            f"{slide.path} shows no tissue; if it does, predict all of it with --min-tissue 0, or give --spots."
+    if not len(on) and not force:
+        raise NoTissueError(
+            f"{slide.path} shows no tissue, so that nothing is predicted; if it does, predict all of it with"
+            f" {option('force', True)}, or give {option('spots')}."
         )
-    return tiles, mask
+    return (on, mask, {}) if len(on) else (tiles, None, {})
 
 
 def _collate(items: list[tuple[int, np.ndarray | None, str]]) -> tuple[list[int], torch.Tensor | None, dict[int, str]]:

@@ -17,7 +17,10 @@ _COMPACT = (",", ":")
 
 
 def to_geojson(result: Result) -> Iterator[str]:
-    """The parts of a FeatureCollection with one square per tile, in pixels at full resolution.
+    """The parts of a FeatureCollection with one square per tile, in the frame of QuPath.
+
+    These are pixels at full resolution, from the upper left corner of what was scanned, which the member ``tcgn`` gives
+    as ``origin_px`` where the slide is larger than that (``openslide.bounds-x`` and ``-y``).
 
     Each is a tile of QuPath, with its genes as measurements, to four decimals; and ``ood``, its distance from the
     training tissue, where that is known. The member ``tcgn`` holds what `tcgn_hub.writing.tables.table_metadata` gives;
@@ -36,7 +39,7 @@ def to_geojson(result: Result) -> Iterator[str]:
     yield f'{{"type":"FeatureCollection","tcgn":{metadata},"features":['
     before = ""
     for rows in rows_of(result):
-        rings = np.round(result.obsm["spatial"][rows, None] + corners, 2).tolist()
+        rings = np.round(result.obsm["spatial"][rows, None] - result.slide.origin + corners, 2).tolist()
         values = result.X[rows] if ood is None else np.column_stack([ood[rows], result.X[rows]])
         measurements = np.round(values.astype(np.float64), 4).tolist()
         for name, ring, row in zip(result.obs["name"][rows], rings, measurements, strict=True):

@@ -34,7 +34,8 @@ def describe(result: Result) -> dict[str, np.ndarray]:
     """The columns of every table before those of the genes.
 
     ``name``; of tiles ``x`` and ``y`` of the centre in pixels at full resolution, ``array_row`` and ``array_col``; of
-    patches ``mpp``, ``scale_source``, ``patch_um`` and ``patch_px``; and last, where it is known, ``ood``.
+    patches ``mpp``, ``scale_source``, ``patch_um`` (what is shown), ``trained_um`` (what the weights were trained on)
+    and ``patch_px``; and last, where it is known, ``ood``.
     """
     columns = {"name": result.obs["name"]}
     if "spatial" in result.obsm:
@@ -71,7 +72,7 @@ def _cells(values: np.ndarray) -> list[Any]:
     if values.dtype.kind != "f":
         return values.tolist()
     digits = 10 if values.dtype == np.float64 else 6
-    return [f"{value:.{digits}g}" for value in values.tolist()]
+    return ["" if value != value else f"{value:.{digits}g}" for value in values.tolist()]
 
 
 def to_json(result: Result) -> Iterator[str]:
@@ -98,6 +99,7 @@ def to_json(result: Result) -> Iterator[str]:
         }
         for i in range(rows.stop - rows.start):
             own = {key: values[rows][i : i + 1].tolist()[0] for key, values in columns.items()}
+            own = {key: None if value != value else value for key, value in own.items()}
             cells = {key: [None] * len(genes) if t is None else t[i].tolist() for key, t in tables.items()}
             numbers = zip(*cells.values(), strict=True)
             own["genes"] = [
@@ -128,7 +130,9 @@ def to_table(result: Result) -> str:
 def _block(result: Result, i: int) -> str:
     """One patch."""
     obs = {key: values[i] for key, values in result.obs.items()}
-    head = f"{obs['name']}: central {obs['patch_px']} px, {obs['mpp']:.4g} um/px by {obs['scale_source']}"
+    head = f"{obs['name']}: central {obs['patch_px']} px, "
+    known = obs["mpp"] == obs["mpp"]
+    head += f"{obs['mpp']:.4g} um/px by {obs['scale_source']}" if known else "scale unknown"
     head += f", weights {result.info.name}\n"
     if obs.get("ood", 0) > 1:
         head += f"{ood_text(obs['ood'])}\n"

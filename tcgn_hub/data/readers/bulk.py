@@ -14,7 +14,7 @@ from tcgn_hub.data.readers.parts import image_mpp
 from tcgn_hub.data.readers.tables import read_matrix
 from tcgn_hub.data.sections import Section
 from tcgn_hub.errors import ImageError, SectionError
-from tcgn_hub.images.slides import open_slide
+from tcgn_hub.images.readers import open_slide
 from tcgn_hub.images.tiles import OVERVIEW_PX, grid_tiles, on_tissue
 
 _MIN_TISSUE = 0.5

@@ -8,19 +8,19 @@ from pathlib import Path
 import numpy as np
 
 from tcgn_hub.errors import ImageError, SectionError
+from tcgn_hub.files import data_files
+from tcgn_hub.images.readers import IMAGE_SUFFIXES, size_and_scale
 from tcgn_hub.images.scale import given_scale
-from tcgn_hub.images.slides import SLIDE_SUFFIXES, size_and_scale
 
 PITCH_VISIUM = 100.0
 """Micrometres between the centres of neighbouring spots of Visium."""
 
-_SUFFIXES = {*SLIDE_SUFFIXES, ".tif", ".tiff", ".btf", ".jpg", ".jpeg", ".png"}
 _LEAST_PAIRS = 10  # single spots are up to a third off their place in the array
 
 
 def images_in(folder: Path, *stems: str) -> list[Path]:
     """The images directly in a folder; those of the first stem that names any, if one does."""
-    images = sorted(p for p in folder.iterdir() if p.suffix.lower() in _SUFFIXES and p.is_file())
+    images = data_files(folder, endings=IMAGE_SUFFIXES)
     for stem in stems:
         named = [p for p in images if p.name.partition(".")[0] == stem]
         if named:

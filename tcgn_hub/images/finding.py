@@ -1,0 +1,77 @@
+"""Which images are meant by paths and folders: one a slide, and nothing that is no data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from tcgn_hub.errors import ImageError
+from tcgn_hub.extras import require
+from tcgn_hub.files import data_files
+from tcgn_hub.images.readers import IMAGE_SUFFIXES
+from tcgn_hub.text import some
+
+_DICOM_AT, _DICOM = 128, b"DICM"
+
+
+def find_images(paths: Iterable[str | Path]) -> list[Path]:
+    """The given files, and in place of a folder the images and slides in it by name.
+
+    The instances of a DICOM series, which are the levels, label and overview of one slide, are given by one of them.
+    """
+    found: list[Path] = []
+    for path in map(Path, paths):
+        if path.is_dir():
+            inside = [file for file in _listed(path) if file.suffix.lower() in IMAGE_SUFFIXES or _is_dicom(file)]
+            if not inside:
+                folders = [folder.name for folder in sorted(path.iterdir()) if folder.is_dir()]
+                hint = f"; its folders are {some(folders)}" if folders else ""
+                raise ImageError(f"The folder {path} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}){hint}.")
+            found += inside
+        else:
+            found.append(path)
+    return _one_a_series(found)
+
+
+def _listed(folder: Path) -> list[Path]:
+    try:
+        return data_files(folder)
+    except OSError as err:
+        raise ImageError(f"The folder {folder} cannot be read ({err.strerror}).") from err
+
+
+def _is_dicom(path: Path) -> bool:
+    """Whether a file is of DICOM, whose names often have no suffix."""
+    if path.suffix.lower() == ".dcm":
+        return True
+    if path.suffix:
+        return False
+    try:
+        with open(path, "rb") as file:
+            return file.read(_DICOM_AT + len(_DICOM))[_DICOM_AT:] == _DICOM
+    except OSError:
+        return False
+
+
+def _one_a_series(paths: list[Path]) -> list[Path]:
+    dicom = [path for path in paths if path.is_file() and _is_dicom(path)]
+    if len(dicom) < 2:
+        return paths
+    pydicom = require("pydicom", extra="slides", to="tell which DICOM files are one slide")
+    best: dict[str, tuple[tuple[bool, bool, int, str], Path]] = {}
+    for path in dicom:
+        try:
+            facts = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=_TAGS)
+            series = str(facts.SeriesInstanceUID)
+            kind = [str(value) for value in facts.get("ImageType") or ()]
+            number = int(facts.get("InstanceNumber") or 0)
+        except Exception:  # noqa: BLE001 - pydicom fails in many ways on damage, which is told where the file is opened
+            series, kind, number = str(path), [], 0
+        rank = "VOLUME" not in kind, "ORIGINAL" not in kind, number, path.name
+        if series not in best or rank < best[series][0]:
+            best[series] = rank, path
+    chosen = {path for _, path in best.values()}
+    return [path for path in paths if path not in dicom or path in chosen]
+
+
+_TAGS = ["SeriesInstanceUID", "ImageType", "InstanceNumber"]

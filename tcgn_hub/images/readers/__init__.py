@@ -1,0 +1,126 @@
+"""Readers of images, one file a kind, and the one place that decides which of them opens a file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from tcgn_hub.errors import ExtraError, ImageError
+from tcgn_hub.images.scale import Scale
+from tcgn_hub.images.slides import MAX_PIXELS, Slide
+from tcgn_hub.text import option
+
+SLIDE_SUFFIXES = {".svs", ".ndpi", ".mrxs", ".scn", ".vms", ".vmu", ".bif", ".svslide", ".dcm", ".czi"}
+"""Suffixes of formats that hold whole slides and never patches."""
+
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".btf", ".qptiff", ".bmp", ".webp", *SLIDE_SUFFIXES}
+"""Suffixes of what is taken for an image where a folder is given."""
+
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_PICTURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"BM", b"GIF8")
+
+
+class NotOfThisReader(Exception):  # noqa: N818 - it is no error, the next reader is asked
+    """A reader cannot open a file; the next one may."""
+
+
+def is_slide_file(path: str | Path) -> bool:
+    """Whether a file is, by its name, of a format that holds whole slides and never patches."""
+    name = Path(path).name.lower()
+    return Path(name).suffix in SLIDE_SUFFIXES or name.endswith((".ome.tif", ".ome.tiff", ".ome.btf"))
+
+
+def open_slide(path: str | Path, *, max_pixels: int = MAX_PIXELS, series: int | None = None) -> Slide:
+    """Open an image: any format of OpenSlide, OME-TIFF and any other TIFF, or a plain picture.
+
+    ``path``: the file; ``max_pixels``: the most pixels that may have to be decoded at once; ``series``: which image of
+    a file that holds several, 0 the first; if None, the scan: that of the finest scale where all state theirs, else the
+    largest, and none that is called label, macro, overview or thumbnail if there is another.
+    """
+    path = Path(path)
+    refused: list[str] = []
+    missing = None
+    for reader in _readers(path):
+        try:
+            return reader(path, max_pixels, series)
+        except NotOfThisReader as err:
+            refused.append(str(err))
+        except ExtraError as err:
+            missing = missing or err
+        except ImageError as err:
+            raise err if str(path) in str(err) else ImageError(f"{path}: {str(err).rstrip('.')}.") from err
+    if missing is not None:
+        raise missing
+    why = "; ".join(dict.fromkeys(filter(None, refused)))
+    raise ImageError(f"{path} is damaged, or no image that can be read" + (f" ({why})." if why else "."))
+
+
+def size_and_scale(path: str | Path) -> tuple[tuple[int, int], Scale | None]:
+    """(width, height) in pixels at full resolution, and the scale the file states; decodes no pixels."""
+    with open_slide(path) as slide:
+        return slide.size, slide.scale
+
+
+def _readers(path: Path) -> Iterator[Callable[[Path, int, int | None], Slide]]:
+    """Who may be able to open a file, the one that knows most of it first."""
+    suffix, start = path.suffix.lower(), _start_of(path)
+    if suffix == ".mrxs" and not path.with_suffix("").is_dir():
+        raise ImageError(
+            f"{path} needs the folder {path.stem} beside it, which holds its pixels; move the two together."
+        )
+    if suffix in SLIDE_SUFFIXES or not start.startswith((*_TIFF, *_PICTURES)):
+        yield _openslide
+    elif start.startswith(_TIFF):
+        yield _vendor
+    if start.startswith(_TIFF):
+        yield _tiff
+    # the file of a slide may be the picture of its label
+    if suffix not in SLIDE_SUFFIXES:
+        yield _picture
+
+
+def _openslide(path: Path, max_pixels: int, series: int | None) -> Slide:
+    from tcgn_hub.images.readers.openslide import OpenSlideReader
+
+    return _the_only(OpenSlideReader(path), series)
+
+
+def _vendor(path: Path, max_pixels: int, series: int | None) -> Slide:
+    from tcgn_hub.images.readers.openslide import OpenSlideReader
+
+    return _the_only(OpenSlideReader(path, generic=False), series)
+
+
+def _tiff(path: Path, max_pixels: int, series: int | None) -> Slide:
+    from tcgn_hub.images.readers.tiff import TiffReader
+
+    return TiffReader(path, max_pixels, series)
+
+
+def _picture(path: Path, max_pixels: int, series: int | None) -> Slide:
+    from tcgn_hub.images.readers.picture import PictureReader
+
+    return _the_only(PictureReader(path, max_pixels), series)
+
+
+def _the_only(slide: Slide, series: int | None) -> Slide:
+    """A slide that is the one image of its file."""
+    if series:
+        slide.close()
+        raise ImageError(f"{slide.path} holds one image, and no number {series}; leave {option('series')} out.")
+    return slide
+
+
+def _start_of(path: Path) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            start = file.read(16)
+    except FileNotFoundError as err:
+        raise ImageError(f"{path} does not exist.") from err
+    except IsADirectoryError as err:
+        raise ImageError(f"{path} is a folder.") from err
+    except OSError as err:
+        raise ImageError(f"{path} cannot be read ({err.strerror or err}).") from err
+    if not start:
+        raise ImageError(f"{path} is empty.")
+    return start

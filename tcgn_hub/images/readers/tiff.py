@@ -1,0 +1,429 @@
+"""TIFF of no vendor, by tifffile: any codec, OME-TIFF, pyramids in SubIFDs, colour in planes, sixteen bits, strips."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+
+from tcgn_hub.errors import ImageError
+from tcgn_hub.extras import require
+from tcgn_hub.images.readers import NotOfThisReader
+from tcgn_hub.images.scale import Scale, scale_of_density, scale_of_size
+from tcgn_hub.images.slides import Slide
+from tcgn_hub.text import option, some
+
+_CACHE_BYTES = 64 << 20  # decoded tiles that are kept for the neighbour that overlaps them
+_NO_SCAN = re.compile(r"\b(label|macro|overview|thumbnail)\b", re.I)
+_KINDS = ("svs", "ndpi", "philips", "scn", "bif", "qpi")  # whose series tifffile knows
+_REDUCED = 1  # of NewSubfileType
+_UNITS = {2: "inch", 3: "cm"}
+_MINISWHITE, _MINISBLACK, _RGB, _PALETTE, _YCBCR = 0, 1, 2, 3, 6
+_ASSOCIATED_ALPHA, _ALPHA = 1, 2
+_JPEG = (6, 7, 34892, 33007)  # compressions whose decoders give RGB
+_LIKE = 0.02  # by how much the shape of a level may differ from that of the whole
+_PRIMARIES = {"red": 0, "r": 0, "green": 1, "g": 1, "blue": 2, "b": 2}
+# what writers call a channel of which they know nothing
+_NAMELESS = re.compile(r"(c|ch|channel)?[\s_:#-]*\d*(:\d+)*", re.I)
+
+# what tifffile has to say of a file goes into our own errors
+logging.getLogger("tifffile").addHandler(logging.NullHandler())
+
+
+@dataclass
+class _Image:
+    """One of the images in a file: its levels, each of one page in colour, or of one for each of red, green, blue."""
+
+    levels: list[list[Any]]
+    name: str = ""
+    scale: Scale | None = None
+    note: str = ""
+    problem: str = ""  # why its colours are not known
+    bits: int = 0  # that are used of each sample, 0 if all
+
+    @property
+    def size(self) -> tuple[int, int]:
+        page = self.levels[0][0].keyframe
+        return page.imagewidth, page.imagelength
+
+
+class TiffReader(Slide):
+    """An image of a TIFF. What is decoded is what is looked at, also of strips."""
+
+    reopens = True
+
+    def __init__(self, path: Path, max_pixels: int, series: int | None = None) -> None:
+        tifffile = require("tifffile", extra="slides", to="read this TIFF")
+        self.path = path
+        try:
+            self._file = tifffile.TiffFile(path)
+        except Exception as err:
+            raise NotOfThisReader(_reason(err)) from err
+        try:
+            images = _images_of(self._file)
+            self._open(images, max_pixels, series)
+        except (ImageError, NotOfThisReader):
+            self._file.close()
+            raise
+        except Exception as err:
+            self._file.close()
+            raise NotOfThisReader(_reason(err)) from err
+
+    def _open(self, images: list[_Image], max_pixels: int, series: int | None) -> None:
+        if not images:
+            raise NotOfThisReader("tifffile finds no image in it")
+        if series is not None and not 0 <= series < len(images):
+            raise ImageError(
+                f"{self.path} holds {len(images)} images, 0 to {len(images) - 1}, and no number {series}; see"
+                f" {option('series')}."
+            )
+        self.series = _scan(images) if series is None else series
+        image = images[self.series]
+        if image.problem:
+            raise ImageError(f"{self.path}: {image.problem}.")
+        for page in image.levels[0]:
+            _check(page.keyframe, self.path, max_pixels)
+        image.levels[1:] = [level for level in image.levels[1:] if all(_readable(page.keyframe) for page in level)]
+        self.size, self.scale = image.size, image.scale
+        self._levels, self._bits = image.levels, image.bits
+        width, height = self.size
+        self.downsamples = tuple(
+            (width / page.keyframe.imagewidth + height / page.keyframe.imagelength) / 2 for page, *_ in image.levels
+        )
+        self._tiles: OrderedDict[tuple[int, int], np.ndarray] = OrderedDict()
+        said = [_told(images, self.series)] if len(images) > 1 else []
+        self.chosen = "; ".join([*said, *filter(None, [image.note])])
+
+    def read(self, x: int, y: int, width: int, height: int, *, level: int = 0) -> np.ndarray:
+        own = self.downsamples[level]
+        left, top = round(x / own), round(y / own)
+        out = np.full((height, width, 3), 255, np.uint8)
+        page = self._levels[level][0].keyframe
+        side, rows = (page.tilewidth, page.tilelength) if page.is_tiled else (page.imagewidth, page.rowsperstrip)
+        across = -(-page.imagewidth // side)
+        right, bottom = min(left + width, page.imagewidth), min(top + height, page.imagelength)
+        for row in range(max(top, 0) // rows, -(-bottom // rows)):
+            for column in range(max(left, 0) // side, -(-right // side)):
+                tile = self._tile(level, row * across + column, (x, y))
+                if tile is None:
+                    continue
+                at_x, at_y = column * side, row * rows
+                x0, y0 = max(left, at_x), max(top, at_y)
+                x1, y1 = min(right, at_x + tile.shape[1]), min(bottom, at_y + tile.shape[0])
+                if x0 < x1 and y0 < y1:
+                    out[y0 - top : y1 - top, x0 - left : x1 - left] = tile[y0 - at_y : y1 - at_y, x0 - at_x : x1 - at_x]
+        return out
+
+    def close(self) -> None:
+        self._file.close()
+        self._tiles.clear()
+
+    def _tile(self, level: int, index: int, place: tuple[int, int]) -> np.ndarray | None:
+        """A tile or strip as RGB, uint8, shape (h, w, 3); None where the file has none, which is glass."""
+        key = level, index
+        if key in self._tiles:
+            self._tiles.move_to_end(key)
+            return self._tiles[key]
+        try:
+            found = [self._decoded(page, index) for page in self._levels[level]]
+        except Exception as err:
+            raise ImageError(f"{self.path} cannot be decoded at {place[0]}, {place[1]} ({_reason(err)}).") from err
+        parts = [part for part in found if part is not None]
+        if len(parts) < len(found):
+            return None
+        tile = _as_rgb(parts, self._levels[level][0].keyframe, self._bits)
+        self._tiles[key] = tile
+        while len(self._tiles) > 1 and sum(kept.nbytes for kept in self._tiles.values()) > _CACHE_BYTES:
+            self._tiles.popitem(last=False)
+        return tile
+
+    def _decoded(self, page: Any, index: int) -> np.ndarray | None:
+        """A tile of a page, shape (h, w, samples)."""
+        key = page.keyframe
+        planes = key.samplesperpixel if key.planarconfig == 2 else 1
+        count = len(page.dataoffsets) // planes
+        found = (self._segment(page, index + plane * count) for plane in range(planes))
+        parts = [part for part in found if part is not None]
+        return np.concatenate(parts, axis=2) if len(parts) == planes else None
+
+    def _segment(self, page: Any, index: int) -> np.ndarray | None:
+        offset, count = page.dataoffsets[index], page.databytecounts[index]
+        if not count or not offset:
+            return None
+        handle = page.parent.filehandle
+        handle.seek(offset)
+        data = handle.read(count)
+        if len(data) < count:
+            raise ValueError("the file is cut short")
+        tables = {"jpegtables": page.jpegtables} if page.keyframe.jpegtables or page.jpegtables else {}
+        if getattr(page, "jpegheader", None) is not None:
+            tables["jpegheader"] = page.jpegheader
+        decoded = page.keyframe.decode(data, index, **tables)[0]
+        return None if decoded is None else decoded[0]
+
+
+def _as_rgb(parts: Sequence[np.ndarray], page: Any, bits: int) -> np.ndarray:
+    """Decoded samples as RGB, 8 bits: alpha over white, which is glass."""
+    pixels = np.concatenate(parts, axis=2) if len(parts) > 1 else parts[0]
+    if page.photometric == _PALETTE:
+        colours = np.asarray(page.colormap)
+        colours = (colours >> 8 if colours.max() > 255 else colours).astype(np.uint8)
+        return np.ascontiguousarray(colours[:, pixels[..., 0]].transpose(1, 2, 0))
+    if pixels.dtype != np.uint8:
+        pixels = (pixels >> max(0, (bits or page.bitspersample) - 8)).clip(0, 255).astype(np.uint8)
+    if page.photometric == _MINISWHITE:
+        pixels = 255 - pixels
+    samples = 3 if len(parts) == 3 or page.photometric in (_RGB, _YCBCR) else 1
+    kind = next(iter(page.extrasamples), 0) if len(parts) == 1 else 0
+    if pixels.shape[2] > samples and kind in (_ASSOCIATED_ALPHA, _ALPHA):
+        alpha = pixels[..., samples : samples + 1].astype(np.uint16)
+        own = pixels[..., :samples].astype(np.uint16)
+        own = own if kind == _ASSOCIATED_ALPHA else (own * alpha + 127) // 255
+        pixels = np.minimum(own + 255 - alpha, 255).astype(np.uint8)
+    pixels = pixels[..., :samples]
+    return np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3)))
+
+
+def _readable(page: Any) -> bool:
+    """Whether the tiles of a page can be decoded to colours or shades by `_as_rgb`."""
+    try:
+        page.decode(None, 0)
+    except Exception:  # noqa: BLE001 - a codec that is not known, or no pixels at all
+        return False
+    if page.photometric not in (_MINISWHITE, _MINISBLACK, _RGB, _PALETTE, _YCBCR) or page.imagedepth != 1:
+        return False
+    if page.photometric == _YCBCR and page.compression not in _JPEG:
+        return False
+    if page.photometric == _PALETTE and (page.colormap is None or page.samplesperpixel != 1):
+        return False
+    return page.photometric not in (_RGB, _YCBCR) or page.samplesperpixel >= 3
+
+
+def _check(page: Any, path: Path, max_pixels: int) -> None:
+    if not _readable(page):
+        raise NotOfThisReader(f"tifffile: {page.compression!r}, {page.photometric!r}")
+    if page.dtype is None or page.dtype.kind != "u" or page.dtype.itemsize > 2:
+        raise ImageError(
+            f"{path}: pixels are stored as {page.dtype}, whose range is unknown; save the image as 8-bit RGB."
+        )
+    if page.tags.valueof(274, default=1) not in (0, 1):
+        raise NotOfThisReader("tifffile: its pixels are stored turned")
+    if 0 in (page.imagewidth, page.imagelength):
+        raise NotOfThisReader("tifffile: it has no pixels")
+    at_once = page.tilewidth * page.tilelength if page.is_tiled else page.imagewidth * page.rowsperstrip
+    if at_once > max_pixels:
+        raise ImageError(
+            f"{path} has {page.imagewidth} x {page.imagelength} px in parts of {at_once:,}, more than the limit of"
+            f" {max_pixels:,}; if you trust the file, raise it with {option('max_pixels')}."
+        )
+
+
+# which images a file holds
+
+
+def _images_of(file: Any) -> list[_Image]:
+    if file.is_ome:
+        return list(_of_ome(file))
+    if file.is_imagej:
+        return [_of_imagej(file)]
+    if any(getattr(file, f"is_{kind}", False) for kind in _KINDS):
+        return [_of_series(series) for series in file.series]
+    return list(_of_pages(file))
+
+
+def _scan(images: list[_Image]) -> int:
+    """The number of the scan."""
+    usable = [i for i, image in enumerate(images) if not image.problem] or list(range(len(images)))
+    named = [i for i in usable if not _NO_SCAN.search(images[i].name)] or usable
+    scales = [images[i].scale for i in named]
+    if all(scales):
+        finest = min(scale.mpp for scale in scales if scale)
+        named = [i for i, scale in zip(named, scales, strict=True) if scale and scale.mpp < finest * (1 + _LIKE)]
+    return max(named, key=lambda i: (images[i].size[0] * images[i].size[1], -i))
+
+
+def _told(images: list[_Image], series: int) -> str:
+    image = images[series]
+    name = f" '{image.name}'" if image.name else ""
+    scale = f", {image.scale.mpp:.4g} um/px" if image.scale else ""
+    return (
+        f"image {series} of 0 to {len(images) - 1} is taken:{name} {image.size[0]} x {image.size[1]} px{scale}; another"
+        f" one by {option('series')}"
+    )
+
+
+def _of_pages(file: Any) -> Iterator[_Image]:
+    """The pages of a TIFF, each an image, with those that are marked as reduced as the levels of the one before."""
+    found: list[_Image] = []
+    for page in file.pages:
+        page = page.aspage()
+        last = found[-1] if found else None
+        if page.subfiletype & _REDUCED and last is not None and _is_level(page, last.levels[-1][0]):
+            last.levels.append([page])
+        elif not (page.subfiletype & _REDUCED and found):
+            found.append(_Image([[page]], scale=_scale_of_tags(page)))
+            for inner in page.pages or ():
+                if _is_level(inner.aspage(), found[-1].levels[-1][0]):
+                    found[-1].levels.append([inner.aspage()])
+    if len(found) > 1 and all(_is_grey(image.levels[0][0]) for image in found):
+        grey = [image for image in found if image.size == found[0].size]
+        if len(grey) > 1:
+            yield _Image(
+                grey[0].levels,
+                scale=grey[0].scale,
+                problem=f"it holds {len(grey)} pages in shades of grey, and nothing says that they are red, green and"
+                " blue; save it as RGB",
+            )
+            return
+    yield from found
+
+
+def _is_level(page: Any, larger: Any) -> bool:
+    if not 0 < page.imagewidth < larger.imagewidth or not 0 < page.imagelength <= larger.imagelength:
+        return False
+    across, down = larger.imagewidth / page.imagewidth, larger.imagelength / page.imagelength
+    # a side is rounded to whole pixels
+    allowed = _LIKE + 1.5 / min(page.imagewidth, page.imagelength)
+    return abs(across / down - 1) < allowed and page.samplesperpixel == larger.samplesperpixel
+
+
+def _is_grey(page: Any) -> bool:
+    return page.photometric in (_MINISBLACK, _MINISWHITE) and page.samplesperpixel == 1
+
+
+def _of_series(series: Any) -> _Image:
+    return _Image([[level.pages[0].aspage()] for level in series.levels], series.name, _scale_of_tags(series.keyframe))
+
+
+@dataclass
+class _Described:
+    """What OME-XML says of an image."""
+
+    name: str
+    scale: Scale | None
+    bits: int
+    names: list[str] = field(default_factory=list)
+    colours: list[int | None] = field(default_factory=list)
+
+
+def _of_ome(file: Any) -> Iterator[_Image]:
+    described = _described(file.ome_metadata or "")
+    for i, series in enumerate(file.series):
+        known = described[i] if i < len(described) else _Described(series.name, None, 0)
+        scale = known.scale or _scale_of_tags(series.keyframe)
+        yield _of_planes(series, known.name, scale, known.names, known.colours, known.bits)
+
+
+def _described(xml: str) -> list[_Described]:
+    try:
+        root = ElementTree.fromstring(xml)
+    except ElementTree.ParseError as err:
+        raise ImageError(f"its OME-XML is malformed ({err})") from err
+    found = []
+    for image in root.iterfind("{*}Image"):
+        pixels = image.find("{*}Pixels")
+        if pixels is None:
+            continue
+        channels = pixels.findall("{*}Channel")
+        found.append(
+            _Described(
+                image.get("Name", ""),
+                scale_of_size(pixels.attrib),
+                int(pixels.get("SignificantBits") or 0),
+                [channel.get("Name", "") for channel in channels],
+                [int(channel.get("Color", "")) if channel.get("Color") else None for channel in channels],
+            )
+        )
+    return found
+
+
+def _of_imagej(file: Any) -> _Image:
+    known, series, page = file.imagej_metadata or {}, file.series[0], file.pages[0]
+    x, y = (_ratio(page.tags.valueof(code)) for code in (282, 283))
+    scale = scale_of_density(x, y, unit=str(known.get("unit", "")), source="ImageJ") or _scale_of_tags(page)
+    labels = [str(label) for label in known.get("Labels") or ()]
+    ends = [np.asarray(table)[:, -1] for table in known.get("LUTs") or ()]
+    colours = [int(r) << 24 | int(g) << 16 | int(b) << 8 | 255 for r, g, b in ends if len(ends[0]) == 3]
+    return _of_planes(series, "", scale, labels, colours, 0)
+
+
+def _of_planes(
+    series: Any, name: str, scale: Scale | None, names: list[str], colours: Sequence[int | None], bits: int
+) -> _Image:
+    """An image whose pages are planes of channels, of a stack, or of times: of these the middle and the first."""
+    counts = dict(zip(series.axes, series.shape, strict=True))
+    in_colour = counts.get("S", 1) >= 3
+    order, problem, note = [0], "", ""
+    channels = counts.get("C", 1)
+    if not in_colour and channels > 1:
+        order = _order_of(channels, names, colours)
+        if not order:
+            called = some([text for text in names if text]) or "without names"
+            problem = (
+                f"it holds {channels} channels ({called}), and no red, green and blue: these weights are for H&E in"
+                " bright field; save it as RGB"
+            )
+            order = [0]
+    place = dict.fromkeys(series.axes, 0)
+    if counts.get("Z", 1) > 1:
+        place["Z"] = counts["Z"] // 2
+        note = f"plane {place['Z']} of 0 to {counts['Z'] - 1} of the stack is taken"
+    levels = []
+    for level in series.levels:
+        outer = [(axis, n) for axis, n in zip(level.axes, level.shape, strict=True) if axis not in "YXS"]
+        if (outer and len(level.pages) < np.prod([n for _, n in outer])) or (not outer and not level.pages):
+            problem = problem or "its planes are stored in a way that is not read; save it as RGB"
+            break
+        pages = []
+        for channel in order:
+            at = {**place, "C": channel}
+            index = int(np.ravel_multi_index([at[a] for a, _ in outer], [n for _, n in outer])) if outer else 0
+            pages.append(level.pages[index])
+        if any(page is None for page in pages):
+            problem = problem or "its pixels are in another file, which is not beside it"
+            break
+        levels.append([page if page.keyframe is page else page.aspage() for page in pages])
+    if not levels:
+        raise NotOfThisReader(f"tifffile: {problem}")
+    return _Image(levels, name or series.name, scale, note, problem, bits)
+
+
+def _order_of(count: int, names: list[str], colours: Sequence[int | None]) -> list[int]:
+    """Which channels are red, green and blue, by their names, or else by their colours; none if they are not."""
+    if count != 3:
+        return []
+    said = [text.strip().lower() for text in names]
+    if any(not _NAMELESS.fullmatch(text) or text in _PRIMARIES for text in said):
+        primaries = [_PRIMARIES.get(text) for text in said]
+    else:
+        pure = {0xFF0000: 0, 0x00FF00: 1, 0x0000FF: 2}
+        primaries = [None if colour is None else pure.get((colour & 0xFFFFFFFF) >> 8) for colour in colours]
+    if sorted(-1 if primary is None else primary for primary in primaries) != [0, 1, 2]:
+        return []
+    return [primaries.index(primary) for primary in range(3)]
+
+
+def _scale_of_tags(page: Any) -> Scale | None:
+    """Scale in the resolution of a page."""
+    x, y, unit = (page.tags.valueof(code) for code in (282, 283, 296))
+    return scale_of_density(
+        _ratio(x), _ratio(y), unit=_UNITS.get(2 if unit is None else int(unit), ""), source="tiff.XResolution"
+    )
+
+
+def _ratio(value: Any) -> float:
+    try:
+        return float(value[0]) / float(value[1])
+    except (TypeError, ValueError, ZeroDivisionError, IndexError):
+        return 0.0
+
+
+def _reason(err: Exception) -> str:
+    return f"tifffile: {(str(err).splitlines() or [''])[0] or type(err).__name__}"
