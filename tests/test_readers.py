@@ -33,8 +33,8 @@ from tcgn_hub.data.readers.patches import read_patches
 from tcgn_hub.data.readers.visium import read_visium
 from tcgn_hub.data.sections import Section, expression_targets, panel_counts
 from tcgn_hub.errors import ImageError, SectionError
+from tcgn_hub.images.readers import open_slide
 from tcgn_hub.images.scale import Scale
-from tcgn_hub.images.slides import open_slide
 from tcgn_hub.prediction.slides import _choose
 
 ENSEMBL = [f"ENSG{i:011d}" for i in range(len(PANEL))]
