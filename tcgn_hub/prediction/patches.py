@@ -14,7 +14,7 @@ from tcgn_hub.images.readers import open_slide
 from tcgn_hub.images.readers.picture import ArraySlide
 from tcgn_hub.images.scale import Scale, chosen_scale, given_scale
 from tcgn_hub.images.slides import Slide
-from tcgn_hub.images.tissue import stained_share
+from tcgn_hub.images.tissue import shows_tissue
 from tcgn_hub.images.transforms import patch_px, to_rgb
 from tcgn_hub.panels import load_panel
 from tcgn_hub.result import Result, gene_table
@@ -31,7 +31,6 @@ _LARGEST_PX = 1024  # side of a picture that is taken for one patch although it 
 _LEAST_PX = 16  # side of a picture in which tissue can be seen
 _SLIDE_PX, _SLIDE_PATCHES = 2048, 4  # a picture whose sides are longer, in pixels and in patches, is a slide
 _LOOKED_AT = 32  # images that are opened before weights are loaded
-_LEAST_STAINED = 0.02  # share of a patch that has tissue in it
 
 
 @dataclass(frozen=True)
@@ -262,7 +261,7 @@ def cut_image(
             pixels = slide.read(left, top, cut.side, cut.side)
     except ImageError as err:
         raise _named(err, name) from err
-    if not force and stained_share(pixels) < _LEAST_STAINED:
+    if not (force or shows_tissue(pixels)):
         raise NoTissueError(
             f"{name} shows no tissue in its central {cut.side} px, so that nothing is predicted; if it does, insist by"
             f" {option('force', True)}."
