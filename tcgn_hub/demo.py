@@ -116,9 +116,7 @@ def _patch(
 
 def _notes(result: Result) -> str:
     """What was done that the user may not expect."""
-    return "".join(
-        f" It {note}." if note.startswith(("states", "shows")) else f" Note: {note}." for note in result.notes
-    )
+    return "".join(f" Note: {note}." for note in result.notes)
 
 
 def _slide(predictor: Predictor, path: Path, genes: list[str], mpp: float | None) -> tuple[str, list[list[str]], str]:
