@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import glob
+import io
 import json
 import logging
 import os
@@ -38,8 +39,9 @@ def command(
     """The ``main(argv, prog=)`` of a command, which returns its exit code."""
 
     def main(argv: Sequence[str] | None = None, *, prog: str = name) -> int:
-        args = build_parser(prog).parse_args(argv)
-        return run(lambda: act(args, prog), prog)
+        with escaping():
+            args = build_parser(prog).parse_args(argv)
+            return run(lambda: act(args, prog), prog)
 
     return main
 
@@ -64,6 +66,21 @@ def run(command: Callable[[], int], name: str) -> int:
         return 0
     finally:
         on_command_line.reset(asked)
+
+
+@contextlib.contextmanager
+def escaping() -> Iterator[None]:
+    """While this lasts, stdout escapes what its encoding lacks, as stderr always does: a path in another script."""
+    stream = sys.stdout
+    if not isinstance(stream, io.TextIOWrapper):
+        yield
+        return
+    before = stream.errors
+    stream.reconfigure(errors="backslashreplace")
+    try:
+        yield
+    finally:
+        stream.reconfigure(errors=before)
 
 
 @contextlib.contextmanager

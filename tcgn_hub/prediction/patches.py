@@ -17,6 +17,7 @@ from tcgn_hub.images.slides import Slide
 from tcgn_hub.images.tissue import stained_share
 from tcgn_hub.images.transforms import patch_px, to_rgb
 from tcgn_hub.panels import load_panel
+from tcgn_hub.progress import Progress
 from tcgn_hub.result import Result, gene_table
 from tcgn_hub.text import on_command_line, option
 
@@ -93,7 +94,7 @@ def predict_patches(
         features: Keep the 1280 features of each patch.
         batch_size: Images per forward pass.
         on_error: On an image that cannot be used, 'raise', or 'skip' it and note it in ``Result.failed``.
-        progress: Show a progress bar on stderr where that is a terminal.
+        progress: Show a progress bar on stderr where that is a terminal, and else log a line a minute.
 
     Raises:
         ImageError: An image cannot be read, is a slide, states no scale and is above 1024 px, states another scale than
@@ -101,8 +102,6 @@ def predict_patches(
         NoTissueError: An image shows no tissue.
         PanelError: A gene is not among the outputs of the weights.
     """
-    from huggingface_hub.utils import tqdm
-
     given = check_options(
         genes=genes,
         mpp=mpp,
@@ -127,8 +126,8 @@ def predict_patches(
             parts.append({key: a[:, columns] if key in ("values", "tta_std") else a for key, a in part.items()})
             batch.clear()
 
-    hidden = None if progress and len(images) > batch_size else True
-    for i, image in enumerate(tqdm(images, unit="image", disable=hidden)):
+    bar = Progress(len(images), "image", shown=progress and len(images) > batch_size)
+    for i, image in enumerate(bar.over(images)):
         name = str(image) if isinstance(image, (str, Path)) else f"image {i}"
         try:
             cut, pixels = cut_image(
