@@ -26,7 +26,7 @@ from tcgn_hub.writing.bulk import BulkTable
 from tcgn_hub.writing.figures import draw_gene, draw_mask
 from tcgn_hub.writing.geojson import to_geojson
 from tcgn_hub.writing.report import write_report
-from tcgn_hub.writing.tables import to_csv, to_json, to_table
+from tcgn_hub.writing.tables import describe, to_csv, to_json, to_table
 
 SURE = {**HELD_OUT, "interval_radius": [0.5, 0.25, None, 1.0], "interval_level": 0.8}
 RADIUS = {"GNAS": 0.5, "FASN": 0.25, "HLA-DRA": None, "ACTB": 1.0}
@@ -185,22 +185,27 @@ def test_geojson(prediction):
 def test_csv_and_parquet_hold_the_same(kind, sure, tmp_path):
     parquet = pytest.importorskip("pyarrow.parquet")
     result = kind(held_out=SURE if sure else HELD_OUT, sure=sure)
-    where = ["x", "y", "array_row", "array_col"] if kind is make else ["mpp", "scale_source", "patch_um", "patch_px"]
-    known = ["ood"] if sure else []
+    before = list(describe(result))
+    assert before[:6] == ["name", "x", "y", "array_row", "array_col", "mpp"]
+    assert before[6:] == ["scale_source", "patch_um", "trained_um", "patch_px", "ood"]
     rows = lines(to_csv(result))
-    assert rows[0] == ["name", *where, *known, *GENES, *(f"{gene}.tta_std" for gene in GENES if sure)]
+    assert rows[0] == [*before, *GENES, *(f"{gene}.tta_std" for gene in GENES if sure)]
     result.write(tmp_path / "table.parquet")
     result.write(tmp_path / "table.csv")
     assert lines([(tmp_path / "table.csv").read_text(encoding="utf-8")]) == rows
     table = parquet.read_table(tmp_path / "table.parquet")
     assert table.column_names == rows[0]
+    unknown = [name for name in before if table[name].null_count]
+    assert unknown == ["array_row", "array_col"] * (kind is make_patches) + ["ood"] * (not sure)
+    assert [str(table.schema.field(name).type) for name in before[1:5]] == ["double", "double", "int64", "int64"]
     assert [row[0] for row in rows[1:]] == table["name"].to_pylist() == result.names
     for column, name in enumerate(rows[0][1:], 1):
         stored = table[name].to_pylist()
         if name == "scale_source":
             assert [row[column] for row in rows[1:]] == stored
         else:
-            np.testing.assert_allclose([float(row[column]) for row in rows[1:]], stored, rtol=1e-5)
+            written = [float(row[column]) if row[column] else None for row in rows[1:]]
+            assert written == (stored if name in unknown else pytest.approx(stored, rel=1e-5))
     np.testing.assert_array_equal(np.stack([table[gene].to_numpy() for gene in GENES], axis=1), result.X)
     assert {str(table.schema.field(gene).type) for gene in GENES} == {"float"}
     metadata = json.loads(table.schema.metadata[b"tcgn"])
@@ -233,6 +238,7 @@ def test_json_holds_everything(kind, sure):
     ends = result.interval()
     for i, row in enumerate(rows):
         assert row["name"] == result.names[i]
+        assert list(row) == [*describe(result), "genes"]
         assert row.get("ood") == (pytest.approx(float(result.obs["ood"][i])) if sure else None)
         for j, gene in enumerate(row["genes"]):
             assert gene["gene"] == GENES[j]

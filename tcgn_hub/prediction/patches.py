@@ -39,10 +39,17 @@ class Cut:
     """What the model is shown of an image."""
 
     name: str
+    size: tuple[int, int]  # (width, height) of the image in pixels
     side: int  # in pixels of the image
     scale: Scale | None  # None if it is not known
     trained_um: float  # side of the patches that the weights were trained on
     notes: tuple[str, ...] = ()  # what was done that the user may not expect
+
+    @property
+    def corner(self) -> tuple[int, int]:
+        """Upper left corner in pixels of the image, (x, y)."""
+        left, top = ((length - self.side) // 2 for length in self.size)
+        return left, top
 
     @property
     def patch_um(self) -> float:
@@ -163,6 +170,8 @@ def patch_table(cuts: Sequence[Cut], said: dict[str, np.ndarray]) -> dict[str, n
     """`Result.obs` of patches, of which it is known how they were cut, and what the weights say of them."""
     return {
         "name": np.array([cut.name for cut in cuts], dtype=object),
+        "x": np.array([cut.corner[0] + cut.side / 2 for cut in cuts], float),
+        "y": np.array([cut.corner[1] + cut.side / 2 for cut in cuts], float),
         "mpp": np.array([cut.scale.mpp if cut.scale else np.nan for cut in cuts], float),
         "scale_source": np.array([cut.scale.source if cut.scale else "unknown" for cut in cuts], dtype=object),
         "patch_um": np.array([cut.patch_um for cut in cuts], float),
@@ -224,8 +233,7 @@ def cut_image(
     try:
         with _opened(image, name) as slide:
             cut = _cut(slide, name, given, patch_um, info, strict=strict, force_scale=force_scale)
-            left, top = ((length - cut.side) // 2 for length in slide.size)
-            pixels = slide.read(left, top, cut.side, cut.side)
+            pixels = slide.read(*cut.corner, cut.side, cut.side)
     except ImageError as err:
         raise err if name in str(err) else ImageError(f"{name}: {str(err).rstrip('.')}.") from err
     if not force and stained_share(pixels) < _LEAST_STAINED:
@@ -270,7 +278,7 @@ def _cut(
             f"states no scale: all of it is taken for one patch of {trained:g} um; say how large its pixels are with"
             f" {option('mpp')}"
         )
-        return Cut(name, short, None, trained, tuple(notes))
+        return Cut(name, size, short, None, trained, tuple(notes))
     trained = scale.patch_um(info.patch_um, info.nominal_patch_um)
     side = patch_px(scale.mpp, patch_um or trained)
     if len(slide.downsamples) > 1 or short > max(_SLIDE_PX, _SLIDE_PATCHES * side):
@@ -286,7 +294,7 @@ def _cut(
             )
         notes.append(f"shows {short * scale.mpp:.3g} of the {patch_um or trained:g} um the weights were trained on")
         side = short
-    return Cut(name, side, scale, trained, tuple(notes))
+    return Cut(name, size, side, scale, trained, tuple(notes))
 
 
 _AS_SLIDE = {False: "predict_slide", True: "-o FILE.h5ad"}

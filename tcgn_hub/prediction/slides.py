@@ -119,7 +119,8 @@ def predict_tiles(
     columns = predictor.columns(genes, significant_only=significant_only)
     with open_slide(path, max_pixels=max_pixels, series=series) as opened:
         scale, differs = slide_scale(opened, given, force=force_scale)
-        side_um = patch_um or scale.patch_um(info.patch_um, info.nominal_patch_um)
+        trained_um = scale.patch_um(info.patch_um, info.nominal_patch_um)
+        side_um = patch_um or trained_um
         step_um = None if spots else stride_um or side_um / 2
         overview, downsample, lost = opened.overview(OVERVIEW_PX)
         tiles, mask, outside = _choose(
@@ -155,6 +156,7 @@ def predict_tiles(
                 mpp=scale.mpp,
                 scale_source=scale.source,
                 patch_um=side_um,
+                trained_um=trained_um,
                 stride_um=step_um,
                 series=opened.series,
                 origin=opened.origin,
