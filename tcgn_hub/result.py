@@ -14,6 +14,7 @@ import numpy as np
 from tcgn_hub.correlation import spearman
 from tcgn_hub.errors import OutputError, PanelError
 from tcgn_hub.extras import require
+from tcgn_hub.text import printable
 from tcgn_hub.units import UNITS, mean_in_linear
 from tcgn_hub.version import __version__
 from tcgn_hub.weights.info import WeightsInfo
@@ -291,7 +292,7 @@ class Result:
         place: dict[str, Any] = {"patches": len(self)}
         if slide is not None:
             place = {
-                "slide": slide.path.name,
+                "slide": printable(slide.path.name),
                 "series": slide.series,
                 "origin_px": [int(at) for at in slide.origin],
                 "width_px": int(slide.size[0]),
@@ -371,7 +372,7 @@ class Result:
         uns["tcgn"]["failed"] = json.dumps(self.failed)
         if self.slide is not None:
             obs = {"in_tissue": np.ones(len(self), np.int64), **obs}
-            uns["spatial"] = {self.slide.path.stem: _overview(self.slide)}
+            uns["spatial"] = {printable(self.slide.path.stem): _overview(self.slide)}
             if self.slide.mask is not None:
                 uns["tcgn"]["mask"] = self.slide.mask.astype(np.uint8)
                 uns["tcgn"]["mask_downsample"] = float(self.slide.thumbnail_downsample)

@@ -16,6 +16,11 @@ def option(name: str, value: object = "") -> str:
     return f"--{name.replace('_', '-')}" + ("" if value in ("", True) else f" {value}")
 
 
+def printable(name: object) -> str:
+    """A name of a file in characters that every file can hold: bytes that are no UTF-8 are escaped."""
+    return str(name).encode("utf-8", "backslashreplace").decode()
+
+
 def one_line(text: str) -> str:
     """A text in which line breaks, which names of files may hold, are escaped."""
     return text.replace("\r", "\\r").replace("\n", "\\n")

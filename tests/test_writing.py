@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tracemalloc
 from dataclasses import replace
+from html import escape
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +22,10 @@ from results import DOWNSAMPLE, GENES, HELD_OUT, MPP, PATCH_UM, make, make_patch
 from tcgn_hub.errors import ExtraError, OutputError, PanelError
 from tcgn_hub.files import write_bytes
 from tcgn_hub.result import Result, gene_table
+from tcgn_hub.text import printable
 from tcgn_hub.units import UNITS
 from tcgn_hub.writing.bulk import BulkTable
-from tcgn_hub.writing.figures import draw_gene, draw_mask
+from tcgn_hub.writing.figures import _SlideFigure, draw_gene, draw_mask
 from tcgn_hub.writing.geojson import to_geojson
 from tcgn_hub.writing.report import write_report
 from tcgn_hub.writing.tables import describe, to_csv, to_json, to_table
@@ -505,3 +507,41 @@ def test_a_disk_that_fills_while_writing(tmp_path, kind):
     assert re.fullmatch(r".*out cannot be written \(.+\)\.\n", done.stdout), done.stdout
     assert done.stderr == ""
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["a\nb #1.svs", "q \"x, y'.svs", "препарат.svs", "bad\udcff.svs"])
+def test_any_name_of_a_file_can_be_written(name, tmp_path):
+    anndata = pytest.importorskip("anndata")
+    slide, patches = make(name=name), make_patches()
+    shown = name.replace("\udcff", "\\udcff")
+    patches.obs["name"][0] = printable(name)
+    for suffix in ("csv", "json", "geojson", "h5ad"):
+        slide.write(tmp_path / f"slide.{suffix}")
+    assert json.loads((tmp_path / "slide.csv.json").read_text())["runs"][0]["slide"] == shown
+    assert json.loads((tmp_path / "slide.geojson").read_text())["tcgn"]["slide"] == shown
+    assert list(anndata.read_h5ad(tmp_path / "slide.h5ad").uns["spatial"]) == [shown.removesuffix(".svs")]
+    for suffix in ("csv", "json", "h5ad", "parquet"):
+        patches.write(tmp_path / f"patches.{suffix}")
+    with open(tmp_path / "patches.csv", encoding="utf-8", newline="") as file:
+        assert [row[0] for row in csv.reader(file)] == ["name", *patches.names]
+    assert json.loads((tmp_path / "patches.json").read_text())["predictions"][0]["name"] == shown
+    assert anndata.read_h5ad(tmp_path / "patches.h5ad").obs_names[0] == shown
+    bulk = BulkTable(tmp_path / "bulk.csv")
+    bulk.add(slide)
+    bulk.write()
+    with open(tmp_path / "bulk.csv", encoding="utf-8", newline="") as file:
+        assert list(csv.reader(file))[1][0].endswith(shown)
+    write_report(tmp_path / "report.html", slide, genes=[])
+    assert escape(shown).replace("&quot;", "&#34;").replace("&#x27;", "&#39;") in (tmp_path / "report.html").read_text(
+        encoding="utf-8"
+    )
+
+
+def test_maps_of_overlapping_tiles_are_of_squares_that_touch():
+    """Each pixel of the map shows one tile: what is drawn later covers nothing of what was drawn before."""
+    for stride, side in ((64.0, 64.0), (128.0, 128.0), (300.0, 128.0)):
+        slide = make(stride_um=stride)
+        canvas = _SlideFigure(slide.slide, "", "", side=300)
+        canvas.add_tiles(slide.obsm["spatial"], slide.X[:, 0], "")
+        corners = canvas._axes.collections[0].get_paths()[0].vertices
+        assert np.ptp(corners, axis=0).tolist() == [side / MPP, side / MPP]

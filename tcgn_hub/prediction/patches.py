@@ -19,7 +19,7 @@ from tcgn_hub.images.transforms import patch_px, to_rgb
 from tcgn_hub.panels import load_panel
 from tcgn_hub.progress import Progress
 from tcgn_hub.result import Result, gene_table
-from tcgn_hub.text import on_command_line, option
+from tcgn_hub.text import on_command_line, option, printable
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -169,7 +169,7 @@ def predict_patches(
 def patch_table(cuts: Sequence[Cut], said: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """`Result.obs` of patches, of which it is known how they were cut, and what the weights say of them."""
     return {
-        "name": np.array([cut.name for cut in cuts], dtype=object),
+        "name": np.array([printable(cut.name) for cut in cuts], dtype=object),
         "x": np.array([cut.corner[0] + cut.side / 2 for cut in cuts], float),
         "y": np.array([cut.corner[1] + cut.side / 2 for cut in cuts], float),
         "mpp": np.array([cut.scale.mpp if cut.scale else np.nan for cut in cuts], float),

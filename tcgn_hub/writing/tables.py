@@ -199,7 +199,7 @@ def write_with_metadata(path: str | Path, lines: Iterable[str], metadata: dict[s
     """Write a table, and beside it, as ``FILE.json``, what it does not say; both or neither."""
     with writing(f"{path}.json") as beside, writing(path) as part:
         beside.write_bytes((json.dumps(metadata, indent=1) + "\n").encode())
-        with part.open("w", encoding="utf-8", newline="") as file:
+        with part.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
             file.writelines(lines)
 
 
