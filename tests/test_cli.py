@@ -22,7 +22,7 @@ from PIL import Image
 from sections import PANEL
 
 import tcgn_hub
-from tcgn_hub.cli.common import command, make_parser
+from tcgn_hub.cli import common
 from tcgn_hub.cli.main import COMMANDS
 from tcgn_hub.cli.main import main as tcgn
 from tcgn_hub.cli.predict import build_parser, main
@@ -491,7 +491,7 @@ def test_what_stdout_cannot_encode_is_escaped(monkeypatch):
     """As of a terminal or a pipe in cp1252 and a path in another script; its way with others is left as it was."""
     shown = io.TextIOWrapper(io.BytesIO(), encoding="cp1252")
     monkeypatch.setattr(sys, "stdout", shown)
-    said = command(lambda prog: make_parser(prog, ""), lambda args, prog: print("срез µ") or 0, "tcgn")
+    said = common.command(lambda prog: common.make_parser(prog, ""), lambda args, prog: print("срез µ") or 0, "tcgn")
     assert said([]) == 0
     assert shown.errors == "strict"
     assert shown.buffer.getvalue() == rb"\u0441\u0440\u0435\u0437 " + "µ\n".encode("cp1252")

@@ -66,7 +66,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         _ABOVE_ZERO,
     ),
     "strict": _flag("refuse patches without a scale, or smaller than those the weights were trained on"),
-    "force_scale": _flag("believe --mpp or --magnification although the file states a scale more than 40 % off"),
+    "force_scale": _flag("believe --mpp or --magnification although the file states a scale more than 40 %% off"),
     "force": _flag("predict what shows no tissue, too"),
     "series": _value("which image of a file that holds several, 0 the first (default: the scan)", "N", _NOT_NEGATIVE),
     "crop_px": _value("side of a patch in pixels, where the scale is not known", "N", _COUNT),
