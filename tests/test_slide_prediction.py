@@ -480,7 +480,7 @@ def test_command_with_everything(tcgn, tmp_path, predictor, capsys):
     drawn = ["--plot", "G5,G6", "--report", "--bulk", tmp_path / "bulk.csv", "--features", "--significant-only"]
     assert tcgn(SVS, OME, "-o", tmp_path / "out", "--stride-um", "300", "--min-tissue", "0.2", *drawn) == 0
     *slides, whole = [line for line in capsys.readouterr().err.splitlines() if " written to " in line]
-    assert [re.findall(r"(\S+): \d+ tiles in [\d.]+ s, ", line) for line in slides] == [[str(SVS)], [str(OME)]]
+    assert [re.findall(r"(\S+): \d+ tiles? in [\d.]+ s, ", line) for line in slides] == [[str(SVS)], [str(OME)]]
     named = re.findall(r"written to (.*)", slides[0])[0].split(", ")
     drawn = ["G5.png", "G6.png", "tissue.png"]
     assert [name.split("cmu_small_region.svs.")[1] for name in named] == ["h5ad", *drawn, "html"]
