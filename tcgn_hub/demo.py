@@ -167,7 +167,7 @@ def _stride_um(path: Path, mpp: float | None, patch_um: float) -> float:
 
     size, scale = size_and_scale(path)
     area = size[0] * size[1] * (mpp or (scale.mpp if scale else 1.0)) ** 2
-    return max(patch_um, (area / _MOST_TILES) ** 0.5)
+    return max(patch_um / 2, (area / _MOST_TILES) ** 0.5)
 
 
 def _number(text: str) -> float | None:

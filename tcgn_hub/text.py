@@ -16,6 +16,21 @@ def option(name: str, value: object = "") -> str:
     return f"--{name.replace('_', '-')}" + ("" if value in ("", True) else f" {value}")
 
 
+def printable(name: object) -> str:
+    """A name of a file in characters that every file can hold: bytes that are no UTF-8 are escaped."""
+    return str(name).encode("utf-8", "backslashreplace").decode()
+
+
+def one_line(text: str) -> str:
+    """A text in which line breaks, which names of files may hold, are escaped."""
+    return text.replace("\r", "\\r").replace("\n", "\\n")
+
+
+def counted(number: int, one: str, more: str = "") -> str:
+    """A number of things in words: 1 tile, 2 tiles."""
+    return f"{number} {one if number == 1 else more or f'{one}s'}"
+
+
 def some(names: Iterable[str], most: int = 5) -> str:
     """The first names of what may be a long list, and how many more there are."""
     names = list(names)

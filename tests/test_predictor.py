@@ -211,6 +211,18 @@ def test_patches_are_cut_by_micrometres(tiny):
         assert tiny.patches([image], mpp=0.5, **options).obs["patch_px"].tolist() == [side]
 
 
+def test_tables_say_where_in_the_picture_a_patch_is(tiny):
+    noise = np.random.default_rng(0).integers(0, 255, (331, 400, 3), dtype=np.uint8)
+    result = tiny.patches([noise, noise[:, :331]], mpp=0.5, force=True)
+    at = zip(*(result.obs[key].tolist() for key in ("x", "y", "patch_px")), strict=True)
+    for i, (x, y, side) in enumerate(at):
+        left, top = int(x - side / 2), int(y - side / 2)
+        assert (x - side / 2, y - side / 2, side) == (left, top, 308)
+        alone = noise[:, : 400 if i == 0 else 331][top : top + side, left : left + side]
+        assert tiny.patches([alone], mpp=0.5, force=True).X[0] == pytest.approx(result.X[i], abs=1e-6)
+    assert (result.obs["x"].tolist(), result.obs["y"].tolist()) == ([200.0, 165.0], [165.0, 165.0])
+
+
 def test_images_of_different_scales_go_in_one_batch(tiny, tmp_path):
     for i, (size, dpi) in enumerate(((224, 36972), (448, 73944))):
         Image.open(PATCH).resize((size, size)).save(tmp_path / f"{i}.png", dpi=(dpi, dpi))

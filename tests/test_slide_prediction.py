@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import pickle
+import re
 import shutil
 import signal
 import subprocess
@@ -495,9 +496,16 @@ def test_command_writes_formats(tcgn, tmp_path, suffix):
         assert metadata["significant"] == {GENES[0]: True, GENES[1]: False}
 
 
-def test_command_with_everything(tcgn, tmp_path, predictor):
+def test_command_with_everything(tcgn, tmp_path, predictor, capsys):
     drawn = ["--plot", "G5,G6", "--report", "--bulk", tmp_path / "bulk.csv", "--features", "--significant-only"]
     assert tcgn(SVS, OME, "-o", tmp_path / "out", "--stride-um", "300", "--min-tissue", "0.2", *drawn) == 0
+    *slides, whole = [line for line in capsys.readouterr().err.splitlines() if " written to " in line]
+    assert [re.findall(r"(\S+): \d+ tiles? in [\d.]+ s, ", line) for line in slides] == [[str(SVS)], [str(OME)]]
+    named = re.findall(r"written to (.*)", slides[0])[0].split(", ")
+    drawn = ["G5.png", "G6.png", "tissue.png"]
+    assert [name.split("cmu_small_region.svs.")[1] for name in named] == ["h5ad", *drawn, "html"]
+    assert all(Path(name).is_file() for name in named)
+    assert re.search(r"predict: 2 of 2 slides, \d+ tiles in .* written to .*bulk.csv, .*bulk.csv.json$", whole)
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert {"cmu_small_region.svs.h5ad", "cmu_small_region.svs.html", "cmu_small_region.svs.G5.png"} <= names
     assert {"cmu_small_region.svs.tissue.png", "OS-1-detail.ome.tif.h5ad"} <= names

@@ -27,7 +27,7 @@ def _evaluate(args: argparse.Namespace, prog: str) -> int:
     from tcgn_hub.evaluation.heldout import evaluate
     from tcgn_hub.evaluation.tables import section_table
 
-    print(section_table(evaluate(sections_of(args), out=args.output, **given(args, _OPTIONS))))
+    print(section_table(evaluate(sections_of(args), out=args.output, progress=True, **given(args, _OPTIONS))))
     return 0
 
 

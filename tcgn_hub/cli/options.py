@@ -133,7 +133,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "NAME",
         nargs="+",
     ),
-    "resume": _flag("continue the run in the output folder"),
+    "resume": _flag("continue the run in the output folder, as it was asked for; no other option is needed"),
     "cache": _value("keep the crops here for other runs on the same data", "DIR"),
     "checkpoint_minutes": _value("how often to save the state (default: 10)", "N", _ABOVE_ZERO),
     "metadata": _value(
@@ -154,12 +154,17 @@ OPTIONS: dict[str, dict[str, Any]] = {
 """What `argparse` is told of each option; ``flags`` where they are not ``--name``."""
 
 
-def add(parser: argparse._ActionsContainer, *names: str, required: bool = False) -> None:
-    """Let a command, or a group of its options, take options of the table."""
+def add(parser: argparse._ActionsContainer, *names: str, required: bool | None = None) -> None:
+    """Let a command, or a group of its options, take options of the table.
+
+    ``required``: whether each has to be given, if not what is usual.
+    """
     for name in names:
         stated = dict(OPTIONS[name])
         flags = stated.pop("flags", (f"--{name.replace('_', '-')}",))
-        if required:
+        if required is False and not flags[0].startswith("-"):
+            stated["nargs"] = "*"
+        elif required:
             stated["required"] = True
         parser.add_argument(*flags, **stated)
 

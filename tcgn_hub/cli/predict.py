@@ -7,6 +7,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from tcgn_hub.cli.common import (
@@ -17,10 +18,13 @@ from tcgn_hub.cli.common import (
     make_parser,
     panel_of,
     patch_options,
+    say,
+    say_done,
     say_failed,
     say_notes,
 )
 from tcgn_hub.cli.options import add, given
+from tcgn_hub.text import counted
 
 if TYPE_CHECKING:
     from tcgn_hub.prediction.predictor import Predictor
@@ -86,6 +90,7 @@ def _predict_patches(images: list[Path], options: dict[str, Any], args: argparse
     output = Path(args.output) if args.output else None
     suffix = _suffix_of(output, args.format) if output else _SUFFIXES[args.format or "table"]
     check_patches(images, on_error="skip", **options)
+    began = monotonic()
     result = load_predictor(args).patches(images, on_error="skip", progress=True, **options)
     say_notes(prog, result)
     if args.top:
@@ -94,7 +99,11 @@ def _predict_patches(images: list[Path], options: dict[str, Any], args: argparse
         sys.stdout.writelines([to_table(result)] if suffix == ".txt" else FORMATS[suffix[1:]](result))
     else:
         result.write(output, format=suffix)
-    return say_failed(prog, result.failed.values())
+    code = say_failed(prog, result.failed.values())
+    if output is not None:
+        counts = _counts(result)
+        say_done(prog, counted(len(result), "patch", "patches"), monotonic() - began, _tables(output, suffix), **counts)
+    return code
 
 
 def _predict_slides(slides: list[Path], options: dict[str, Any], args: argparse.Namespace, prog: str) -> int:
@@ -116,8 +125,10 @@ def _predict_slides(slides: list[Path], options: dict[str, Any], args: argparse.
     bulk = BulkTable(args.bulk) if args.bulk else None
     failed: list[str] = []
     kinds: list[type[ImageError]] = []
-    done = 0
+    done = tiles = 0
+    start = monotonic()
     for slide, output in zip(slides, outputs, strict=True):
+        began, written = monotonic(), list[Path]()
         try:
             result = predictor.slide(slide, resume=output and _state(output), progress=True, **options)
         except ImageError as err:
@@ -129,11 +140,16 @@ def _predict_slides(slides: list[Path], options: dict[str, Any], args: argparse.
         say_notes(prog, result)
         if output:
             result.write(output, format=suffix)
-            _draw(result, output, plots, predictor if args.report else None, prog)
+            written = [
+                *_tables(output, suffix),
+                *_draw(result, output, plots, predictor if args.report else None, prog),
+            ]
         if bulk:
             bulk.add(result)
         failed += result.failed.values()
-        done += 1
+        counts = _counts(result)
+        say_done(prog, f"{slide}: {counted(len(result), 'tile')}", monotonic() - began, written, **counts)
+        done, tiles = done + 1, tiles + len(result)
     if not done:
         kind = NoTissueError if set(kinds) == {NoTissueError} else ImageError
         raise kind(f"None of {len(slides)} slides could be predicted: {failed[0]}")
@@ -141,7 +157,24 @@ def _predict_slides(slides: list[Path], options: dict[str, Any], args: argparse.
         bulk.write()
     for output in filter(None, outputs):
         shutil.rmtree(_state(output), ignore_errors=True)
-    return say_failed(prog, failed)
+    code = say_failed(prog, failed)
+    if bulk or len(slides) > 1:
+        what = f"{done} of {counted(len(slides), 'slide')}, {counted(tiles, 'tile')}"
+        tables = [Path(args.bulk), Path(f"{args.bulk}.json")] if bulk else []
+        say_done(prog, what, monotonic() - start, tables, failed=len(failed))
+    return code
+
+
+def _counts(result: Result) -> dict[str, int]:
+    """What a summary warns of."""
+    is_ood = result.is_ood
+    ood = 0 if is_ood is None else int(is_ood.sum())
+    return {"failed": len(result.failed), "notes": len(result.notes), "ood": ood}
+
+
+def _tables(output: Path, suffix: str) -> list[Path]:
+    """The files that `Result.write` leaves."""
+    return [output, Path(f"{output}.json")] if suffix == ".csv" else [output]
 
 
 def _state(output: Path) -> Path:
@@ -227,22 +260,26 @@ def _plots(predictor: Predictor, genes: list[str] | None, args: argparse.Namespa
     return [predictor.info.genes[i] for i in drawn]
 
 
-def _draw(result: Result, output: Path, plots: list[str], reporter: Predictor | None, prog: str) -> None:
-    """Maps of genes, and a report if there is who explains it."""
+def _draw(result: Result, output: Path, plots: list[str], reporter: Predictor | None, prog: str) -> list[Path]:
+    """Maps of genes, and a report if there is who explains it; their files."""
     from tcgn_hub.files import write_bytes
     from tcgn_hub.writing.figures import draw_gene, draw_mask
     from tcgn_hub.writing.report import mapped_genes, write_report
 
+    written = []
     for gene in plots:
-        write_bytes(output.with_suffix(f".{gene}.png"), draw_gene(result, gene))
+        written.append(output.with_suffix(f".{gene}.png"))
+        write_bytes(written[-1], draw_gene(result, gene))
     if plots and result.slide is not None and result.slide.mask is not None:
-        write_bytes(output.with_suffix(".tissue.png"), draw_mask(result))
-    if reporter and reporter.backend.name == "onnx":
-        print(f"{prog}: the report has no tiles with Grad-CAM, which needs weights of PyTorch", file=sys.stderr)
-        write_report(output.with_suffix(".html"), result)
-    elif reporter:
-        galleries = reporter.galleries(result, mapped_genes(result)[:_EXPLAINED])
-        write_report(output.with_suffix(".html"), result, galleries=galleries)
+        written.append(output.with_suffix(".tissue.png"))
+        write_bytes(written[-1], draw_mask(result))
+    if reporter:
+        written.append(output.with_suffix(".html"))
+        if reporter.backend.name == "onnx":
+            say(prog, "the report has no tiles with Grad-CAM, which needs weights of PyTorch")
+        explained = [] if reporter.backend.name == "onnx" else mapped_genes(result)[:_EXPLAINED]
+        write_report(written[-1], result, galleries=reporter.galleries(result, explained) if explained else ())
+    return written
 
 
 main = command(build_parser, _predict, "tcgn-predict")

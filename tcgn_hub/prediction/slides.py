@@ -23,6 +23,7 @@ from tcgn_hub.images.slides import MAX_PIXELS, Slide
 from tcgn_hub.images.tiles import OVERVIEW_PX, TileReader, Tiles, grid_tiles, on_tissue
 from tcgn_hub.panels import load_panel
 from tcgn_hub.prediction.patches import check_options, no_scale
+from tcgn_hub.progress import Progress
 from tcgn_hub.result import Result, SlideContext, gene_table
 from tcgn_hub.text import option
 
@@ -96,7 +97,7 @@ def predict_tiles(
         resume: Folder to keep what is done in, also after the end: a run of the same slide, weights and options
             continues from it, and tries again what could not be read. A folder that anything else has written to is
             refused.
-        progress: Show a progress bar on stderr where that is a terminal.
+        progress: Show a progress bar on stderr where that is a terminal, and else log a line a minute.
 
     Raises:
         ImageError: The slide cannot be read, has no scale or another one than the one given, or none of its tiles could
@@ -118,7 +119,8 @@ def predict_tiles(
     columns = predictor.columns(genes, significant_only=significant_only)
     with open_slide(path, max_pixels=max_pixels, series=series) as opened:
         scale, differs = slide_scale(opened, given, force=force_scale)
-        side_um = patch_um or scale.patch_um(info.patch_um, info.nominal_patch_um)
+        trained_um = scale.patch_um(info.patch_um, info.nominal_patch_um)
+        side_um = patch_um or trained_um
         step_um = None if spots else stride_um or side_um / 2
         overview, downsample, lost = opened.overview(OVERVIEW_PX)
         tiles, mask, outside = _choose(
@@ -154,6 +156,7 @@ def predict_tiles(
                 mpp=scale.mpp,
                 scale_source=scale.source,
                 patch_um=side_um,
+                trained_um=trained_um,
                 stride_um=step_um,
                 series=opened.series,
                 origin=opened.origin,
@@ -293,7 +296,6 @@ class _Table:
         shown: str | None,
     ) -> None:
         """Predict what is not done; store whole chunks as they are complete."""
-        from huggingface_hub.utils import tqdm
         from torch.utils.data import DataLoader, Subset
 
         todo = np.flatnonzero(~self.done)
@@ -308,8 +310,8 @@ class _Table:
         )
         wanted = {"values": self.columns, "tta_std": self.columns}
         waiting = sorted({int(index) // _CHUNK * _CHUNK for index in todo})
-        seen, hidden = 0, None if shown else True
-        with tqdm(total=len(reader), initial=len(reader) - len(todo), unit="tile", desc=shown, disable=hidden) as bar:
+        seen, before = 0, len(reader) - len(todo)
+        with Progress(len(reader), "tile", name=shown or "", done=before, shown=shown is not None) as bar:
             for indices, pixels, errors in loader:
                 self.failed.update(errors)
                 if pixels is not None:

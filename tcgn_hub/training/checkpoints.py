@@ -10,6 +10,7 @@ from typing import Any
 
 from tcgn_hub.errors import OutputError, TrainingError
 from tcgn_hub.files import writing
+from tcgn_hub.text import option
 
 _logger = logging.getLogger(__name__)
 _LATEST, _PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"
@@ -23,7 +24,9 @@ def check_folder(folder: Path, *, resume: bool) -> None:
         raise TrainingError(f"{folder} holds a finished run; give another folder.")
     if any((folder / name).exists() for name in (_LATEST, _PREVIOUS)):
         if not resume:
-            raise TrainingError(f"{folder} holds an unfinished run; resume it, or give another folder.")
+            raise TrainingError(
+                f"{folder} holds an unfinished run; continue it with {option('resume', True)}, or give another folder."
+            )
         return
     taken = [name for name in ("README.md", "config.json", "model.safetensors") if (folder / name).exists()]
     if taken:

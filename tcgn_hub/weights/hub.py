@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from tcgn_hub.errors import OutputError, WeightsError
+from tcgn_hub.progress import Progress
 from tcgn_hub.weights.manifest import ManifestEntry, WeightFile, assets_folder, find_weights, load_manifest
 
 _logger = logging.getLogger(__name__)
@@ -355,14 +356,12 @@ def _alone(target: Path, part: Path) -> Iterator[None]:
 def _transfer(repo_id: str, revision: str, file: WeightFile, handle: BinaryIO, progress: bool) -> None:
     """Append to a file what it lacks, trying again while the network lets some of it through."""
     from huggingface_hub import hf_hub_url
-    from huggingface_hub.utils import tqdm
 
     url = hf_hub_url(repo_id, file.name, revision=revision)
     if handle.tell() > file.size:
         handle.truncate(0)
     tries, heard, most = 0, time.monotonic(), handle.tell()
-    hidden = None if progress else True
-    with tqdm(total=file.size, initial=most, unit="B", unit_scale=True, desc=file.name, disable=hidden) as bar:
+    with Progress(file.size, "B", name=file.name, done=most, shown=progress) as bar:
         while handle.tell() < file.size:
             error: Exception | None = None
             try:
@@ -382,7 +381,7 @@ def _transfer(repo_id: str, revision: str, file: WeightFile, handle: BinaryIO, p
                 time.sleep(min(0.5 * 2**tries, 4))
 
 
-def _request(url: str, file: WeightFile, handle: BinaryIO, bar: Any) -> None:
+def _request(url: str, file: WeightFile, handle: BinaryIO, bar: Progress) -> None:
     from huggingface_hub.constants import HF_HUB_DOWNLOAD_TIMEOUT
     from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
@@ -414,7 +413,7 @@ def _request(url: str, file: WeightFile, handle: BinaryIO, bar: Any) -> None:
                 return
 
 
-def _start_over(handle: BinaryIO, bar: Any) -> None:
+def _start_over(handle: BinaryIO, bar: Progress) -> None:
     bar.update(-handle.tell())
     handle.truncate(0)
     handle.seek(0)
