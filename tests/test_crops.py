@@ -16,8 +16,8 @@ from tcgn_hub.data.crops import spot_crops
 from tcgn_hub.data.readers.her2st import read_her2st
 from tcgn_hub.data.sections import Section
 from tcgn_hub.errors import ImageError, OutputError, SectionError
-from tcgn_hub.images import slides
-from tcgn_hub.images.slides import open_slide
+from tcgn_hub.images.readers import open_slide
+from tcgn_hub.images.readers.picture import PictureReader
 from tcgn_hub.images.tiles import TileReader
 from tcgn_hub.images.transforms import IMAGENET_MEAN, IMAGENET_STD, CropMicrons, to_input
 
@@ -188,7 +188,7 @@ def test_images_that_cannot_be_decoded_are_named(noise, tmp_path, monkeypatch):
             raise ImageError("damaged")
         return np.zeros((50, 50, 3), np.uint8)
 
-    monkeypatch.setattr(slides._Picture, "read", damaged)
+    monkeypatch.setattr(PictureReader, "read", damaged)
     with pytest.raises(SectionError, match="Spot s1 of section S/1 cannot be cut out: damaged"):
         spot_crops(noise, crop_px=50)
 
@@ -249,7 +249,7 @@ def test_what_changes_the_pixels_is_cut_anew(noise, patches, tmp_path, monkeypat
 
 
 def test_an_interrupted_cache_is_never_taken(noise, tmp_path, monkeypatch):
-    cache, real = tmp_path / "cache", slides._Picture.read
+    cache, real = tmp_path / "cache", PictureReader.read
 
     def interrupted(self, x, *args, **options):
         if x > 300:
@@ -257,7 +257,7 @@ def test_an_interrupted_cache_is_never_taken(noise, tmp_path, monkeypatch):
         return real(self, x, *args, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(slides._Picture, "read", interrupted)
+        patch.setattr(PictureReader, "read", interrupted)
         with pytest.raises(KeyboardInterrupt):
             spot_crops(noise, crop_px=100, cache=cache)
     assert not list(cache.iterdir())

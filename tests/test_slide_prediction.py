@@ -26,7 +26,7 @@ import tcgn_hub
 from tcgn_hub.cli.main import main
 from tcgn_hub.data.spots import read_spots
 from tcgn_hub.errors import ImageError, OutputError, PanelError, SectionError
-from tcgn_hub.images.slides import open_slide
+from tcgn_hub.images.readers import open_slide
 from tcgn_hub.images.tiles import TileReader
 from tcgn_hub.images.transforms import to_input
 from tcgn_hub.prediction import slides
@@ -274,7 +274,7 @@ def _env() -> dict[str, str]:
 def test_results_are_held_once(predictor, monkeypatch):
     """The columns that are asked for, in arrays that are made once; no copy where tiles have failed."""
     count, wide = 3000, 400
-    monkeypatch.setattr(slides, "read_spots", lambda path: slides.Tiles(*_many(count)))
+    monkeypatch.setattr(slides, "read_spots", lambda path, **_: slides.Tiles(*_many(count)))
     failing = set(range(0, count, 7))
     tile = np.zeros((8, 8, 3), np.uint8)
     monkeypatch.setattr(TileReader, "__getitem__", lambda self, i: (i, None, "lost") if i in failing else (i, tile, ""))

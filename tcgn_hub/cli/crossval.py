@@ -8,7 +8,7 @@ from pathlib import Path
 from tcgn_hub.cli.common import command, make_parser, metadata_of, panel_of, sections_of
 from tcgn_hub.cli.options import add, add_recipe, given, recipe_of
 
-_DATA = ("data", "sections", "expression", "mpp")
+_DATA = ("data", "sections", "expression", "mpp", "force_scale")
 _OPTIONS = ("by", "final", "resume", "allow_seen", "device", "workers", "checkpoint_minutes")
 
 

@@ -184,7 +184,10 @@ def apart(one: float, other: float) -> float:
 def _hint(first: Scale, other: Scale) -> str:
     insist = f"insist by {option('force_scale', True)}"
     if BY_DISTANCE in (first.source, other.source):
-        return f"; the positions may be in the pixels of a smaller picture: give those of the image, or {insist}"
+        return (
+            "; the positions may be in the pixels of a smaller picture: give those of the image, or correct the other,"
+            f" or {insist}"
+        )
     return f"; correct the one that is wrong, or {insist}"
 
 

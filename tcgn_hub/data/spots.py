@@ -32,12 +32,9 @@ def check_spots_file(path: str | Path) -> None:
     """Refuse what is no file of spots, and name the one that may be meant where it is a folder."""
     path = Path(path)
     if path.is_dir():
-        inside = [
-            file for folder in (path, *spatial_folders(path)) for name in POSITIONS if (file := folder / name).is_file()
-        ]
-        raise SectionError(
-            f"{path} is a folder; give a file of spots" + (f": {some(map(str, inside))}." if inside else ".")
-        )
+        files = [folder / name for folder in (path, *_spatial(path)) for name in POSITIONS]
+        inside = some(str(file) for file in files if file.is_file())
+        raise SectionError(f"{path} is a folder; give a file of spots" + (f", such as {inside}." if inside else "."))
     if not path.is_file():
         raise SectionError(f"The spots file {path} does not exist.")
 
@@ -49,7 +46,7 @@ def binned_folders(outs: Path) -> list[Path]:
     return [folder for folder in found if (folder / "spatial").is_dir()]
 
 
-def spatial_folders(folder: Path) -> list[Path]:
+def _spatial(folder: Path) -> list[Path]:
     """The folders ``spatial`` of Space Ranger that are meant by the one of a run, its ``outs``, or one of bins."""
     outs = folder / "outs" if (folder / "outs").is_dir() else folder
     return [one / "spatial" for one in (outs, *binned_folders(outs))]
@@ -78,7 +75,7 @@ def read_spots(path: str | Path, *, library: str | None = None) -> Tiles:
                 raise
             raise SectionError(f"{path} is not a file of spots ({err}); {_ACCEPTED}.") from err
     if not len(tiles):
-        raise SectionError(f"{path} lists no spot.")
+        raise SectionError(f"{path} lists no spot in tissue.")
     if not np.isfinite(tiles.xy).all():
         raise SectionError(f"{path} has spots whose position is not a number.")
     twice = [name for name, count in Counter(tiles.names).items() if count > 1]
