@@ -51,7 +51,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     ),
     "data": _value(
         "her2st or HEST folder, Space Ranger output folders, .h5ad files, a sample sheet (CSV: section, patient, data,"
-        " image, mpp, library), a CSV of patches (with --expression), or a CSV of bulk measurements (slide, patient, genes)",
+        " image, mpp, library), a CSV of patches (with --expression), or a CSV of bulk measurements (slide, patient,"
+        " genes)",
         flags=("data",),
         nargs="+",
     ),
@@ -67,7 +68,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     ),
     "strict": _flag("refuse patches without a scale, or smaller than those the weights were trained on"),
     "force_scale": _flag(
-        "believe --mpp or --magnification although what the file states, or the distance of its spots, is more than 40 %%"
+        "believe --mpp or --magnification although what the file states, or the distance of spots, is more than 40 %%"
         " off"
     ),
     "force": _flag("predict what shows no tissue, too"),

@@ -199,9 +199,7 @@ def check_slide(
     if spots is not None:
         check_spots_file(spots)
     elif library is not None:
-        raise SectionError(
-            f"{option('library')} says which section of a file of spots is meant; give {option('spots')}."
-        )
+        raise SectionError(f"{option('library')} is of a file of spots; give {option('spots')}, or leave it out.")
     with open_slide(path, max_pixels=max_pixels, series=series) as slide:
         scale, _ = slide_scale(slide, given, force=force_scale)
     if spots is not None:
