@@ -164,7 +164,7 @@ def test_one_section_is_one_whatever_its_file_says_besides(tmp_path):
 
 def visium_h5ad(path, image, *, positions=1.0, diameter=65.0, lowres=(160, 140), factors=None, keep=slice(None), **obs):
     """Spots 100 px apart, so that a pixel is 1 um, on a picture of 800 x 700 px."""
-    names, array, xy = visium_array()
+    _, _, xy = visium_array()
     known = {"spot_diameter_fullres": diameter, "tissue_hires_scalef": 0.7, "tissue_lowres_scalef": 0.2}
     library = {
         "images": {"lowres": np.zeros((lowres[1], lowres[0], 3), np.uint8)} if lowres else {},
@@ -305,6 +305,24 @@ def test_every_reader_compares_a_given_scale(tmp_path):
     ):
         refuses(path, "what is given says 0.[35]5? um/px, but", **options)
         assert all(section.doubts for section in read_sections(path, force_scale=True, **options))
+
+
+def test_the_commands_of_training_can_insist(tmp_path):
+    from tcgn_hub.cli import crossval, evaluate, finetune
+    from tcgn_hub.cli.common import sections_of
+
+    scaled(tmp_path / "s.tif", 1.0)
+    write_h5ad(tmp_path / "s.h5ad", image=False)
+    for command, more in (
+        (finetune, ["--hvg", "2", "-o", "x"]),
+        (crossval, ["--genes", "G1", "-o", "x"]),
+        (evaluate, []),
+    ):
+        parse = command.build_parser("x").parse_args
+        with pytest.raises(SectionError, match="what is given says 0.5"):
+            sections_of(parse([str(tmp_path / "s.h5ad"), "--mpp", "0.5", *more]))
+        (section,) = sections_of(parse([str(tmp_path / "s.h5ad"), "--mpp", "0.5", "--force-scale", *more]))
+        assert section.mpp == 0.5
 
 
 # folders

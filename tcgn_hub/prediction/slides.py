@@ -114,7 +114,8 @@ def predict_tiles(
     """
     path, info = Path(path), predictor.info
     options: dict[str, Any] = {name: asked for name, asked in locals().items() if name in _FOLLOWED}
-    given = check_slide(path, batch_size=batch_size, workers=workers, **options)
+    unstored: dict[str, Any] = {"force_scale": force_scale, "max_pixels": max_pixels}
+    given = check_slide(path, batch_size=batch_size, workers=workers, **unstored, **options)
     store = None
     if resume is not None:
         backend = predictor.backend
