@@ -313,15 +313,12 @@ def test_the_commands_of_training_can_insist(tmp_path):
 
     scaled(tmp_path / "s.tif", 1.0)
     write_h5ad(tmp_path / "s.h5ad", image=False)
-    for command, more in (
-        (finetune, ["--hvg", "2", "-o", "x"]),
-        (crossval, ["--genes", "G1", "-o", "x"]),
-        (evaluate, []),
-    ):
+    given = [str(tmp_path / "s.h5ad"), "--mpp", "0.5"]
+    for command, needed in ((finetune, ["--hvg=2", "-o=x"]), (crossval, ["--genes=G1", "-o=x"]), (evaluate, [])):
         parse = command.build_parser("x").parse_args
-        with pytest.raises(SectionError, match="what is given says 0.5"):
-            sections_of(parse([str(tmp_path / "s.h5ad"), "--mpp", "0.5", *more]))
-        (section,) = sections_of(parse([str(tmp_path / "s.h5ad"), "--mpp", "0.5", "--force-scale", *more]))
+        with pytest.raises(SectionError, match=r"what is given says 0\.5"):
+            sections_of(parse([*given, *needed]))
+        (section,) = sections_of(parse([*given, *needed, "--force-scale"]))
         assert section.mpp == 0.5
 
 
