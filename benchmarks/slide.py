@@ -59,7 +59,8 @@ sys.path.insert(0, str(ROOT))
 from machine import processor_name, progress, usable_cores  # noqa: E402
 
 from tcgn_hub import load  # noqa: E402
-from tcgn_hub.images.slides import Slide, open_slide  # noqa: E402
+from tcgn_hub.images.readers import open_slide  # noqa: E402
+from tcgn_hub.images.slides import Slide  # noqa: E402
 from tcgn_hub.prediction import slides  # noqa: E402
 
 SVS = ROOT / "examples" / "cmu_small_region.svs"

@@ -108,13 +108,15 @@ def _patch(
 
     explanation = predictor.explain(path, genes=genes, mpp=mpp, occlusion=occlusion)
     result = explanation.result
-    message = (
-        f"**{path.name}**: central {explanation.patch_um:.3g} µm, {result.obs['mpp'][0]:.4g} µm/px by"
-        f" {result.obs['scale_source'][0]}. Values in {result.units}."
-    )
+    message = f"**{path.name}**: {explanation.field}. Values in {result.units}.{_notes(result)}"
     if result.is_ood is not None and result.is_ood[0]:
         message += " **Out of distribution, unlike the training tissue: do not rely on it.**"
     return message, _rows(result), _picture(draw_explanation(explanation), "maps and graphs")
+
+
+def _notes(result: Result) -> str:
+    """What was done that the user may not expect."""
+    return "".join(f" Note: {note}." for note in result.notes)
 
 
 def _slide(predictor: Predictor, path: Path, genes: list[str], mpp: float | None) -> tuple[str, list[list[str]], str]:
@@ -124,7 +126,7 @@ def _slide(predictor: Predictor, path: Path, genes: list[str], mpp: float | None
     stride_um = _stride_um(path, mpp, predictor.info.patch_um)
     result = predictor.slide(path, genes=genes, mpp=mpp, stride_um=stride_um, workers=0)
     message = f"**{path.name}**: {len(result)} tiles of {predictor.info.patch_um:g} µm, {stride_um:.0f} µm apart. Mean"
-    message += f" values in {result.units}."
+    message += f" values in {result.units}.{_notes(result)}"
     if result.is_ood is not None and result.is_ood.any():
         message += f" **{int(result.is_ood.sum())} tiles are out of distribution.**"
     pictures = ""

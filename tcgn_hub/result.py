@@ -474,8 +474,17 @@ class Explanation:
 
     @property
     def patch_um(self) -> float:
-        """Side of the patch in micrometres."""
-        return float(self.result.obs["patch_um"][0])
+        """Side of the patch in micrometres; what it is taken for, that of the training patches, if it is not known."""
+        shown, trained = (float(self.result.obs[key][0]) for key in ("patch_um", "trained_um"))
+        return shown if shown == shown else trained
+
+    @property
+    def field(self) -> str:
+        """How much the patch shows, and by what scale, in words."""
+        obs = {key: values[0] for key, values in self.result.obs.items()}
+        if obs["patch_um"] != obs["patch_um"]:
+            return f"all of it, taken for {self.patch_um:.3g} µm"
+        return f"central {self.patch_um:.3g} µm, {obs['mpp']:.4g} µm/px by {obs['scale_source']}"
 
     def agreement(self) -> np.ndarray | None:
         """Rank correlation of the coarsest map with occlusion, shape (genes,); None without occlusion.

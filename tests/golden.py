@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 FOLDER = Path(__file__).parent / "fixtures" / "golden"
@@ -65,3 +66,8 @@ def _fill(name: str, shape: tuple[int, ...], seed: int = 11) -> np.ndarray:
     else:
         value = n / math.sqrt(math.prod(shape[1:]))
     return np.asarray(value, np.float32)
+
+
+def tissue(side: int) -> Image.Image:
+    """A square of tissue that says nothing of its scale."""
+    return Image.fromarray(np.asarray(Image.open(PATCHES[0]).convert("RGB").resize((side, side))))

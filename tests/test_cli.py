@@ -145,8 +145,13 @@ GIVEN = {
     "mpp": ["--mpp", "0.5"],
     "magnification": ["--magnification", "20"],
     "patch_um": ["--patch-um", "100"],
+    "strict": ["--strict"],
+    "force_scale": ["--force-scale"],
+    "force": ["--force"],
+    "series": ["--series", "0"],
     "stride_um": ["--stride-um", "900"],
     "spots": ["--spots", "spots.csv"],
+    "library": ["--library", "S1"],
     "min_tissue": ["--min-tissue", "0.2"],
     "features": ["--features"],
     "workers": ["--workers", "0"],
@@ -198,7 +203,7 @@ def recorded(canned, monkeypatch):
 def test_each_option_of_predict_is_used_or_refused(recorded, capsys, tmp_path, monkeypatch, image, output, option):
     assert set(GIVEN) == set(_options(build_parser("tcgn predict")))
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "spots.csv").write_text("")
+    (tmp_path / "spots.csv").write_text("x,y\n500,500\n")
 
     def outcome(arguments):
         recorded.clear()
@@ -410,13 +415,19 @@ def test_magnification_is_the_crop(capsys, tmp_path, tiny_weights, nominal_um, m
 
 
 def test_no_scale_is_not_guessed(capsys, tmp_path, tiny):
-    Image.new("RGB", (300, 300)).save(tmp_path / "x.png")
-    assert main([str(tmp_path / "x.png"), *tiny]) == 2
+    golden.tissue(300).save(tmp_path / "x.png")
+    arguments = [str(tmp_path / "x.png"), "--format", "json", *tiny]
+    assert main([*arguments, "--strict"]) == 2
     assert "x.png does not say how large its pixels are: give --mpp" in capsys.readouterr().err
+    assert main(arguments) == 0
+    out, err = capsys.readouterr()
+    assert "x.png: states no scale: all of it is taken for one patch of 154 um; say how large" in err
+    patch = json.loads(out)["predictions"][0]
+    assert (patch["mpp"], patch["patch_um"], patch["trained_um"], patch["patch_px"]) == (None, None, 154, 300)
 
 
 def test_patch_um_and_significant_only(capsys, tmp_path, tiny, tiny_weights):
-    Image.effect_noise((320, 320), 60).convert("RGB").save(tmp_path / "x.png")
+    golden.tissue(320).save(tmp_path / "x.png")
     arguments = [str(tmp_path / "x.png"), "--format", "json", "--mpp", "0.5", *tiny]
     for more, side in (([], 308), (["--patch-um", "56"], 112), (["--patch-um", "100"], 200)):
         assert main([*arguments, *more, "--genes", "G1"]) == 0
@@ -444,14 +455,15 @@ def test_a_bad_file_in_a_folder_is_reported_and_the_rest_predicted(capsys, tmp_p
     Image.open(PATCH).save(tmp_path / "a.png")  # says nothing of its scale, unlike its source
     (tmp_path / "b.png").write_text("text")
     Image.new("RGB", (50, 50)).save(tmp_path / "c.png")
-    assert main([str(tmp_path), "--genes", "G1", "--format", "json", "--magnification", "20", *tiny]) == 1
+    golden.tissue(50).save(tmp_path / "d.png")
+    assert main([str(tmp_path), "--genes", "G1", "--format", "json", "--magnification", "20", "--strict", *tiny]) == 1
     out, err = capsys.readouterr()
     document = json.loads(out)
     assert len(document["predictions"]) == 1
-    assert set(document["failed"]) == {str(tmp_path / "b.png"), str(tmp_path / "c.png")}
-    assert len(err.splitlines()) == 2
-    assert "b.png is not an image" in err
-    assert "50 x 50 px, smaller than the crop of 224 x 224" in err
+    assert set(document["failed"]) == {str(tmp_path / f"{name}.png") for name in "bcd"}
+    assert len(err.splitlines()) == 3
+    assert "b.png is no image that can be read" in err
+    assert "50 x 50 px, smaller than a patch of 224 px" in err
 
 
 def _one_sentence(capsys, why: str, *, name: str = "tcgn-predict") -> None:
@@ -467,7 +479,8 @@ def _one_sentence(capsys, why: str, *, name: str = "tcgn-predict") -> None:
     ("arguments", "message"),
     [
         (["--genes", "G1,NOGENE"], "NOGENE"),
-        (["--magnification", "40"], "224 x 224 px, smaller than the crop of 448 x 448"),
+        (["--magnification", "40"], "states 0.687 um/px (resolution in the file), but 0.25 is given (--magnification)"),
+        (["--magnification", "40", "--force-scale", "--strict"], "224 x 224 px, smaller than a patch of 448 px"),
         (["--weights", "tcgn_base.nothing"], "tcgn_base.nothing"),
         (["--weights", "no/such/folder"], "no/such/folder"),
         (["--device", "nonsense"], "nonsense"),

@@ -73,15 +73,15 @@ def test_a_bad_file_gives_a_message(page, tmp_path):
     upload(page, str(tmp_path / "broken.png"))
     page.get_by_role("button", name="Predict").click()
     message = page.locator("#message")
-    expect(message).to_contain_text("Not predicted. broken.png is not an image that Pillow can read.", timeout=WAIT)
+    expect(message).to_contain_text("Not predicted. broken.png is no image that can be read.", timeout=WAIT)
     assert page.locator("#pictures img").count() == 0
 
 
-def test_without_a_scale_the_page_asks_for_one(page, tmp_path):
+def test_without_a_scale_the_page_says_what_it_takes_a_patch_for(page, tmp_path):
     Image.open(golden.PATCHES[0]).save(tmp_path / "plain.png")
     upload(page, str(tmp_path / "plain.png"))
     page.get_by_role("button", name="Predict").click()
-    expect(page.locator("#message")).to_contain_text("does not say how large its pixels are", timeout=WAIT)
+    expect(page.locator("#message")).to_contain_text("all of it, taken for 154 µm", timeout=WAIT)
     page.locator("#mpp textarea, #mpp input").first.fill("0.687")
     page.get_by_role("button", name="Predict").click()
     expect(page.locator("#message")).to_contain_text("central 154 µm", timeout=WAIT)

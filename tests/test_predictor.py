@@ -1,5 +1,6 @@
 """load() and the Predictor: weights read once, patches in, values out, and the protocol of other packages."""
 
+import copy
 import pickle
 import shutil
 import threading
@@ -15,7 +16,7 @@ from PIL import Image
 from sections import PANEL
 
 import tcgn_hub
-from tcgn_hub.errors import DeviceError, ImageError, PanelError, WeightsError
+from tcgn_hub.errors import DeviceError, ImageError, NoTissueError, PanelError, WeightsError
 from tcgn_hub.images.transforms import to_input
 from tcgn_hub.models import loading
 from tcgn_hub.models.loading import load_model
@@ -138,6 +139,7 @@ def test_values_are_those_of_the_model(tiny, tiny_weights):
     assert (result.X.dtype, result.failed, result.slide) == (np.float32, {}, None)
     assert result.uns == {
         "failed": {},
+        "notes": {},
         "weights": tiny.info,
         "tta": 1,
         "backend": "torch",
@@ -204,7 +206,7 @@ def test_magnification_is_the_crop(tiny, magnification, size, factor):
 
 
 def test_patches_are_cut_by_micrometres(tiny):
-    image = Image.effect_noise((320, 320), 60)
+    image = golden.tissue(320)
     for options, side in (({}, 308), ({"patch_um": 56}, 112), ({"patch_um": 100}, 200)):
         assert tiny.patches([image], mpp=0.5, **options).obs["patch_px"].tolist() == [side]
 
@@ -230,23 +232,81 @@ def test_arrays_and_pictures_of_any_mode(tiny, pixels):
 
 
 def test_no_scale_is_not_guessed(tiny, pixels):
-    with pytest.raises(ImageError, match="image 0 does not say how large its pixels are: give --mpp"):
-        tiny.patches([pixels])
+    with pytest.raises(ImageError, match="image 0 does not say how large its pixels are: give mpp with"):
+        tiny.patches([pixels], scale="strict")
+    large = np.tile(pixels, (5, 5, 1))
+    with pytest.raises(ImageError, match=r"give mpp .*; if it is a slide, predict its tissue with predict_slide\."):
+        tiny.patches([large])
+    whole = tiny.patches([pixels])
+    np.testing.assert_array_equal(whole.X, tiny.patches([pixels], mpp=154 / len(pixels)).X)
+    assert np.isnan([whole.obs["mpp"][0], whole.obs["patch_um"][0]]).all()
+    assert whole.obs["scale_source"].tolist() == ["unknown"]
+    assert [names for note, names in whole.notes.items() if "taken for one patch of 154 um" in note] == [["image 0"]]
+
+
+def test_a_picture_smaller_than_a_patch_is_taken_as_a_whole(tiny, pixels):
+    small = tiny.patches([pixels], mpp=0.5)
+    assert list(small.notes) == ["shows 112 of the 154 um the weights were trained on"]
+    assert (small.obs["patch_um"][0], small.obs["trained_um"][0], small.obs["patch_px"][0]) == (112, 154, 224)
+    with pytest.raises(ImageError, match="smaller than a patch of 308 px"):
+        tiny.patches([pixels], mpp=0.5, scale="strict")
+    oblong = np.concatenate(
+        [np.full((224, 31, 3), 255, np.uint8), pixels, np.full((224, 31, 3), 255, np.uint8)], axis=1
+    )
+    np.testing.assert_array_equal(tiny.patches([oblong], mpp=0.5).X, small.X)
+
+
+def test_a_slide_among_patches_is_refused(tiny, pixels):
+    with pytest.raises(
+        ImageError, match=r"is a slide, 1\.1 x 1\.1 mm, and no patch: predict its tissue with predict_sl"
+    ):
+        tiny.patches([np.tile(pixels, (10, 10, 1))], mpp=0.5)
+
+
+def test_what_shows_no_tissue_has_no_values_unless_forced(tiny, pixels):
+    noise = np.random.default_rng(0).integers(0, 255, (224, 224, 3), dtype=np.uint8)
+    for blank in (np.full_like(pixels, 255), np.zeros_like(pixels), noise, np.full_like(pixels, 190)):
+        with pytest.raises(NoTissueError, match=r"image 0 shows no tissue in its central 224 px.*force=True"):
+            tiny.patches([blank])
+        assert len(tiny.patches([blank], force=True)) == 1
+        assert len(tiny.patches([blank, pixels], on_error="skip")) == 1
+
+
+def test_values_are_never_below_0(tiny_weights, pixels):
+    own = tcgn_hub.load(path=tiny_weights)
+    lowered = copy.deepcopy(own.model)
+    with torch.no_grad():
+        lowered.head.fc.bias -= 4
+    low = tcgn_hub.Predictor(TorchBackend(lowered), own.info)
+    raw = own.patches([pixels]).X - 4
+    assert raw.min() < 0 < raw.max()
+    np.testing.assert_allclose(low.patches([pixels]).X, np.maximum(raw, 0), atol=1e-5)
+    assert min(values.min() for values in low.predict(pixels).values()) == 0
+
+
+def test_a_scale_that_contradicts_the_file(tiny):
+    assert tiny.patches([PATCH], mpp=0.7).notes == {}
+    (note,) = tiny.patches([PATCH], mpp=0.75).notes
+    assert note == "the file states 0.687 um/px (resolution in the file), but 0.75 is given (--mpp)"
+    with pytest.raises(ImageError, match=r"patch_0\.png: the file states 0\.687.* 0\.25 is given.*force_scale=True"):
+        tiny.patches([PATCH], mpp=0.25)
+    assert len(tiny.patches([PATCH], mpp=0.25, force_scale=True)) == 1
 
 
 def test_a_bad_file_is_noted_and_the_rest_predicted(tiny, tmp_path):
     Image.open(PATCH).save(tmp_path / "a.png")
     (tmp_path / "b.png").write_text("text")
-    Image.new("RGB", (50, 50)).save(tmp_path / "c.png")
+    golden.tissue(50).save(tmp_path / "c.png")
     paths = [tmp_path / name for name in ("a.png", "b.png", "c.png")]
-    result = tiny.patches(paths, magnification=20, on_error="skip")
+    options = {"magnification": 20, "scale": "strict"}
+    result = tiny.patches(paths, on_error="skip", **options)
     assert result.names == [str(paths[0])]
     assert list(result.failed) == [str(path) for path in paths[1:]]
-    assert "50 x 50 px, smaller than the crop of 224 x 224" in result.failed[str(paths[2])]
-    with pytest.raises(ImageError, match=r"b\.png is not an image"):
-        tiny.patches(paths, magnification=20)
+    assert "50 x 50 px, smaller than a patch of 224 px" in result.failed[str(paths[2])]
+    with pytest.raises(ImageError, match=r"b\.png is no image that can be read"):
+        tiny.patches(paths, **options)
     with pytest.raises(ImageError, match="None of 2 images is usable"):
-        tiny.patches(paths[1:], magnification=20, on_error="skip")
+        tiny.patches(paths[1:], on_error="skip", **options)
     empty = tiny.patches([])
     assert (len(empty), empty.X.shape) == (0, (0, len(PANEL)))
 

@@ -25,7 +25,7 @@ from test_slides import OME, SVS, pyramid
 import tcgn_hub
 from tcgn_hub.cli.main import main
 from tcgn_hub.data.spots import read_spots
-from tcgn_hub.errors import ImageError, OutputError, PanelError, SectionError
+from tcgn_hub.errors import ImageError, NoTissueError, OutputError, PanelError, SectionError
 from tcgn_hub.images.readers import open_slide
 from tcgn_hub.images.tiles import TileReader
 from tcgn_hub.images.transforms import to_input
@@ -145,7 +145,7 @@ def test_levels_agree(predictor, tmp_path):
 
 
 def test_ome_tiff(predictor):
-    result = predictor.slide(OME, genes=GENES, min_tissue=0, workers=1, patch_um=77)
+    result = predictor.slide(OME, genes=GENES, min_tissue=0, workers=1, patch_um=77, stride_um=77)
     assert len(result) == 9
     assert result.slide.mpp == pytest.approx(0.2271, abs=1e-4)
 
@@ -157,18 +157,38 @@ def test_no_tissue_no_scale_and_other_refusals(predictor, tmp_path):
     blank = pyramid(tmp_path / "blank.tif", 1024, blank=True)
     Image.new("RGB", (600, 600), "white").save(tmp_path / "x.png")
     far = tmp_path / "far.csv"
-    far.write_text("A-1,1,0,0,10,10\nB-1,1,0,1,10,99999\nC-1,1,0,2,-10,9\n")
+    far.write_text("A-1,1,0,0,10,-5\nB-1,1,0,1,10,99999\n")
     for path, options, error, says in (
         (blank, {}, ImageError, "shows no tissue"),
         (tmp_path / "x.png", {}, ImageError, "does not say how large its pixels are"),
         (tmp_path / "x.png", {"mpp": 0.06}, ImageError, "smaller than a tile"),
         (tmp_path / "x.png", {"mpp": 0.5, "max_pixels": 100}, ImageError, "--max-pixels"),
-        (SVS, {"spots": far}, SectionError, "2 of the 3 spots .* such as B-1, lie outside .*2220 x 2967"),
+        (SVS, {"spots": far}, SectionError, "2 of the 2 spots .* such as A-1, lie outside .*2220 x 2967"),
         (SVS, {"genes": ["NOGENE"]}, PanelError, "NOGENE"),
     ):
         with pytest.raises(error, match=says) as raised:
             predictor.slide(path, **options)
         assert "\n" not in str(raised.value)
+
+
+def test_a_slide_without_tissue_has_no_values_unless_forced(tcgn, predictor, tmp_path, capsys):
+    Image.new("RGB", (700, 700), "white").save(tmp_path / "blank.png")
+    arguments = [tmp_path / "blank.png", "-o", tmp_path / "out.h5ad", "--mpp", "0.5"]
+    assert tcgn(*arguments) == 1
+    assert "blank.png shows no tissue, so that nothing is predicted; if it does" in capsys.readouterr().err
+    assert not (tmp_path / "out.h5ad").exists()
+    assert tcgn(*arguments, "--force") == 0
+    with pytest.raises(NoTissueError):
+        predictor.slide(tmp_path / "blank.png", mpp=0.5)
+
+
+def test_spots_that_are_off_the_slide_are_left_out_and_listed(predictor, tmp_path):
+    spots = tmp_path / "spots.csv"
+    spots.write_text("A-1,1,0,0,10,10\nB-1,1,0,1,10,2223\nC-1,1,1,0,900,900\n")
+    result = predictor.slide(SVS, spots=spots, genes=GENES, workers=0)
+    assert result.names == ["A-1", "C-1"]
+    assert list(result.failed) == ["B-1"]
+    assert "spot B-1 of" in result.failed["B-1"]
 
 
 @pytest.mark.parametrize(
@@ -559,7 +579,7 @@ def test_command_keeps_going_over_bad_slides(tcgn, tmp_path, capsys):
     (tmp_path / "slides" / "b.svs").write_text("no slide")
     options = ["-o", tmp_path / "out", "--stride-um", "400", "--genes", "G5"]
     assert tcgn(tmp_path / "slides", *options) == 1
-    assert "b.svs is no slide that can be read" in capsys.readouterr().err
+    assert "b.svs is no image that can be read" in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["a.svs.h5ad"]
     assert tcgn(tmp_path / "slides" / "*.svs", *options) == 1
 
@@ -572,7 +592,6 @@ def test_command_keeps_going_over_bad_slides(tcgn, tmp_path, capsys):
         ([SVS, "-o", "out.h5ad", "--plot", "NOGENE"], "NOGENE"),
         ([SVS, OME, "-o", "out", "--spots", "absent.csv"], "--spots belongs to one slide"),
         (["absent.svs", "-o", "out.h5ad"], "absent.svs does not exist"),
-        (["blank.png", "-o", "out.h5ad", "--mpp", "0.5"], "shows no tissue"),
         (["blank.png", "-o", "out.h5ad"], "does not say how large its pixels are"),
     ],
 )

@@ -192,11 +192,11 @@ def test_a_patch_that_is_out_of_distribution_is_flagged(sure, capsys, tmp_path):
     rng = np.random.default_rng(0)
     others = [np.full((224, 224, 3), 255, np.uint8), rng.integers(0, 255, (224, 224, 3), dtype=np.uint8)]
     own = [np.asarray(Image.open(path).convert("RGB")) for path in PATCHES]
-    result = tcgn_hub.predict([*own, *others], weights=sure, mpp=0.6875)
+    result = tcgn_hub.predict([*own, *others], weights=sure, mpp=0.6875, force=True)
     assert result.is_ood.tolist() == [False] * 3 + [True] * 2
     Image.fromarray(others[1]).save(tmp_path / "noise.png")
     command = [str(tmp_path / "noise.png"), "--mpp", "0.6875", "--weights", sure, "--genes", "GNAS"]
-    assert main(command) == 0
+    assert main([*command, "--force"]) == 0
     assert "out of distribution (distance from the training tissue" in capsys.readouterr().out
     assert main([PATCHES[0], "--weights", sure, "--genes", "GNAS", "--tta", "2"]) == 0
     out = capsys.readouterr().out

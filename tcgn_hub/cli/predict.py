@@ -80,10 +80,12 @@ def _predict(args: argparse.Namespace, prog: str) -> int:
 
 
 def _predict_patches(images: list[Path], options: dict[str, Any], args: argparse.Namespace, prog: str) -> int:
+    from tcgn_hub.prediction.patches import check_patches
     from tcgn_hub.writing.tables import FORMATS, to_table
 
     output = Path(args.output) if args.output else None
     suffix = _suffix_of(output, args.format) if output else _SUFFIXES[args.format or "table"]
+    check_patches(images, on_error="skip", **options)
     result = load_predictor(args).patches(images, on_error="skip", progress=True, **options)
     say_notes(prog, result)
     if args.top:
@@ -98,6 +100,7 @@ def _predict_patches(images: list[Path], options: dict[str, Any], args: argparse
 def _predict_slides(slides: list[Path], options: dict[str, Any], args: argparse.Namespace, prog: str) -> int:
     from tcgn_hub.errors import ImageError, NoTissueError
     from tcgn_hub.prediction.predictor import check_resume
+    from tcgn_hub.prediction.slides import check_slide
     from tcgn_hub.writing.bulk import BulkTable
 
     outputs, suffix = _outputs(slides, args)
@@ -106,6 +109,8 @@ def _predict_slides(slides: list[Path], options: dict[str, Any], args: argparse.
     for slide, output in zip(slides, outputs, strict=True):
         if output and slide.exists() and _state(output).exists():
             check_resume(slide, resume=_state(output), **given(args, ("weights", "precision", "backend")), **options)
+    if len(slides) == 1:
+        check_slide(slides[0], **options)
     predictor = load_predictor(args)
     plots = _plots(predictor, options["genes"], args)
     bulk = BulkTable(args.bulk) if args.bulk else None

@@ -5,6 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 _LEAST = 8.0  # of 255: below, what is left of the stain is the noise of a blank slide
+_LEAST_STAINED = 0.02  # share of a patch that has tissue in it
+_LEAST_ALIKE = (
+    0.05  # variance of means over 64 pixels, as a share of that of pixels: 1/64 of noise, above 0.18 of tissue
+)
 
 
 def tissue_mask(overview: np.ndarray, *, um_per_px: float) -> np.ndarray:
@@ -33,8 +37,10 @@ def tissue_mask(overview: np.ndarray, *, um_per_px: float) -> np.ndarray:
     return morphology.remove_small_holes(mask, max_size=area)
 
 
-def stained_share(patch: np.ndarray) -> float:
-    """Share of a patch that is stained, by the measure of `tissue_mask` and without its threshold for a slide.
+def shows_tissue(patch: np.ndarray) -> bool:
+    """Whether a patch is stained, by the measure of `tissue_mask` and without its threshold for a slide.
+
+    Noise is not: neighbouring pixels of tissue are alike, so that their means over squares of eight differ, too.
 
     ``patch``: uint8, shape (h, w, 3).
     """
@@ -42,7 +48,9 @@ def stained_share(patch: np.ndarray) -> float:
 
     height, width = (max(1, n // 8) for n in patch.shape[:2])
     rgb = np.asarray(Image.fromarray(patch).resize((width, height), Image.Resampling.BOX)).astype(np.float32)
-    return float((np.minimum(rgb[..., 0], rgb[..., 2]) - rgb[..., 1] >= _LEAST).mean())
+    if rgb.mean(axis=2).var() < _LEAST_ALIKE * patch.mean(axis=2).var():
+        return False
+    return bool((np.minimum(rgb[..., 0], rgb[..., 2]) - rgb[..., 1] >= _LEAST).mean() >= _LEAST_STAINED)
 
 
 def tissue_fraction(mask: np.ndarray, xy: np.ndarray, side: float) -> np.ndarray:

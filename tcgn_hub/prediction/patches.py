@@ -14,7 +14,7 @@ from tcgn_hub.images.readers import open_slide
 from tcgn_hub.images.readers.picture import ArraySlide
 from tcgn_hub.images.scale import Scale, chosen_scale, given_scale
 from tcgn_hub.images.slides import Slide
-from tcgn_hub.images.tissue import stained_share
+from tcgn_hub.images.tissue import shows_tissue
 from tcgn_hub.images.transforms import patch_px, to_rgb
 from tcgn_hub.panels import load_panel
 from tcgn_hub.result import Result, gene_table
@@ -30,7 +30,7 @@ _SCALES = ("auto", "strict")
 _LARGEST_PX = 1024  # side of a picture that is taken for one patch although it states no scale
 _LEAST_PX = 16  # side of a picture in which tissue can be seen
 _SLIDE_PX, _SLIDE_PATCHES = 2048, 4  # a picture whose sides are longer, in pixels and in patches, is a slide
-_LEAST_STAINED = 0.02  # share of a patch that has tissue in it
+_LOOKED_AT = 32  # images that are opened before weights are loaded
 
 
 @dataclass(frozen=True)
@@ -147,8 +147,7 @@ def predict_patches(
     flush()
     if not parts and failed:
         kind = NoTissueError if all(issubclass(kind, NoTissueError) for kind in kinds) else ImageError
-        reason = next(iter(failed.values()))
-        raise kind(reason if len(failed) == 1 else f"None of {len(failed)} images is usable: {reason}")
+        raise _none_usable(list(failed.values()), kind)
     arrays = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]} if parts else {}
     return Result(
         X=arrays.get("values", np.empty((0, len(columns)), np.float32)),
@@ -210,6 +209,39 @@ def check_options(
     return given_scale(mpp, magnification)
 
 
+def check_patches(
+    images: Sequence[str | Path | Image.Image | np.ndarray],
+    *,
+    scale: str = "auto",
+    force_scale: bool = False,
+    on_error: str = "raise",
+    **options: Any,
+) -> None:
+    """Refuse options that no weights could make sense of, and a few images of which none can be predicted."""
+    given = check_options(scale=scale, on_error=on_error, **options)
+    paths = [image for image in images if isinstance(image, (str, Path))]
+    refused: list[ImageError] = []
+    for path in paths if len(images) <= _LOOKED_AT else []:
+        try:
+            with open_slide(path) as slide:
+                _scale(slide, str(path), given, strict=scale == "strict", force_scale=force_scale)
+        except ImageError as err:
+            refused.append(_named(err, str(path)))
+            if on_error == "raise":
+                raise refused[0] from err
+    if refused and len(refused) == len(images):
+        raise _none_usable([str(err) for err in refused])
+
+
+def _named(err: ImageError, name: str) -> ImageError:
+    """An error that says which image it is of."""
+    return err if name in str(err) else type(err)(f"{name}: {str(err).rstrip('.')}.")
+
+
+def _none_usable(reasons: Sequence[str], kind: type[ImageError] = ImageError) -> ImageError:
+    return kind(reasons[0] if len(reasons) == 1 else f"None of {len(reasons)} images is usable: {reasons[0]}")
+
+
 def cut_image(
     image: str | Path | Image.Image | np.ndarray,
     name: str,
@@ -228,8 +260,8 @@ def cut_image(
             left, top = ((length - cut.side) // 2 for length in slide.size)
             pixels = slide.read(left, top, cut.side, cut.side)
     except ImageError as err:
-        raise err if name in str(err) else ImageError(f"{name}: {str(err).rstrip('.')}.") from err
-    if not force and stained_share(pixels) < _LEAST_STAINED:
+        raise _named(err, name) from err
+    if not (force or shows_tissue(pixels)):
         raise NoTissueError(
             f"{name} shows no tissue in its central {cut.side} px, so that nothing is predicted; if it does, insist by"
             f" {option('force', True)}."
@@ -259,13 +291,9 @@ def _cut(
 ) -> Cut:
     """The patch in the centre of an image, by the scale that it has."""
     size, short = slide.size, min(slide.size)
-    scale, differs = chosen_scale(given, slide.scale, force=force_scale)
+    scale, differs = _scale(slide, name, given, strict=strict, force_scale=force_scale)
     notes = [note for note in (differs, slide.chosen) if note]
-    if short < _LEAST_PX:
-        raise ImageError(f"{name} is {size[0]} x {size[1]} px, too small to show tissue.")
     if scale is None:
-        if strict or max(size) > _LARGEST_PX:
-            raise no_scale(name, maybe_slide=max(size) > _LARGEST_PX)
         trained = info.patch_um
         notes.append(
             f"states no scale: all of it is taken for one patch of {trained:g} um; say how large its pixels are with"
@@ -288,6 +316,19 @@ def _cut(
         notes.append(f"shows {short * scale.mpp:.3g} of the {patch_um or trained:g} um the weights were trained on")
         side = short
     return Cut(name, side, scale, trained, tuple(notes))
+
+
+def _scale(
+    slide: Slide, name: str, given: Scale | None, *, strict: bool, force_scale: bool
+) -> tuple[Scale | None, str]:
+    """The scale of an image, None if it can be taken for one patch without; and what to say of it."""
+    size = slide.size
+    scale, differs = chosen_scale(given, slide.scale, force=force_scale)
+    if min(size) < _LEAST_PX:
+        raise ImageError(f"{name} is {size[0]} x {size[1]} px, too small to show tissue.")
+    if scale is None and (strict or max(size) > _LARGEST_PX):
+        raise no_scale(name, maybe_slide=max(size) > _LARGEST_PX)
+    return scale, differs
 
 
 _AS_SLIDE = {False: "predict_slide", True: "-o FILE.h5ad"}

@@ -19,7 +19,7 @@ from tcgn_hub.prediction.backends import BACKENDS, PRECISIONS, Backend
 from tcgn_hub.prediction.explain import check_explain, explain_patch, make_galleries
 from tcgn_hub.prediction.export import Exported, check_export, export_weights
 from tcgn_hub.prediction.ood import TissueModel
-from tcgn_hub.prediction.patches import check_options, predict_patches
+from tcgn_hub.prediction.patches import check_patches, predict_patches
 from tcgn_hub.prediction.slides import check_folder, check_slide, predict_tiles
 from tcgn_hub.result import Explanation, Result
 from tcgn_hub.units import UNITS
@@ -332,7 +332,7 @@ def predict(
         TcgnError: As of `load` and `Predictor.patches`.
     """
     _known(Predictor.patches, options)
-    check_options(**options)
+    check_patches(images, **options)
     return load_weights(weights, device=device, precision=precision, backend=backend).patches(images, **options)
 
 

@@ -34,8 +34,7 @@ def explanation_text(explanation: Explanation) -> str:
     e, result = explanation, explanation.result
     obs = {key: values[0] for key, values in result.obs.items()}
     lines = [
-        f"{obs['name']}: central {e.patch_um:.3g} um, {obs['mpp']:.4g} um/px by {obs['scale_source']}, weights"
-        f" {result.info.name}",
+        f"{obs['name']}: {e.field.replace('µ', 'u')}, weights {result.info.name}",
         *_ood(e),
     ]
     agreement = e.agreement()
@@ -120,7 +119,7 @@ def write_arrays(path: str | Path, explanation: Explanation) -> None:
     low, high = result.interval() or (unknown, unknown)
     metadata = {
         **result.metadata(),
-        **{key: values[:1].tolist()[0] for key, values in result.obs.items()},
+        **{key: None if (value := values[:1].tolist()[0]) != value else value for key, values in result.obs.items()},
         "graphs": {graph.stage: graph.summary(e.patch_um) for graph in e.graphs},
     }
     arrays = {

@@ -13,7 +13,8 @@ from tcgn_hub.text import option
 SLIDE_SUFFIXES = {".svs", ".ndpi", ".mrxs", ".scn", ".vms", ".vmu", ".bif", ".svslide", ".dcm", ".czi"}
 """Suffixes of formats that hold whole slides and never patches."""
 
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".btf", ".qptiff", ".bmp", ".webp", *SLIDE_SUFFIXES}
+_PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp"}
+IMAGE_SUFFIXES = {".tif", ".tiff", ".btf", ".qptiff", *_PICTURE_SUFFIXES, *SLIDE_SUFFIXES}
 """Suffixes of what is taken for an image where a folder is given."""
 
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -46,13 +47,15 @@ def open_slide(path: str | Path, *, max_pixels: int = MAX_PIXELS, series: int | 
         except NotOfThisReader as err:
             refused.append(str(err))
         except ExtraError as err:
+            if path.suffix.lower() in SLIDE_SUFFIXES:
+                raise
             missing = missing or err
         except ImageError as err:
             raise err if str(path) in str(err) else ImageError(f"{path}: {str(err).rstrip('.')}.") from err
     if missing is not None:
         raise missing
     why = "; ".join(dict.fromkeys(filter(None, refused)))
-    raise ImageError(f"{path} is damaged, or no image that can be read" + (f" ({why})." if why else "."))
+    raise ImageError(f"{path} is damaged ({why})." if why else f"{path} is no image that can be read.")
 
 
 def size_and_scale(path: str | Path) -> tuple[tuple[int, int], Scale | None]:
@@ -68,7 +71,7 @@ def _readers(path: Path) -> Iterator[Callable[[Path, int, int | None], Slide]]:
         raise ImageError(
             f"{path} needs the folder {path.stem} beside it, which holds its pixels; move the two together."
         )
-    if suffix in SLIDE_SUFFIXES or not start.startswith((*_TIFF, *_PICTURES)):
+    if suffix in SLIDE_SUFFIXES or (suffix not in _PICTURE_SUFFIXES and not start.startswith((*_TIFF, *_PICTURES))):
         yield _openslide
     elif start.startswith(_TIFF):
         yield _vendor

@@ -31,7 +31,7 @@ class OpenSlideReader(Slide):
                 raise NotOfThisReader
             self._handle = openslide.OpenSlide(str(path))
         except openslide.OpenSlideUnsupportedFormatError as err:
-            raise NotOfThisReader("OpenSlide does not know the format") from err
+            raise NotOfThisReader from err
         except openslide.OpenSlideError as err:
             raise NotOfThisReader(f"OpenSlide: {_first_line(err)}") from err
         properties = self._handle.properties

@@ -62,7 +62,7 @@ class PictureReader(ArraySlide):
                 self.size = _upright(image)
                 self.scale = _scale(image, swapped=self.size != image.size)
         except Image.UnidentifiedImageError as err:
-            raise NotOfThisReader("Pillow does not know the format") from err
+            raise NotOfThisReader from err
         except ImageError:
             raise
         except _BROKEN as err:

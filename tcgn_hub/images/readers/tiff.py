@@ -16,7 +16,7 @@ import numpy as np
 from tcgn_hub.errors import ImageError
 from tcgn_hub.extras import require
 from tcgn_hub.images.readers import NotOfThisReader
-from tcgn_hub.images.scale import Scale, scale_of_density, scale_of_size
+from tcgn_hub.images.scale import Scale, scale_of_density, scale_of_size, square_scale
 from tcgn_hub.images.slides import Slide
 from tcgn_hub.text import option, some
 
@@ -29,6 +29,7 @@ _MINISWHITE, _MINISBLACK, _RGB, _PALETTE, _YCBCR = 0, 1, 2, 3, 6
 _ASSOCIATED_ALPHA, _ALPHA = 1, 2
 _JPEG = (6, 7, 34892, 33007)  # compressions whose decoders give RGB
 _LIKE = 0.02  # by how much the shape of a level may differ from that of the whole
+_APERIO_MPP = re.compile(r"\|\s*MPP\s*=\s*(\d+\.?\d*)")
 _PRIMARIES = {"red": 0, "r": 0, "green": 1, "g": 1, "blue": 2, "b": 2}
 # what writers call a channel of which they know nothing
 _NAMELESS = re.compile(r"(c|ch|channel)?[\s_:#-]*\d*(:\d+)*", re.I)
@@ -209,6 +210,8 @@ def _readable(page: Any) -> bool:
 def _check(page: Any, path: Path, max_pixels: int) -> None:
     if not _readable(page):
         raise NotOfThisReader(f"tifffile: {page.compression!r}, {page.photometric!r}")
+    if page.dtype is not None and page.dtype.kind in "bu" and page.bitspersample < 8 and page.photometric != _PALETTE:
+        raise NotOfThisReader("tifffile: its samples have less than 8 bits")
     if page.dtype is None or page.dtype.kind != "u" or page.dtype.itemsize > 2:
         raise ImageError(
             f"{path}: pixels are stored as {page.dtype}, whose range is unknown; save the image as 8-bit RGB."
@@ -299,7 +302,10 @@ def _is_grey(page: Any) -> bool:
 
 
 def _of_series(series: Any) -> _Image:
-    return _Image([[level.pages[0].aspage()] for level in series.levels], series.name, _scale_of_tags(series.keyframe))
+    page = series.keyframe
+    stated = _APERIO_MPP.search(str(page.description))
+    scale = square_scale(float(stated[1]), 0, "Aperio MPP") if stated else _scale_of_tags(page)
+    return _Image([[level.pages[0].aspage()] for level in series.levels], series.name, scale)
 
 
 @dataclass
