@@ -152,6 +152,7 @@ GIVEN = {
     "series": ["--series", "0"],
     "stride_um": ["--stride-um", "900"],
     "spots": ["--spots", "spots.csv"],
+    "library": ["--library", "S1"],
     "min_tissue": ["--min-tissue", "0.2"],
     "features": ["--features"],
     "workers": ["--workers", "0"],
@@ -203,7 +204,7 @@ def recorded(canned, monkeypatch):
 def test_each_option_of_predict_is_used_or_refused(recorded, capsys, tmp_path, monkeypatch, image, output, option):
     assert set(GIVEN) == set(_options(build_parser("tcgn predict")))
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "spots.csv").write_text("")
+    (tmp_path / "spots.csv").write_text("x,y\n500,500\n")
 
     def outcome(arguments):
         recorded.clear()

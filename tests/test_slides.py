@@ -297,8 +297,8 @@ def test_bad_spots_are_refused(tmp_path):
         ("text.csv", "is not a file of spots"),
         ("empty.csv", "no spot in tissue"),
         ("nan.tsv", "not a number"),
-        ("cut.h5ad", "is not a file of spots"),
-        ("binary.csv", "is not a file of spots"),
+        ("cut.h5ad", "no .h5ad file that can be read"),
+        ("binary.csv", "cannot be read as a table"),
         ("absent.csv", "does not exist"),
     ):
         with pytest.raises(SectionError, match=says) as raised:

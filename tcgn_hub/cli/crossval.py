@@ -9,7 +9,7 @@ from tcgn_hub.cli.common import command, make_parser, metadata_of, panel_of, sec
 from tcgn_hub.cli.kept import keeping, recall
 from tcgn_hub.cli.options import add, add_recipe, given, recipe_of
 
-_DATA = ("sections", "expression", "mpp")
+_DATA = ("sections", "expression", "mpp", "force_scale")
 _OPTIONS = ("by", "final", "resume", "allow_seen", "device", "workers", "checkpoint_minutes")
 
 

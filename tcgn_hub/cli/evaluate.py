@@ -7,7 +7,7 @@ import argparse
 from tcgn_hub.cli.common import command, make_parser, sections_of
 from tcgn_hub.cli.options import add, given
 
-_DATA = ("data", "sections", "expression", "mpp")
+_DATA = ("data", "sections", "expression", "mpp", "force_scale")
 _OPTIONS = ("weights", "device", "precision", "backend", "test", "by", "allow_seen", "tta", "crop_px", "cache")
 
 

@@ -13,7 +13,7 @@ from tcgn_hub.cli.options import add, add_recipe, given, recipe_of
 if TYPE_CHECKING:
     from tcgn_hub.evaluation.splits import Split
 
-_DATA = ("sections", "expression", "mpp")
+_DATA = ("sections", "expression", "mpp", "force_scale")
 _OPTIONS = ("test", "resume", "allow_seen", "device", "workers", "cache", "checkpoint_minutes")
 _EPILOG = """\
 The output is a model directory: tcgn-predict --weights OUT, timm's 'local-dir:OUT' and `tcgn weights publish OUT` take

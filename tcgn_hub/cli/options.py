@@ -51,7 +51,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     ),
     "data": _value(
         "her2st or HEST folder, Space Ranger output folders, .h5ad files, a sample sheet (CSV: section, patient, data,"
-        " image, mpp), a CSV of patches (with --expression), or a CSV of bulk measurements (slide, patient, genes)",
+        " image, mpp, library), a CSV of patches (with --expression), or a CSV of bulk measurements (slide, patient,"
+        " genes)",
         flags=("data",),
         nargs="+",
     ),
@@ -66,7 +67,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
         _ABOVE_ZERO,
     ),
     "strict": _flag("refuse patches without a scale, or smaller than those the weights were trained on"),
-    "force_scale": _flag("believe --mpp or --magnification although the file states a scale more than 40 %% off"),
+    "force_scale": _flag(
+        "believe --mpp or --magnification although what the file states, or the distance of spots, is more than 40 %%"
+        " off"
+    ),
     "force": _flag("predict what shows no tissue, too"),
     "series": _value("which image of a file that holds several, 0 the first (default: the scan)", "N", _NOT_NEGATIVE),
     "crop_px": _value("side of a patch in pixels, where the scale is not known", "N", _COUNT),
@@ -101,7 +105,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "top": _value("patches: only the K genes of the highest means over them, the highest first", "K", _COUNT),
     # slides
     "stride_um": _value("slides: distance of tiles in micrometres (default: half their side)", "UM", _ABOVE_ZERO),
-    "spots": _value("predict these spots: tissue_positions, her2st selection, h5ad", "FILE"),
+    "spots": _value("predict these spots: table of x and y, tissue_positions, her2st selection, h5ad", "FILE"),
+    "library": _value("the section of an h5ad of spots that holds several", "NAME"),
     "min_tissue": _value(
         "least share of tissue in a tile, 0 to 1 (default: 0.5; 0: every tile)", "SHARE", _number(float, 0, 1)
     ),

@@ -37,7 +37,7 @@ _EXPLAINED = 3  # genes of a report whose highest and lowest tiles are shown
 _LOADED = ("weights", "device", "precision", "backend")
 _SHARED = ("significant_only", "tta", "batch_size")
 _SCALE = ("mpp", "magnification", "patch_um", "force_scale")
-_TILED = ("series", "stride_um", "spots", "min_tissue", "features", "workers", "max_pixels")
+_TILED = ("series", "stride_um", "spots", "library", "min_tissue", "features", "workers", "max_pixels")
 _DRAWN = ("plot", "report", "bulk")
 
 
@@ -223,6 +223,7 @@ def _outputs(slides: list[Path], args: argparse.Namespace) -> tuple[list[Path] |
 
 def _check_slides(outputs: Sequence[Path | None], suffix: str, args: argparse.Namespace) -> None:
     """Refuse, before anything is loaded, what cannot be done or would do nothing."""
+    from tcgn_hub.data.spots import read_spots
     from tcgn_hub.errors import OutputError, SectionError
     from tcgn_hub.extras import require
 
@@ -232,8 +233,10 @@ def _check_slides(outputs: Sequence[Path | None], suffix: str, args: argparse.Na
         raise SectionError("--spots belongs to one slide; give one.")
     if args.spots and given(args, ("stride_um", "min_tissue")):
         raise SectionError("--stride-um and --min-tissue are of a grid of tiles; leave them out, or --spots.")
-    if args.spots and not Path(args.spots).is_file():
-        raise SectionError(f"The spots file {args.spots} does not exist.")
+    if args.library and not args.spots:
+        raise SectionError("--library is of a file of spots; give --spots, or leave it out.")
+    if args.spots:
+        read_spots(args.spots, library=args.library)
     if outputs[0] is None:
         if not args.bulk:
             message = "Say where to write the tiles: -o FILE for one slide, -o DIR for several, or --bulk FILE."

@@ -14,7 +14,8 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from tcgn_hub.data.spots import read_spots
+from tcgn_hub.data.scales import check_spots
+from tcgn_hub.data.spots import check_spots_file, read_spots
 from tcgn_hub.errors import ImageError, NoTissueError, OutputError, SectionError
 from tcgn_hub.files import make_folder, write_text, writing
 from tcgn_hub.images.readers import open_slide
@@ -36,7 +37,7 @@ _CHUNK = 256  # tiles; what an interruption may cost
 _FORMAT = "tcgn_hub slide 1"
 _FOLLOWED = (
     *("genes", "significant_only", "mpp", "magnification", "patch_um", "stride_um", "spots", "min_tissue"),
-    *("features", "tta", "series", "force"),
+    *("features", "tta", "series", "force", "library"),
 )
 _NUMBERS = ("mpp", "magnification", "patch_um", "stride_um", "min_tissue")
 _OWN_FILES = re.compile(r"(run\.json|\d+\.npz)(\.\w+\.part)?")
@@ -54,6 +55,7 @@ def predict_tiles(
     series: int | None = None,
     stride_um: float | None = None,
     spots: str | Path | None = None,
+    library: str | None = None,
     min_tissue: float = 0.5,
     force: bool = False,
     features: bool = False,
@@ -78,13 +80,15 @@ def predict_tiles(
         magnification: The same as a magnification, such as 20.
         patch_um: Side of a tile in micrometres; by default what the weights were trained on, or what that nominally was
             where the scale is that of a magnification.
-        force_scale: Believe a given scale although the file states one that is more than 40 % off.
+        force_scale: Believe the scale although another one is more than 40 % off: what the file states where one is
+            given, or the distance of spots of Visium.
         series: Which image of a file that holds several, 0 the first; if None, the scan: the finest where all state
             their scale, else the largest. ``Result.notes`` says which.
         stride_um: Distance of neighbouring tiles in micrometres; half the side of a tile if None, so that a map of them
             shows the tissue without gaps and without blocks.
         spots: File of spots to predict instead of a grid over the tissue, see `tcgn_hub.data.spots.read_spots`. Those
             outside of the slide are left out, and listed in ``Result.failed``.
+        library: The section of ``spots`` to predict, where an h5ad holds several.
         min_tissue: Least share of tissue in a tile of the grid; 0 predicts every tile and looks for no tissue.
         force: Predict every tile where no tissue is found.
         features: Keep the 1280 features of each tile.
@@ -103,14 +107,16 @@ def predict_tiles(
         ImageError: The slide cannot be read, has no scale or another one than the one given, or none of its tiles could
             be read.
         NoTissueError: The slide shows no tissue.
-        SectionError: The file of spots is malformed, or all spots lie outside of the slide.
+        SectionError: The file of spots is malformed, most spots lie outside of the slide, or their distance contradicts
+            its scale.
         PanelError: A gene is not among the outputs of the weights.
         OutputError: The folder ``resume`` cannot be written, or is not of this run.
         ExtraError: The format needs a package that is not installed.
     """
     path, info = Path(path), predictor.info
     options: dict[str, Any] = {name: asked for name, asked in locals().items() if name in _FOLLOWED}
-    given = check_slide(path, batch_size=batch_size, workers=workers, **options)
+    unstored: dict[str, Any] = {"force_scale": force_scale, "max_pixels": max_pixels}
+    given = check_slide(path, batch_size=batch_size, workers=workers, **unstored, **options)
     store = None
     if resume is not None:
         backend = predictor.backend
@@ -124,8 +130,9 @@ def predict_tiles(
         step_um = None if spots else stride_um or side_um / 2
         overview, downsample, lost = opened.overview(OVERVIEW_PX)
         tiles, mask, outside = _choose(
-            opened, scale, side_um, step_um, spots, min_tissue, force, overview, downsample, lost
+            opened, scale, side_um, step_um, spots, library, min_tissue, force, overview, downsample, lost
         )
+        odd = _check_distance(spots, tiles, scale, force_scale) if spots else ""
         reader = TileReader(opened, tiles.xy, side_um / scale.mpp, max_pixels=max_pixels)
         if store is not None:
             store.claim([info.genes[i] for i in columns], tiles.xy, reader)
@@ -134,7 +141,7 @@ def predict_tiles(
     failed = {tiles.names[i]: why for i, why in sorted(table.failed.items())}
     if len(failed) == len(tiles):
         raise ImageError(f"None of the {len(tiles)} tiles of {path} could be read: {next(iter(failed.values()))}")
-    notes = {note: [str(path)] for note in (differs, opened.chosen) if note}
+    notes = {note: [str(path)] for note in (differs, odd, opened.chosen) if note}
     good = np.flatnonzero(table.done)
     arrays, tiles = table.compressed(good), tiles.at(good)
     return Result(
@@ -175,6 +182,7 @@ def check_slide(
     *,
     stride_um: float | None = None,
     spots: str | Path | None = None,
+    library: str | None = None,
     min_tissue: float = 0.5,
     workers: int = 1,
     series: int | None = None,
@@ -192,10 +200,14 @@ def check_slide(
         raise ValueError(f"stride_um is {stride_um}, but must be above 0")
     if not Path(path).exists():
         raise ImageError(f"{path} does not exist.")
-    if spots is not None and not Path(spots).is_file():
-        raise SectionError(f"The spots file {spots} does not exist.")
+    if spots is not None:
+        check_spots_file(spots)
+    elif library is not None:
+        raise SectionError(f"{option('library')} is of a file of spots; give {option('spots')}, or leave it out.")
     with open_slide(path, max_pixels=max_pixels, series=series) as slide:
-        slide_scale(slide, given, force=force_scale)
+        scale, _ = slide_scale(slide, given, force=force_scale)
+    if spots is not None:
+        _check_distance(spots, read_spots(spots, library=library), scale, force_scale)
     return given
 
 
@@ -210,6 +222,11 @@ def slide_scale(slide: Slide, given: Scale | None, *, force: bool = False) -> tu
     return scale, differs
 
 
+def _check_distance(spots: str | Path, tiles: Tiles, scale: Scale, force: bool) -> str:
+    array = np.stack([tiles.array_row, tiles.array_col], axis=1)
+    return check_spots(spots, array, tiles.xy, scale, force=force)
+
+
 def check_folder(folder: str | Path, path: str | Path, options: dict[str, Any], **loaded: str) -> None:
     """Refuse a folder that `predict_tiles` could not resume from."""
     _Store(Path(folder), _run(Path(path), options, **loaded))
@@ -221,6 +238,7 @@ def _choose(
     side_um: float,
     step_um: float | None,
     spots: str | Path | None,
+    library: str | None,
     min_tissue: float,
     force: bool,
     overview: np.ndarray,
@@ -230,7 +248,7 @@ def _choose(
     """The tiles to predict, the mask they were chosen by, and of spots that are outside of the slide, why not."""
     if step_um is None:
         assert spots is not None
-        tiles = read_spots(spots)
+        tiles = read_spots(spots, library=library)
         outside = ((tiles.xy < 0) | (tiles.xy >= slide.size)).any(axis=1)
         where = f"outside {slide.path} of {slide.size[0]} x {slide.size[1]} px"
         if 2 * outside.sum() > len(tiles):
