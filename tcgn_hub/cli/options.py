@@ -147,6 +147,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     # weights as files
     "tag": _value("what to call them (default: by the panel or the repository)", "TAG"),
     "cache_dir": _value("where downloads are kept (default: below HF_HOME)", "DIR"),
+    "grep": _value("only genes with this in their symbol or another name of theirs", "TEXT"),
     "repo": _value("repository, made if there is none", "ORG/NAME"),
     "private": _flag("make a new repository private"),
     "dry_run": _flag("check, and print card and entry; upload nothing"),

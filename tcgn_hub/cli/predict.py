@@ -84,7 +84,7 @@ def _predict_patches(images: list[Path], options: dict[str, Any], args: argparse
 
     output = Path(args.output) if args.output else None
     suffix = _suffix_of(output, args.format) if output else _SUFFIXES[args.format or "table"]
-    result = load_predictor(args).patches(images, on_error="skip", progress=True, **options)
+    result = load_predictor(args, genes=options["genes"]).patches(images, on_error="skip", progress=True, **options)
     say_notes(prog, result)
     if args.top:
         result = result.top(args.top)
@@ -106,7 +106,7 @@ def _predict_slides(slides: list[Path], options: dict[str, Any], args: argparse.
     for slide, output in zip(slides, outputs, strict=True):
         if output and slide.exists() and _state(output).exists():
             check_resume(slide, resume=_state(output), **given(args, ("weights", "precision", "backend")), **options)
-    predictor = load_predictor(args)
+    predictor = load_predictor(args, genes=options["genes"])
     plots = _plots(predictor, options["genes"], args)
     bulk = BulkTable(args.bulk) if args.bulk else None
     failed: list[str] = []
