@@ -16,7 +16,7 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
     """The arguments of tcgn genes."""
     parser = make_parser(
         prog,
-        "List the genes of weights or of a panel in their order, with the held-out Pearson correlation (PCC) of each and"
+        "List the genes of weights or of a panel in their order, with the held-out Pearson correlation (PCC) of each,"
         " whether it is significant, and the symbol of today where the panel has an older one.",
         epilog="Exit code: 0 listed, 2 nothing was, for the reason printed.",
     )
@@ -24,8 +24,8 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
         "which",
         nargs="?",
         metavar="TAG|DIR|FILE",
-        help="weights as of `tcgn predict --weights`, the name of a panel, or a .txt file of one (default: the first tag"
-        " of `tcgn weights list`)",
+        help="weights as of `tcgn predict --weights`, the name of a panel, or a .txt file of one (default: the first"
+        " tag of `tcgn weights list`)",
     )
     add(parser, "grep", "json")
     return parser
