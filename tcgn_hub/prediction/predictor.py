@@ -316,7 +316,7 @@ def predict(
     """
     _known(Predictor.patches, options)
     check_options(**options)
-    check_genes(weights, backend=backend, **options)
+    check_weights(weights, backend=backend, **options)
     return load_weights(weights, device=device, precision=precision, backend=backend).patches(images, **options)
 
 
@@ -336,13 +336,13 @@ def predict_slide(
     """
     _known(Predictor.slide, options)
     check_slide(path, **options)
-    check_genes(weights, backend=backend, **options)
+    check_weights(weights, backend=backend, **options)
     if options.get("resume") is not None:
         check_resume(path, weights=weights, precision=precision, backend=backend, **options)
     return load_weights(weights, device=device, precision=precision, backend=backend).slide(path, **options)
 
 
-def check_genes(
+def check_weights(
     weights: str | Path | None = None,
     *,
     genes: str | Path | Sequence[str] | None = None,
@@ -350,8 +350,8 @@ def check_genes(
     backend: str | None = None,
     **_: Any,
 ) -> None:
-    """Refuse genes that weights do not predict before PyTorch is imported, which takes longer than all else."""
-    if (genes is None and not significant_only) or _uses_onnx(locate(weights).get("path"), backend):
+    """Refuse weights that are not there, or genes that they do not predict, before PyTorch is imported."""
+    if _uses_onnx(locate(weights).get("path"), backend):
         return
     info = info_of(resolve(weights))
     if info is not None and info.genes:
@@ -388,7 +388,7 @@ def explain(
     """
     _known(Predictor.explain, options)
     check_explain(**options)
-    check_genes(weights, **options)
+    check_weights(weights, **options)
     return load_weights(weights, device=device).explain(image, **options)
 
 

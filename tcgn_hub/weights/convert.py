@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import tempfile
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,13 +53,26 @@ def read_parameters(file: Path) -> dict[str, torch.Tensor]:
         raise WeightsError(f"{file} does not exist.")
     unreadable = (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, OSError)
     try:
-        state_dict = load_state_dict(str(file), weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of kinds of pickles, which end in an error if they matter
+            state_dict = load_state_dict(str(file), weights_only=True)
     except (*unreadable, AttributeError) as err:  # timm asks whatever it unpacked for its items
-        reason = (str(err).splitlines() or [""])[0].rstrip(".") or repr(err)
-        raise WeightsError(f"{file} cannot be read as parameters ({reason}).") from err
+        raise WeightsError(f"{file} cannot be read as parameters ({why_unread(err)}).") from err
     if not state_dict or not all(isinstance(value, torch.Tensor) for value in state_dict.values()):
         raise WeightsError(f"{file} does not hold a dictionary of tensors.")
     return state_dict
+
+
+def why_unread(err: BaseException) -> str:
+    """What is wrong with a file of PyTorch's, in a few words of ours where PyTorch would have it unpacked unsafely."""
+    if "weights_only" in str(err).lower().replace(" ", "_"):
+        return (
+            "damaged, or it holds more than tensors, which is never unpacked, for a pickle could run any program: ask"
+            " for the state dict alone, best as safetensors"
+        )
+    if isinstance(err, (LookupError, EOFError)):
+        return "it is damaged, or no file of parameters"
+    return (str(err).splitlines() or [""])[0].rstrip(".") or repr(err)
 
 
 def import_checkpoint(
