@@ -252,6 +252,36 @@ def test_other_input_sizes_are_refused(golden_model):
         golden_model(torch.zeros(1, 3, 256, 256))
 
 
+@pytest.mark.parametrize("global_pool", ["", "avg", None])
+@pytest.mark.parametrize("num_classes", [0, 8, 5])
+@pytest.mark.parametrize("saved_pool", ["avg", ""])
+def test_any_head_takes_the_pretrained_one(tiny, x, tmp_path, num_classes, global_pool, saved_pool):
+    saved = copy.deepcopy(tiny)
+    saved.reset_classifier(8, saved_pool)
+    save_file(saved.state_dict(), tmp_path / "tiny.safetensors")
+    pool = {} if global_pool is None else {"global_pool": global_pool}
+    overlay = {"file": str(tmp_path / "tiny.safetensors")}
+    model = timm.create_model(
+        "test_tcgn", pretrained=True, num_classes=num_classes, pretrained_cfg_overlay=overlay, **pool
+    ).eval()
+    want = copy.deepcopy(saved)
+    want.reset_classifier(num_classes, pool.get("global_pool", "avg"))
+    if num_classes == 8:
+        want.head.fc.weight.data = saved.head.fc.weight.data.reshape(want.head.fc.weight.shape)
+        want.head.fc.bias.data = saved.head.fc.bias.data
+    with torch.inference_mode():
+        got = model(x[:1])
+        assert got.shape == (1, num_classes or 32, *((7, 7) if global_pool == "" else ()))
+        if num_classes != 5:
+            torch.testing.assert_close(got, want(x[:1]), atol=1e-6, rtol=0)
+        torch.testing.assert_close(
+            model.forward_head(model.forward_features(x[:1]), pre_logits=True),
+            want.forward_head(want.forward_features(x[:1]), pre_logits=True),
+            atol=1e-6,
+            rtol=0,
+        )
+
+
 def test_reset_classifier_keeps_the_hidden_layer(golden_model, x):
     model = copy.deepcopy(golden_model)
     hidden = model.head.pre_logits.fc.weight.clone()

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from tcgn_hub.errors import CheckpointError, ManifestError, PanelError, WeightsError
 from tcgn_hub.panels import PANELS, load_panel
+from tcgn_hub.text import option
 from tcgn_hub.weights.hub import kept_in, sha256_of
 from tcgn_hub.weights.manifest import (
     NAME,
@@ -168,8 +169,8 @@ def _known(tag: str | None, scope: str, outputs: int, genes: list[str] | None) -
             raise WeightsError(f"The file is not what {tag} stands for: {_described(scope, outputs)}.")
     if tag is None:
         raise WeightsError(
-            f"The file is {_described(scope, outputs)}, which no published weights are; name it with --tag"
-            " tcgn_base.NAME and its genes with --genes FILE."
+            f"The file is {_described(scope, outputs)}, which no published weights are; name it with"
+            f" {option('tag', 'tcgn_base.NAME')} and its genes with {option('genes', 'FILE')}."
         )
     if not TAG.fullmatch(tag):
         raise WeightsError(f"{tag!r} is not a tag; give tcgn_base, a dot and a name of letters, digits, - and _.")
@@ -179,7 +180,7 @@ def _known(tag: str | None, scope: str, outputs: int, genes: list[str] | None) -
         pass
     else:
         if not (taken.bundled and taken.import_from):
-            raise WeightsError(f"The tag {tag} belongs to other weights; give another name with --tag.")
+            raise WeightsError(f"The tag {tag} belongs to other weights; give another name with {option('tag')}.")
     return {
         "tag": tag,
         "units": "not stated",
@@ -204,7 +205,7 @@ def _panel(file: Path, outputs: int, genes: str | Sequence[str] | None) -> list[
     if genes is None:
         named = [name for name in PANELS if len(load_panel(name)) == outputs]
         if not named:
-            raise PanelError(f"{file} predicts {outputs} genes; name them with --genes FILE, one a line.")
+            raise PanelError(f"{file} predicts {outputs} genes; name them with {option('genes', 'FILE')}, one a line.")
         return named[0]
     if len(load_panel(genes)) != outputs:
         raise PanelError(f"{file} predicts {outputs} genes, but the panel has {len(load_panel(genes))}.")

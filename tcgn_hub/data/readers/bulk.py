@@ -16,6 +16,7 @@ from tcgn_hub.data.sections import Section
 from tcgn_hub.errors import ImageError, SectionError
 from tcgn_hub.images.readers import open_slide
 from tcgn_hub.images.tiles import OVERVIEW_PX, grid_tiles, on_tissue
+from tcgn_hub.text import option
 
 _MIN_TISSUE = 0.5
 
@@ -47,7 +48,7 @@ def find_bulk(table: Path, *, mpp: float | None, patch_um: float) -> dict[str, C
         path = table.parent / slide
         scale = mpp or image_mpp(path, name)
         if scale is None:
-            raise SectionError(f"{path} states no micrometres per pixel; give them with --mpp.")
+            raise SectionError(f"{path} states no micrometres per pixel; give them with {option('mpp')}.")
         side = patch_um / scale
         try:
             with open_slide(path) as opened:
