@@ -68,7 +68,7 @@ def why_unread(err: BaseException) -> str:
     """What is wrong with a file of PyTorch's, in a few words of ours where PyTorch would have it unpacked unsafely."""
     if "weights_only" in str(err).lower().replace(" ", "_"):
         return (
-            "damaged, or it holds more than tensors, which is never unpacked, for a pickle could run any program: ask"
+            "it is damaged, or holds more than tensors, which is never unpacked, for a pickle may run any program: ask"
             " for the state dict alone, best as safetensors"
         )
     if isinstance(err, (LookupError, EOFError)):
