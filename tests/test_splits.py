@@ -130,7 +130,7 @@ def test_options_are_named_as_the_reader_gives_them():
     try:
         with pytest.raises(SectionError, match=r"say --split section .*, or --split none to train without a test"):
             make_split(sections("C1 C2"))
-        with pytest.raises(SectionError, match="say --by section [^-]*$"):
+        with pytest.raises(SectionError, match=r"say --by section [^-]*$"):
             folds(sections("C1 C2"), "patient")
         with pytest.raises(SectionError, match="say --allow-seen B1 C1,"):
             check_seen([one.seen() for one in HER2ST], HER2ST[:2])
