@@ -84,7 +84,7 @@ def test_any_panel_with_a_name(tmp_path):
     save_file(golden.published_state_dict(33), tmp_path / "mine.safetensors")
     with pytest.raises(WeightsError, match=r"a model of 33 genes, .*tag='tcgn_base\.NAME'"):
         import_checkpoint(tmp_path / "mine.safetensors")
-    with pytest.raises(PanelError, match=r"33 genes; name them with --genes"):
+    with pytest.raises(PanelError, match=r"33 genes; name them with genes="):
         import_checkpoint(tmp_path / "mine.safetensors", tag="tcgn_base.mine")
     for _ in range(2):  # the second replaces the first
         import_checkpoint(tmp_path / "mine.safetensors", tag="tcgn_base.mine", genes=tmp_path / "genes.txt")

@@ -132,7 +132,7 @@ def test_options_are_named_as_the_reader_gives_them():
             make_split(sections("C1 C2"))
         with pytest.raises(SectionError, match=r"say --by section [^-]*$"):
             folds(sections("C1 C2"), "patient")
-        with pytest.raises(SectionError, match="say --allow-seen B1 C1,"):
+        with pytest.raises(SectionError, match="say --allow-seen C1 C2,"):
             check_seen([one.seen() for one in HER2ST], HER2ST[:2])
     finally:
         on_command_line.reset(asked)
