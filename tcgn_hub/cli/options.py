@@ -121,6 +121,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "occlusion": _flag("patches: check the maps by covering parts (slower)"),
     "fp16": _flag("ONNX: store weights in float16, compute in float32"),
     "int8": _flag("ONNX: multiply matrices in 8 bits"),
+    "all_genes": {**_flag("all genes of the panel, not the first eight"), "flags": ("--genes",), "dest": "all_genes"},
     "json": _flag("as JSON, with all that is known"),
     # training and measuring
     "split": _value("what is held out together, or a splits.json (default: patient)", "patient|section|none|FILE"),

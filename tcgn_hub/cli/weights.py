@@ -44,8 +44,7 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
         return own
 
     add_command("list", "all weights of the manifests", "cache_dir", "json")
-    own = add_command("show", "all that is known of one set", "cache_dir", "json", which=None)
-    own.add_argument("--genes", action="store_true", help="all genes of the panel, not the first eight")
+    add_command("show", "all that is known of one set", "cache_dir", "json", "all_genes", which=None)
     add_command("pull", "download a set, unless it is on this machine", "cache_dir", which=None)
     add_command("verify", "hash the files on this machine again", "cache_dir", which="?")
     add_command("path", "print the verified file of parameters on this machine", "cache_dir", which=None)
@@ -137,7 +136,7 @@ def _show(args: argparse.Namespace) -> int:
             for key, value in info.held_out.items()
             if key != "sections"
         },
-        "panel": ", ".join(info.genes) if args.genes else some(info.genes, 8),
+        "panel": ", ".join(info.genes) if args.all_genes else some(info.genes, 8),
     }
     del shown["files"]
     for key, value in shown.items():
