@@ -10,10 +10,11 @@ on_command_line: ContextVar[bool] = ContextVar("on_command_line", default=False)
 
 
 def option(name: str, value: object = "") -> str:
-    """An option as whoever reads the message would give it: ``--min-tissue 0`` or ``min_tissue=0``."""
+    """An option as whoever reads the message would give it: ``--min-tissue 0`` or ``min_tissue=0``; lists, too."""
     if not on_command_line.get():
-        return f"{name}={value}" if value != "" else name
-    return f"--{name.replace('_', '-')}" + ("" if value in ("", True) else f" {value}")
+        return f"{name}={value!r}" if value != "" else name
+    values = map(str, value) if isinstance(value, list) else [] if value in ("", True) else [str(value)]
+    return " ".join([f"--{name.replace('_', '-')}", *values])
 
 
 def printable(name: object) -> str:

@@ -179,6 +179,19 @@ def test_genes_keep_the_asked_order(tiny, tmp_path):
         np.testing.assert_array_equal(result.X[0], [all_of_them.X[0, all_of_them.column(gene)] for gene in GENES])
 
 
+def test_what_a_gene_is_taken_for_is_said(tiny):
+    info = replace(tiny.info, name="w", genes=("ERBB2", "AES", *tiny.info.genes[2:]), held_out={})
+    named = tcgn_hub.Predictor(tiny.backend, info)
+    result = named.patches([PATCH], genes=["tle5", "HER2", "G5", "g6"])
+    assert result.genes == ["AES", "ERBB2", "G5", "G6"]
+    assert named.columns(["HER2", "AES"]) == [0, 1]
+    taken = {"tle5 is taken for AES": ["w"], "HER2 is taken for ERBB2": ["w"]}
+    assert taken.items() <= result.notes.items()
+    assert not [note for note in result.notes if "G6" in note]
+    with pytest.raises(PanelError, match="HER2 and erbb2 are one gene"):
+        named.patches([PATCH], genes=["HER2", "erbb2"])
+
+
 def test_only_significant_genes(tiny):
     assert tiny.patches([PATCH], significant_only=True).genes == list(PANEL[4:])
     assert tiny.patches([PATCH], genes=[PANEL[0], PANEL[6]], significant_only=True).genes == [PANEL[6]]

@@ -163,7 +163,7 @@ def test_no_tissue_no_scale_and_other_refusals(predictor, tmp_path):
         (blank, {}, ImageError, "shows no tissue"),
         (tmp_path / "x.png", {}, ImageError, "does not say how large its pixels are"),
         (tmp_path / "x.png", {"mpp": 0.06}, ImageError, "smaller than a tile"),
-        (tmp_path / "x.png", {"mpp": 0.5, "max_pixels": 100}, ImageError, "--max-pixels"),
+        (tmp_path / "x.png", {"mpp": 0.5, "max_pixels": 100}, ImageError, "max_pixels"),
         (SVS, {"spots": far}, SectionError, "2 of the 2 spots .* such as A-1, lie outside .*2220 x 2967"),
         (SVS, {"genes": ["NOGENE"]}, PanelError, "NOGENE"),
     ):

@@ -341,7 +341,7 @@ def test_bad_slides_are_refused(tmp_path, monkeypatch):
             slide.read(0, 0, *slide.size)
         assert str(tmp_path) in str(raised.value), name
         assert "\n" not in str(raised.value), name
-    with pytest.raises(ImageError, match=r"300 x 300 px, more than the limit of 1,000.*--max-pixels"):
+    with pytest.raises(ImageError, match=r"300 x 300 px, more than the limit of 1,000.*max_pixels"):
         open_slide(tmp_path / "whole.jpg", max_pixels=1000)
 
 

@@ -205,9 +205,12 @@ def metadata_of(args: argparse.Namespace) -> dict[str, Any]:
     return metadata
 
 
-def load_predictor(args: argparse.Namespace) -> Predictor:
-    """The weights that are asked for, read once."""
-    from tcgn_hub.prediction.predictor import load
+def load_predictor(args: argparse.Namespace, *, genes: Any = None) -> Predictor:
+    """The weights that are asked for, read once, if they predict these genes, and those that are to be drawn."""
+    from tcgn_hub.prediction.predictor import check_weights, load
     from tcgn_hub.weights.hub import locate
 
+    plot = given(args, ("plot",)).get("plot")
+    for asked in (genes, plot and plot.split(",")):
+        check_weights(args.weights, genes=asked, **given(args, ("backend",)))
     return load(**locate(args.weights), **given(args, ("device", "precision", "backend")))

@@ -126,6 +126,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "occlusion": _flag("patches: check the maps by covering parts (slower)"),
     "fp16": _flag("ONNX: store weights in float16, compute in float32"),
     "int8": _flag("ONNX: multiply matrices in 8 bits"),
+    "all_genes": {**_flag("all genes of the panel, not the first eight"), "flags": ("--genes",), "dest": "all_genes"},
     "json": _flag("as JSON, with all that is known"),
     # training and measuring
     "split": _value("what is held out together, or a splits.json (default: patient)", "patient|section|none|FILE"),
@@ -152,6 +153,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     # weights as files
     "tag": _value("what to call them (default: by the panel or the repository)", "TAG"),
     "cache_dir": _value("where downloads are kept (default: below HF_HOME)", "DIR"),
+    "grep": _value("only genes with this in their symbol or another name of theirs", "TEXT"),
     "repo": _value("repository, made if there is none", "ORG/NAME"),
     "private": _flag("make a new repository private"),
     "dry_run": _flag("check, and print card and entry; upload nothing"),

@@ -91,7 +91,7 @@ def _predict_patches(images: list[Path], options: dict[str, Any], args: argparse
     suffix = _suffix_of(output, args.format) if output else _SUFFIXES[args.format or "table"]
     check_patches(images, on_error="skip", **options)
     began = monotonic()
-    result = load_predictor(args).patches(images, on_error="skip", progress=True, **options)
+    result = load_predictor(args, genes=options["genes"]).patches(images, on_error="skip", progress=True, **options)
     say_notes(prog, result)
     if args.top:
         result = result.top(args.top)
@@ -120,7 +120,7 @@ def _predict_slides(slides: list[Path], options: dict[str, Any], args: argparse.
             check_resume(slide, resume=_state(output), **given(args, ("weights", "precision", "backend")), **options)
     if len(slides) == 1:
         check_slide(slides[0], **options)
-    predictor = load_predictor(args)
+    predictor = load_predictor(args, genes=options["genes"])
     plots = _plots(predictor, options["genes"], args)
     bulk = BulkTable(args.bulk) if args.bulk else None
     failed: list[str] = []

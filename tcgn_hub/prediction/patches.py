@@ -88,7 +88,8 @@ def predict_patches(
     Args:
         predictor: The weights.
         images: Paths, PIL images of any mode, or uint8 arrays of shape (H, W, 3).
-        genes: Genes to return, in this order, see `tcgn_hub.panels.load_panel`; all if None.
+        genes: Genes to return, in this order, see `tcgn_hub.panels.load_panel`; retired and common names and Ensembl
+            ids of the panel's genes are understood, and noted; all if None.
         mpp: Micrometres per pixel of all images; if neither this nor a magnification is given, that of each file.
         magnification: Of all images, such as 20.
         patch_um: Side of the patches in micrometres, if not that of the weights.
@@ -120,7 +121,8 @@ def predict_patches(
         on_error=on_error,
     )
     info = predictor.info
-    columns = predictor.columns(genes, significant_only=significant_only)
+    asked = info.columns(genes, significant_only=significant_only)
+    columns = list(asked.values())
     cuts: list[Cut] = []
     failed: dict[str, str] = {}
     kinds: list[type[ImageError]] = []
@@ -159,7 +161,7 @@ def predict_patches(
         X=arrays.get("values", np.empty((0, len(columns)), np.float32)),
         obs=patch_table(cuts, arrays),
         var=gene_table(info, columns),
-        uns={"failed": failed, "notes": notes_of(cuts), **predictor.metadata(tta)},
+        uns={"failed": failed, "notes": info.renamed(asked) | notes_of(cuts), **predictor.metadata(tta)},
         layers={"tta_std": arrays["tta_std"]} if "tta_std" in arrays else {},
         obsm={"features": arrays["features"]} if "features" in arrays else {},
     )

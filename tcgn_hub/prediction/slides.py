@@ -75,7 +75,7 @@ def predict_tiles(
     Args:
         predictor: The weights.
         path: A slide in a format of OpenSlide, OME-TIFF, other tiled TIFF, or a plain picture.
-        genes: Genes to return, in this order, see `tcgn_hub.panels.load_panel`; all if None.
+        genes: As of `Predictor.patches`.
         mpp: Micrometres per pixel at full resolution, if not what the file says.
         magnification: The same as a magnification, such as 20.
         patch_um: Side of a tile in micrometres; by default what the weights were trained on, or what that nominally was
@@ -122,7 +122,8 @@ def predict_tiles(
         backend = predictor.backend
         run = _run(path, options, weights=info.sha256, backend=backend.name, precision=backend.precision)
         store = _Store(Path(resume), run)
-    columns = predictor.columns(genes, significant_only=significant_only)
+    asked = info.columns(genes, significant_only=significant_only)
+    columns = list(asked.values())
     with open_slide(path, max_pixels=max_pixels, series=series) as opened:
         scale, differs = slide_scale(opened, given, force=force_scale)
         trained_um = scale.patch_um(info.patch_um, info.nominal_patch_um)
@@ -141,7 +142,7 @@ def predict_tiles(
     failed = {tiles.names[i]: why for i, why in sorted(table.failed.items())}
     if len(failed) == len(tiles):
         raise ImageError(f"None of the {len(tiles)} tiles of {path} could be read: {next(iter(failed.values()))}")
-    notes = {note: [str(path)] for note in (differs, odd, opened.chosen) if note}
+    notes = info.renamed(asked) | {note: [str(path)] for note in (differs, odd, opened.chosen) if note}
     good = np.flatnonzero(table.done)
     arrays, tiles = table.compressed(good), tiles.at(good)
     return Result(

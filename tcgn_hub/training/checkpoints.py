@@ -11,6 +11,7 @@ from typing import Any
 from tcgn_hub.errors import OutputError, TrainingError
 from tcgn_hub.files import writing
 from tcgn_hub.text import option
+from tcgn_hub.weights.convert import why_unread
 
 _logger = logging.getLogger(__name__)
 _LATEST, _PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"
@@ -62,7 +63,7 @@ def load_checkpoint(folder: Path) -> dict[str, Any] | None:
             return torch.load(path, map_location="cpu", weights_only=True)
         except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as err:
             damaged.append(path)
-            _logger.warning("%s is damaged and left aside (%s).", path, str(err).splitlines()[0] if str(err) else err)
+            _logger.warning("%s is damaged and left aside (%s).", path, why_unread(err))
     if damaged:
         raise TrainingError(
             f"{' and '.join(map(str, damaged))} cannot be read; delete the folder to start the run anew."

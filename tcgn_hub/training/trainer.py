@@ -27,6 +27,7 @@ from tcgn_hub.images.transforms import to_input
 from tcgn_hub.prediction.backends.torch import TorchBackend
 from tcgn_hub.prediction.predictor import Predictor
 from tcgn_hub.progress import Progress
+from tcgn_hub.text import option
 from tcgn_hub.training.batches import Batch, TrainingSpots, batches, steps_per_epoch
 from tcgn_hub.training.checkpoints import load_checkpoint, save_checkpoint
 from tcgn_hub.training.distributed import Processes
@@ -252,7 +253,8 @@ class Trainer:
                         save()
                         saved = time.monotonic()
                     if stop:
-                        raise KeyboardInterrupt(f"the state is saved in {out}; continue with --resume" if out else "")
+                        saved_in = f"the state is saved in {out}; continue with {option('resume', True)}"
+                        raise KeyboardInterrupt(saved_in if out else "")
         if state.best is not None:
             state.kept.load_state_dict(state.best["model"])
         processes.align(state.kept)

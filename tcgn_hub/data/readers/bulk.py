@@ -17,6 +17,7 @@ from tcgn_hub.data.tables import read_matrix
 from tcgn_hub.errors import ImageError, SectionError
 from tcgn_hub.images.readers import open_slide
 from tcgn_hub.images.tiles import OVERVIEW_PX, grid_tiles, on_tissue
+from tcgn_hub.text import option
 
 _MIN_TISSUE = 0.5
 
@@ -52,7 +53,7 @@ def find_bulk(
         path = table.parent / slide
         scale, doubts = settled(name, [given(mpp)], path, force=force_scale)
         if scale is None:
-            raise SectionError(f"{path} states no micrometres per pixel; give them with --mpp.")
+            raise SectionError(f"{path} states no micrometres per pixel; give them with {option('mpp')}.")
         side = patch_um / scale
         try:
             with open_slide(path) as opened:
