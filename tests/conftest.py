@@ -34,41 +34,10 @@ def golden_model(golden_file) -> torch.nn.Module:
 
 @pytest.fixture(scope="session")
 def tiny_weights(tmp_path_factory) -> Path:
-    """A model directory of the tiny architecture that states all there is to state: 12 genes, patches of 154 um."""
-    from sections import PANEL
-    from timm.models import save_for_hf
+    """See `tiny.write_tiny_weights`."""
+    from tiny import write_tiny_weights
 
-    from tcgn_hub.prediction.ood import describe
-    from tcgn_hub.units import UNITS
-
-    torch.manual_seed(0)
-    model = timm.create_model("test_tcgn", num_classes=len(PANEL)).eval()
-    # as drawn at first, all patches would be given nearly the same values
-    drawn = {key: golden.filled(key, value.shape) for key, value in model.state_dict().items()}
-    drawn["head.fc.bias"] += 4  # values are clipped at 0, below which there is no expression
-    model.load_state_dict(drawn)
-    with torch.inference_mode():
-        features = model.forward_features(torch.randn(60, 3, 224, 224)).mean(dim=(2, 3)).numpy()
-    stated = {
-        "units": UNITS,
-        "crop": {"patch_um": 154, "nominal_patch_um": 112},
-        "training_data": {"name": "drawn", "sections": ["Z1"], "patients": ["Z"]},
-        "held_out": {
-            "interval_level": 0.9,
-            "pcc": [None, *(0.05 * i for i in range(1, len(PANEL)))],
-            "significant": PANEL[4:],
-            "interval_radius": [None, *(0.1 * i for i in range(1, len(PANEL)))],
-            "median_pcc": 0.3,
-        },
-        "ood": describe([features]).to_json(),
-        "seen": [{"study": "drawn", "patient": "Z", "section": "Z1"}],
-        "license": "MIT",
-        "origin": "drawn at random",
-    }
-    folder = tmp_path_factory.mktemp("weights") / "tiny"
-    config = {"label_names": PANEL, "tcgn": stated}
-    save_for_hf(model.half(), folder, model_config=config, safe_serialization=True)
-    return folder
+    return write_tiny_weights(tmp_path_factory.mktemp("weights") / "tiny")
 
 
 @pytest.fixture(autouse=True)

@@ -118,11 +118,12 @@ def scale_of_density(x: float, y: float, *, unit: str, source: str) -> Scale | N
 
 def scale_of_size(attributes: Mapping[str, Any]) -> Scale | None:
     """Scale in the attributes of ``Pixels`` in OME-XML, whose unit is the micrometre unless another one is stated."""
-    x, y = (
-        _number(attributes.get(f"PhysicalSize{axis}"))
-        * (length_um(str(attributes.get(f"PhysicalSize{axis}Unit", "um"))) or 0)
-        for axis in "XY"
-    )
+    sizes = [_number(attributes.get(f"PhysicalSize{axis}")) for axis in "XY"]
+    units = [attributes.get(f"PhysicalSize{axis}Unit") for axis in "XY"]
+    if sizes[0] == sizes[1]:
+        # a unit that is stated once is that of both
+        units = [units[0] or units[1], units[1] or units[0]]
+    x, y = (size * (length_um(str(unit or "um")) or 0) for size, unit in zip(sizes, units, strict=True))
     return square_scale(x, y, "OME-XML PhysicalSizeX")
 
 

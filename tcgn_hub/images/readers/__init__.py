@@ -22,7 +22,14 @@ _PICTURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"BM", b"GIF8")
 
 
 class NotOfThisReader(Exception):  # noqa: N818 - it is no error, the next reader is asked
-    """A reader cannot open a file; the next one may."""
+    """A reader cannot open a file; the next one may.
+
+    ``damaged``: whether the file is none that anything reads, as far as the reader knows.
+    """
+
+    def __init__(self, why: str = "", *, damaged: bool = True) -> None:
+        super().__init__(why)
+        self.damaged = damaged
 
 
 def is_slide_file(path: str | Path) -> bool:
@@ -39,13 +46,13 @@ def open_slide(path: str | Path, *, max_pixels: int = MAX_PIXELS, series: int | 
     largest, and none that is called label, macro, overview or thumbnail if there is another.
     """
     path = Path(path)
-    refused: list[str] = []
+    refused: list[NotOfThisReader] = []
     missing = None
     for reader in _readers(path):
         try:
             return reader(path, max_pixels, series)
         except NotOfThisReader as err:
-            refused.append(str(err))
+            refused.append(err)
         except ExtraError as err:
             if path.suffix.lower() in SLIDE_SUFFIXES:
                 raise
@@ -54,7 +61,9 @@ def open_slide(path: str | Path, *, max_pixels: int = MAX_PIXELS, series: int | 
             raise err if str(path) in str(err) else ImageError(f"{path}: {str(err).rstrip('.')}.") from err
     if missing is not None:
         raise missing
-    why = "; ".join(dict.fromkeys(filter(None, refused)))
+    why = "; ".join(dict.fromkeys(filter(None, map(str, refused))))
+    if not all(err.damaged for err in refused):
+        raise ImageError(f"{path} stores its pixels in a way that is not read ({why}); save it as 8-bit RGB.")
     raise ImageError(f"{path} is damaged ({why})." if why else f"{path} is no image that can be read.")
 
 

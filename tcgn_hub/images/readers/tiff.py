@@ -12,6 +12,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
+from PIL import Image
 
 from tcgn_hub.errors import ImageError
 from tcgn_hub.extras import require
@@ -21,13 +22,14 @@ from tcgn_hub.images.slides import Slide
 from tcgn_hub.text import option, some
 
 _CACHE_BYTES = 64 << 20  # decoded tiles that are kept for the neighbour that overlaps them
-_NO_SCAN = re.compile(r"\b(label|macro|overview|thumbnail)\b", re.I)
+_NO_SCAN = re.compile(r"(?<![a-z])(label|macro|overview|thumbnail)(image)?(?![a-z])", re.I)
 _KINDS = ("svs", "ndpi", "philips", "scn", "bif", "qpi")  # whose series tifffile knows
 _REDUCED = 1  # of NewSubfileType
 _UNITS = {2: "inch", 3: "cm"}
 _MINISWHITE, _MINISBLACK, _RGB, _PALETTE, _YCBCR = 0, 1, 2, 3, 6
 _ASSOCIATED_ALPHA, _ALPHA = 1, 2
 _JPEG = (6, 7, 34892, 33007)  # compressions whose decoders give RGB
+_J2K_YCBCR = 33003  # of Aperio, whatever the tag of the colours says; its decoder leaves them as they are
 _LIKE = 0.02  # by how much the shape of a level may differ from that of the whole
 _APERIO_MPP = re.compile(r"\|\s*MPP\s*=\s*(\d+\.?\d*)")
 _PRIMARIES = {"red": 0, "r": 0, "green": 1, "g": 1, "blue": 2, "b": 2}
@@ -181,6 +183,8 @@ def _as_rgb(parts: Sequence[np.ndarray], page: Any, bits: int) -> np.ndarray:
         pixels = (pixels >> max(0, (bits or page.bitspersample) - 8)).clip(0, 255).astype(np.uint8)
     if page.photometric == _MINISWHITE:
         pixels = 255 - pixels
+    if page.compression == _J2K_YCBCR and pixels.shape[2] == 3:
+        pixels = np.asarray(Image.fromarray(pixels, "YCbCr").convert("RGB"))
     samples = 3 if len(parts) == 3 or page.photometric in (_RGB, _YCBCR) else 1
     kind = next(iter(page.extrasamples), 0) if len(parts) == 1 else 0
     if pixels.shape[2] > samples and kind in (_ASSOCIATED_ALPHA, _ALPHA):
@@ -200,7 +204,7 @@ def _readable(page: Any) -> bool:
         return False
     if page.photometric not in (_MINISWHITE, _MINISBLACK, _RGB, _PALETTE, _YCBCR) or page.imagedepth != 1:
         return False
-    if page.photometric == _YCBCR and page.compression not in _JPEG:
+    if page.photometric == _YCBCR and page.compression not in (*_JPEG, _J2K_YCBCR):
         return False
     if page.photometric == _PALETTE and (page.colormap is None or page.samplesperpixel != 1):
         return False
@@ -209,15 +213,15 @@ def _readable(page: Any) -> bool:
 
 def _check(page: Any, path: Path, max_pixels: int) -> None:
     if not _readable(page):
-        raise NotOfThisReader(f"tifffile: {page.compression!r}, {page.photometric!r}")
+        raise NotOfThisReader(f"tifffile: {_kind(page.compression)}, {_kind(page.photometric)}", damaged=False)
     if page.dtype is not None and page.dtype.kind in "bu" and page.bitspersample < 8 and page.photometric != _PALETTE:
-        raise NotOfThisReader("tifffile: its samples have less than 8 bits")
+        raise NotOfThisReader("tifffile: its samples have less than 8 bits", damaged=False)
     if page.dtype is None or page.dtype.kind != "u" or page.dtype.itemsize > 2:
         raise ImageError(
             f"{path}: pixels are stored as {page.dtype}, whose range is unknown; save the image as 8-bit RGB."
         )
     if page.tags.valueof(274, default=1) not in (0, 1):
-        raise NotOfThisReader("tifffile: its pixels are stored turned")
+        raise NotOfThisReader("tifffile: its pixels are stored turned", damaged=False)
     if 0 in (page.imagewidth, page.imagelength):
         raise NotOfThisReader("tifffile: it has no pixels")
     at_once = page.tilewidth * page.tilelength if page.is_tiled else page.imagewidth * page.rowsperstrip
@@ -429,6 +433,11 @@ def _ratio(value: Any) -> float:
         return float(value[0]) / float(value[1])
     except (TypeError, ValueError, ZeroDivisionError, IndexError):
         return 0.0
+
+
+def _kind(value: Any) -> str:
+    """What a tag says, by the name of its number if it has one."""
+    return f"{type(value).__name__.lower()} {getattr(value, 'name', value)}"
 
 
 def _reason(err: Exception) -> str:
