@@ -121,7 +121,7 @@ def two_sections(path, *, column="library_id", uns=("S1", "S2"), names=None):
 def test_one_of_two_sections_is_chosen_by_its_name(tmp_path, options):
     path = tmp_path / "two.h5ad"
     data = two_sections(path, **options)
-    refused(path, r"two.h5ad holds 2 sections \(S1, S2\); choose one with library=NAME")
+    refused(path, r"two.h5ad holds 2 sections \(S1, S2\); choose one with library='NAME'")
     refused(path, "has no section S3; there are S1, S2", library="S3")
     assert read_spots(path, library="S1").names == list(data.obs_names[1:8])
     assert read_spots(path, library="S2").xy.tolist() == data.obsm["spatial"][8:].tolist()

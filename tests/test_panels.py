@@ -101,7 +101,7 @@ from tcgn_hub.cli.main import main
 for command in ("predict", "explain"):
     assert main([command, "x.png", "--mpp", "0.5", "--genes", "GNAZ"]) == 2
     assert main([command, "x.png", "--mpp", "0.5", "--weights", "absent"]) == 2
-assert main(["predict", "x.png", "-o", "x.h5ad", "--plot", "GNAZ"]) == 2
+assert main(["predict", "x.png", "-o", "x.h5ad", "--plot", "GNAZ", "--mpp", "0.5"]) == 2
 for call in (tcgn_hub.predict, tcgn_hub.predict_slide, tcgn_hub.explain):
     try:
         call(["x.png"] if call is tcgn_hub.predict else "x.png", genes=["GNAZ"], mpp=0.5)

@@ -207,7 +207,7 @@ def test_only_significant_genes(tiny):
 def test_magnification_is_the_crop(tiny, magnification, size, factor):
     """By the rule of the paper, and of weights whose patches are twice as wide."""
     size *= factor
-    crop = np.random.default_rng(0).integers(0, 255, (size, size, 3), dtype=np.uint8)
+    crop = np.asarray(golden.tissue(size))
     framed = np.zeros((500, 500, 3), np.uint8)
     start = (500 - size) // 2
     framed[start : start + size, start : start + size] = crop
@@ -312,7 +312,7 @@ def test_values_are_never_below_0(tiny_weights, pixels):
 def test_a_scale_that_contradicts_the_file(tiny):
     assert tiny.patches([PATCH], mpp=0.7).notes == {}
     (note,) = tiny.patches([PATCH], mpp=0.75).notes
-    assert note == "the file states 0.687 um/px (resolution in the file), but 0.75 is given (--mpp)"
+    assert note == "the file states 0.687 um/px (resolution in the file), but 0.75 is given (mpp)"
     with pytest.raises(ImageError, match=r"patch_0\.png: the file states 0\.687.* 0\.25 is given.*force_scale=True"):
         tiny.patches([PATCH], mpp=0.25)
     assert len(tiny.patches([PATCH], mpp=0.25, force_scale=True)) == 1

@@ -9,6 +9,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import golden
 import numpy as np
 import pytest
 import timm
@@ -122,7 +123,7 @@ def test_timm_and_predict_load_it(run):
     out, _ = run
     model = timm.create_model(f"local-dir:{out}", pretrained=True)
     assert list(model.pretrained_cfg["label_names"]) == PANEL
-    patch = np.full((112, 112, 3), 128, np.uint8)
+    patch = np.asarray(golden.tissue(112))
     prediction = tcgn_hub.predict([patch], weights=out, magnification=20)
     assert prediction.genes == PANEL
     assert prediction.pcc("G0") is not None
@@ -603,7 +604,7 @@ def test_weights_say_what_they_and_their_parents_have_seen(run, sections, root, 
     recipe = Recipe(**{**STARTED, "epochs": 1}, weights=str(out))
     # under another name, of another patient, it is the same section
     renamed = [replace(sections[0], name="X7", patient="Y", study="elsewhere"), sections[1]]
-    with pytest.raises(SectionError, match=r"X7.*--allow-seen"):
+    with pytest.raises(SectionError, match=r"X7.*allow_seen"):
         tcgn_hub.finetune(renamed, genes=PANEL, test=["X7"], split="section", out=tmp_path / "no", recipe=recipe)
     with pytest.raises(SectionError, match=r"X7"):
         tcgn_hub.crossval(renamed, genes=PANEL, by="section", out=tmp_path / "folds", recipe=recipe)
