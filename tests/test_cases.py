@@ -1,14 +1,11 @@
 """Files as users have them: a test a kind with its right value, and the siblings of each kind."""
 
-import re
 import shutil
 import struct
-from pathlib import Path
 
 import cases
 import imagecodecs
 import numpy as np
-import openslide
 import pytest
 import tifffile
 from cases import CASES, CM, Files, microns, tissue
@@ -17,7 +14,6 @@ from PIL import Image, ImageCms
 from tcgn_hub.errors import ImageError
 from tcgn_hub.images.finding import find_images
 from tcgn_hub.images.readers import open_slide
-from tcgn_hub.prediction.patches import cut_image
 
 OF_OTHERS = {
     "in_tissue_{int,text,float,bool,category,words}.h5ad": "readers of data",
@@ -261,7 +257,7 @@ def test_twelve_significant_bits(tmp_path, rgb):
 @pytest.mark.parametrize("dtype", ["float32", "uint32", "float64", "int16", "int8", "float16"])
 @pytest.mark.parametrize("parts", [{}, {"tile": (32, 32)}])
 def test_samples_of_unknown_range_are_refused(tmp_path, rgb, dtype, parts):
-    refused(write(tmp_path / "x.tif", (rgb / 4).astype(dtype), **parts), f"stored as .*, whose range is unknown")
+    refused(write(tmp_path / "x.tif", (rgb / 4).astype(dtype), **parts), "stored as .*, whose range is unknown")
 
 
 @pytest.mark.parametrize("parts", [{}, {"tile": (32, 32)}])

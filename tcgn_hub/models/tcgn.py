@@ -768,11 +768,7 @@ def checkpoint_filter_fn(state_dict: Dict[str, torch.Tensor], model: nn.Module) 
     ]
     if problems:
         raise CheckpointError(f"The checkpoint does not fit {type(model).__name__}: keys {'; '.join(problems)}.")
-    # a head that does not pool has a convolution where another has a matrix
-    return {
-        k: v.reshape(expected[k].shape) if k in expected and v.numel() == expected[k].numel() else v
-        for k, v in state_dict.items()
-    }
+    return state_dict
 
 
 def trunk_filter_fn(state_dict: Dict[str, torch.Tensor], model: nn.Module) -> Dict[str, torch.Tensor]:
