@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tcgn_hub.errors import ImageError, OutputError, PanelError, TcgnError
 from tcgn_hub.extras import require
 from tcgn_hub.images.readers import is_slide_file
+from tcgn_hub.text import option
 
 if TYPE_CHECKING:
     from gradio import Blocks
@@ -97,7 +98,7 @@ def launch_demo(
             quiet=not block,
         )
     except OSError as err:
-        raise OutputError(f"{host}:{port} cannot be listened on ({err}); give another --port.") from err
+        raise OutputError(f"{host}:{port} cannot be listened on ({err}); give another {option('port')}.") from err
     return address
 
 
@@ -167,7 +168,7 @@ def _stride_um(path: Path, mpp: float | None, patch_um: float) -> float:
 
     size, scale = size_and_scale(path)
     area = size[0] * size[1] * (mpp or (scale.mpp if scale else 1.0)) ** 2
-    return max(patch_um, (area / _MOST_TILES) ** 0.5)
+    return max(patch_um / 2, (area / _MOST_TILES) ** 0.5)
 
 
 def _number(text: str) -> float | None:

@@ -54,7 +54,7 @@ def writing(path: str | Path) -> Iterator[Path]:
 
 def write_text(path: str | Path, text: str | Iterable[str]) -> None:
     """Write a text file under a temporary name, then rename it."""
-    with writing(path) as part, part.open("w", encoding="utf-8", newline="") as file:
+    with writing(path) as part, part.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
         file.writelines([text] if isinstance(text, str) else text)
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from tcgn_hub.correlation import spearman
 from tcgn_hub.errors import OutputError, PanelError
 from tcgn_hub.extras import require
+from tcgn_hub.text import printable
 from tcgn_hub.units import UNITS, mean_in_linear
 from tcgn_hub.version import __version__
 from tcgn_hub.weights.info import WeightsInfo
@@ -74,6 +75,7 @@ class SlideContext:
         mpp: Micrometres per pixel at full resolution.
         scale_source: Where ``mpp`` comes from, such as 'openslide.mpp-x' or '--mpp'.
         patch_um: Side of a tile in micrometres.
+        trained_um: The same of the patches that the weights were trained on.
         stride_um: Distance of neighbouring tiles in micrometres; None where spots were given.
         series: Which of the images in the file it is, 0 the first.
         origin: Upper left corner of what was scanned, (x, y) in pixels at full resolution. QuPath counts from there.
@@ -87,6 +89,7 @@ class SlideContext:
     mpp: float
     scale_source: str
     patch_um: float
+    trained_um: float
     stride_um: float | None
     thumbnail: np.ndarray
     thumbnail_downsample: float
@@ -122,8 +125,10 @@ class Result:
     Attributes:
         X: Predictions in `units`, float32, shape (n, genes).
         obs: Arrays of n by name. Of all: ``name`` and ``ood`` (distance from the training tissue, above 1 it is out of
-            distribution; only where the weights describe it). Of patches: ``mpp``, ``scale_source``, ``patch_um`` and
-            ``patch_px`` (side of what was predicted). Of tiles: ``array_row`` and ``array_col``.
+            distribution; only where the weights describe it). Of patches: ``x`` and ``y`` (centre of what was predicted
+            in pixels of the picture), ``mpp``, ``scale_source``, ``patch_um`` and ``patch_px`` (its side), and
+            ``trained_um`` (what the weights were trained on). Of tiles: ``array_row`` and ``array_col``; the scale is
+            the same of all, in ``uns``.
         var: Arrays of one value a gene: ``gene``; ``significant`` (bool), ``held_out_pcc`` and ``interval_radius``
             (NaN where unknown), each only if the weights state it.
         uns: ``weights`` (`WeightsInfo`), ``failed`` (what could not be predicted, and why), ``slide`` (`SlideContext`,
@@ -277,16 +282,17 @@ class Result:
     def metadata(self) -> dict[str, Any]:
         """What was run on what, as values that JSON can hold; None where something is not known.
 
-        Of a slide: ``slide``, ``width_px``, ``height_px``, ``mpp``, ``scale_source``, ``patch_um``, ``stride_um`` (None
-        where spots were given) and the number of ``tiles``; otherwise the number of ``patches``. Of both: ``failed``,
-        ``weights``, ``sha256``, ``units``, ``interval_level``, ``out_of_distribution`` (how many are), ``tta``,
-        ``backend``, ``precision``, and the version of ``tcgn_hub``.
+        Of a slide: ``slide``, ``series``, ``origin_px``, ``width_px``, ``height_px``, ``mpp``, ``scale_source``,
+        ``patch_um``, ``trained_um``, ``stride_um`` (None where spots were given) and the number of ``tiles``; otherwise
+        the number of ``patches``. Of both: ``failed``, ``notes`` (of how many each is said), ``weights``, ``sha256``,
+        ``units``, ``interval_level``, ``out_of_distribution`` (how many are), ``tta``, ``backend``, ``precision``, and
+        the version of ``tcgn_hub``.
         """
         slide, is_ood = self.slide, self.is_ood
         place: dict[str, Any] = {"patches": len(self)}
         if slide is not None:
             place = {
-                "slide": slide.path.name,
+                "slide": printable(slide.path.name),
                 "series": slide.series,
                 "origin_px": [int(at) for at in slide.origin],
                 "width_px": int(slide.size[0]),
@@ -294,6 +300,7 @@ class Result:
                 "mpp": float(slide.mpp),
                 "scale_source": slide.scale_source,
                 "patch_um": float(slide.patch_um),
+                "trained_um": float(slide.trained_um),
                 "stride_um": None if slide.stride_um is None else float(slide.stride_um),
                 "tiles": len(self),
             }
@@ -365,7 +372,7 @@ class Result:
         uns["tcgn"]["failed"] = json.dumps(self.failed)
         if self.slide is not None:
             obs = {"in_tissue": np.ones(len(self), np.int64), **obs}
-            uns["spatial"] = {self.slide.path.stem: _overview(self.slide)}
+            uns["spatial"] = {printable(self.slide.path.stem): _overview(self.slide)}
             if self.slide.mask is not None:
                 uns["tcgn"]["mask"] = self.slide.mask.astype(np.uint8)
                 uns["tcgn"]["mask_downsample"] = float(self.slide.thumbnail_downsample)

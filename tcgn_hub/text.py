@@ -10,10 +10,26 @@ on_command_line: ContextVar[bool] = ContextVar("on_command_line", default=False)
 
 
 def option(name: str, value: object = "") -> str:
-    """An option as whoever reads the message would give it: ``--min-tissue 0`` or ``min_tissue=0``."""
+    """An option as whoever reads the message would give it: ``--min-tissue 0`` or ``min_tissue=0``; lists, too."""
     if not on_command_line.get():
-        return f"{name}={value}" if value != "" else name
-    return f"--{name.replace('_', '-')}" + ("" if value in ("", True) else f" {value}")
+        return f"{name}={value!r}" if value != "" else name
+    values = map(str, value) if isinstance(value, list) else [] if value in ("", True) else [str(value)]
+    return " ".join([f"--{name.replace('_', '-')}", *values])
+
+
+def printable(name: object) -> str:
+    """A name of a file in characters that every file can hold: bytes that are no UTF-8 are escaped."""
+    return str(name).encode("utf-8", "backslashreplace").decode()
+
+
+def one_line(text: str) -> str:
+    """A text in which line breaks, which names of files may hold, are escaped."""
+    return text.replace("\r", "\\r").replace("\n", "\\n")
+
+
+def counted(number: int, one: str, more: str = "") -> str:
+    """A number of things in words: 1 tile, 2 tiles."""
+    return f"{number} {one if number == 1 else more or f'{one}s'}"
 
 
 def some(names: Iterable[str], most: int = 5) -> str:

@@ -22,8 +22,9 @@ def root(tmp_path):
 
 
 @pytest.fixture
-def called(monkeypatch):
-    """What the API is called with, in place of hours of training."""
+def called(monkeypatch, tmp_path):
+    """What the API is called with, in place of hours of training, in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
     import tcgn_hub.training.crossval  # noqa: F401  (imported under the stand-in, it would keep it)
 
     calls = {}
@@ -89,7 +90,57 @@ def test_crossval_and_evaluate_print_a_table(root, called, capsys):
         main(["evaluate", str(root), "--weights", "mine", "--by", "section", "--tta", "8", "--allow-seen", "B1"]) == 0
     )
     assert "B1" in capsys.readouterr().out
-    assert called["evaluate"][1] == {"weights": "mine", "by": "section", "tta": 8, "allow_seen": ["B1"], "out": None}
+    passed = {"weights": "mine", "by": "section", "tta": 8, "allow_seen": ["B1"], "out": None, "progress": True}
+    assert called["evaluate"][1] == passed
+
+
+def test_resume_needs_no_other_option(root, called, tmp_path, monkeypatch, capsys):
+    """The folder keeps what the run was asked for, and where from, while it lasts."""
+    (tmp_path / "genes.txt").write_text("G1\nG0\n")
+    asked = ["data", "--genes", "genes.txt", "-o", "out", "--epochs", "3", "--test", "B", "--cache", "data"]
+    calls = []
+
+    def interrupted(data, **options):
+        calls.append(([section.name for section in data], options))
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("tcgn_hub.training.finetune.finetune", interrupted)
+    assert main(["finetune", *asked]) == 130
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["asked"]["data"] == ["data"]
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    capsys.readouterr()
+    assert main(["finetune", "--resume", "-o", "../out", "--batch-size", "7"]) == 0
+    (names, first), (again, second) = calls
+    assert (names, first["genes"]) == (again, second["genes"]) == (["A1", "B1"], ["G1", "G0"])
+    assert (first["recipe"], second["recipe"]) == (Recipe(epochs=3), Recipe(epochs=3, batch_size=7))
+    assert (second["test"], second["cache"], second["resume"]) == (["B"], str(tmp_path / "data"), True)
+    assert not (tmp_path / "out" / "run.json").exists()
+
+
+@pytest.mark.parametrize("command", ["finetune", "crossval"])
+def test_nothing_to_resume_is_one_sentence(called, command, tmp_path, capsys):
+    for more, why in ((["--resume"], "out keeps no run.json of a run"), ([], "A new run needs more: give the data")):
+        assert main([command, "-o", "out", *more]) == 2
+        error = capsys.readouterr().err
+        assert why in error
+        assert error.count("\n") == 1
+        assert not (tmp_path / "out").exists()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "run.json").write_text("{}")
+    assert main([command, "-o", "out", "--resume"]) == 2
+    assert "run.json is damaged" in capsys.readouterr().err
+
+
+def test_a_refused_resume_keeps_what_was_asked_for(root, called, tmp_path, capsys):
+    assert main(["crossval", "data", "--genes", "G0,G1", "-o", "out"]) == 0
+    kept = (tmp_path / "out" / "run.json").read_text()
+    assert main(["crossval", "-o", "out", "--resume", "--sections", "Z9"]) == 2
+    assert "no section Z9" in capsys.readouterr().err
+    assert (tmp_path / "out" / "run.json").read_text() == kept
+    assert main(["crossval", "-o", "out", "--resume", "--final"]) == 0
+    assert called["crossval"][1]["final"]
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from test_hub import BUNDLED, TAG, bundled_folder, facts_of, hub, write_manifest
 from test_weights import flip_last_byte
 
 from tcgn_hub.cli.main import main
-from tcgn_hub.weights.hub import cached_path
+from tcgn_hub.weights.hub import cached_path, sha256_of
 from tcgn_hub.weights.manifest import find_weights, reload_manifest
 
 PATCH = golden.PATCHES[0]
@@ -38,7 +38,8 @@ def test_list_and_show(capsys):
     assert weights("list") == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[1].split()[:2] == [BUNDLED, "785"]
-    assert lines[1].split()[2:4] == ["0.230", "45"]
+    assert lines[1].split()[2:7] == ["0.230", "on", "her2st", "B4,", "C6"]
+    assert lines[1].split()[7] == "45"
     assert lines[1].endswith("in this package")
     assert weights("list", "--json") == 0
     rows = json.loads(capsys.readouterr().out)
@@ -50,11 +51,44 @@ def test_list_and_show(capsys):
     assert "her2st B4, her2st C2" in text
     assert "interval_coverage" in text
     assert "license: CC-BY-4.0" in text
+    assert f"{', '.join(find_weights(BUNDLED).info.genes[:8])} and 777 more" in text
+    assert weights("show", "tcgn_base", "--genes") == 0
+    assert ", ".join(find_weights(BUNDLED).info.genes) in capsys.readouterr().out
     assert weights("show", BUNDLED, "--json") == 0
     shown = json.loads(capsys.readouterr().out)
     assert len(shown["held_out"]["pcc"]) == len(shown["panel"]) == 785
     assert weights("show", "tcgn_base.her2st_a2") == 0
     assert "run `tcgn weights import FILE --tag tcgn_base.her2st_a2`" in capsys.readouterr().out
+
+
+def test_genes_are_listed(capsys, tiny_weights, tmp_path):
+    assert main(["genes"]) == 0
+    captured = capsys.readouterr()
+    lines = captured.out.splitlines()
+    assert len(lines) == 786
+    assert lines[1].split() == ["HPS6", "0.113", "no"]
+    assert "785 of the 785 genes of tcgn_base.her2st" in captured.err
+    assert main(["genes", "--grep", "MARS"]) == 0
+    assert capsys.readouterr().out.splitlines()[1:] == ["MARS  0.438          yes  today MARS1"]
+    assert main(["genes", "--grep", "tle5"]) == 0
+    assert capsys.readouterr().out.splitlines()[1].split()[0] == "AES"
+    assert main(["genes", str(tiny_weights), "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert rows[0] == {"gene": "G0", "today": "G0", "pcc": None, "significant": False}
+    assert rows[-1]["significant"]
+    assert len(rows) == 12
+    assert main(["genes", "tcgn_base.cscc", "--grep", "loricrin"]) == 0
+    assert capsys.readouterr().out.split() == ["gene", "LOR", "today", "LORICRIN"]
+    (tmp_path / "mine.txt").write_text("A\nB\n")
+    assert main(["genes", str(tmp_path / "mine.txt")]) == 0
+    assert capsys.readouterr().out.split() == ["gene", "A", "B"]
+    for arguments, says in (
+        (["--grep", "nothing"], "None of the 785 genes of tcgn_base.her2st has 'nothing' in one of its names"),
+        (["tcgn_base.cmt_tiny"], "tcgn_base.cmt_tiny states no genes"),
+        (["absent"], "absent does not exist"),
+    ):
+        assert main(["genes", *arguments]) == 2
+        assert says in capsys.readouterr().err
 
 
 def test_pull_path_verify_clear(hub, capsys, tmp_path):  # noqa: F811
@@ -122,7 +156,12 @@ def test_publish_dry_run(hub, capsys, tmp_path):  # noqa: F811
     captured = capsys.readouterr()
     card, entry = captured.out.split("\n\n{\n")
     assert card.startswith("---\n")
-    assert json.loads("{" + entry)["tag"] == "tcgn_base.mine"
+    entry = json.loads("{" + entry)
+    assert entry["tag"] == "tcgn_base.mine"
+    assert entry["held_out"]["pcc"] == "<785 values>"
+    assert entry["ood"]["mean"] == "<5,121 bytes>"
+    assert entry["files"][0]["sha256"] == sha256_of(folder / "model.safetensors")
+    assert max(map(len, captured.out.splitlines())) < 500
     assert "Would upload model.safetensors, config.json, README.md to org/tcgn" in captured.err
     assert not [path for _, path, _ in hub.log if "org" in path]
 

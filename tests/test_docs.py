@@ -16,6 +16,7 @@ from sections import PANEL, write_section
 import tcgn_hub
 from tcgn_hub.cli.main import main as tcgn
 from tcgn_hub.cli.predict import main as tcgn_predict
+from tcgn_hub.images.readers import open_slide
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -29,11 +30,21 @@ COMMANDS = {"tcgn": tcgn, "tcgn-predict": tcgn_predict}
 def place(tmp_path, monkeypatch) -> Path:
     """A folder with what a reader is assumed to have."""
     shutil.copy(golden.PATCHES[0], tmp_path / "patch.png")
-    shutil.copy(golden.SVS, tmp_path / "slide.svs")
+    _slide(tmp_path / "slide.svs")
     (tmp_path / "panel.txt").write_text("\n".join(PANEL))
     _samples(tmp_path)
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+def _slide(path: Path) -> None:
+    """A corner of a slide, so that tiles which overlap are few."""
+    import tifffile
+
+    with open_slide(golden.SVS) as slide:
+        pixels, scale = slide.read(960, 1000, 640, 640), slide.scale
+    per_cm = 1e4 / scale.mpp
+    tifffile.imwrite(path, pixels, tile=(256, 256), resolution=(per_cm, per_cm), resolutionunit="CENTIMETER")
 
 
 def _samples(folder: Path) -> None:

@@ -78,7 +78,7 @@ def test_what_was_allowed_is_recorded_everywhere(sections, predictor, tmp_path):
 
 def test_a_renamed_section_is_refused(sections, predictor):
     renamed = replace(sections[2], name="X7", patient="X", study="own", image=None, mpp=0.5)
-    with pytest.raises(SectionError, match=r"X7 \(it is B1 of study her2st\).*--allow-seen X7"):
+    with pytest.raises(SectionError, match=r"X7 \(it is B1 of study her2st\).*allow_seen=\['X7'\]"):
         measured([renamed], predictor, test=["X7"])
 
 

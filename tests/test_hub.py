@@ -376,6 +376,13 @@ def test_offline(hub, monkeypatch):
     assert resolve(TAG).source == "cache"
 
 
+@pytest.mark.parametrize("name", ["hf-hub:lab/none", "hf-hub:lab/tcgn@" + "0" * 40])
+def test_offline_is_named_as_the_cause(hub, monkeypatch, tmp_path, name):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with refused("HF_HUB_OFFLINE forbids to fetch it"):
+        resolve(name, cache_dir=tmp_path)
+
+
 def test_a_dead_server(hub, monkeypatch):
     monkeypatch.setattr(resolver, "time", time)
     use_endpoint(monkeypatch, "http://127.0.0.1:9")

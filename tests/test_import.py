@@ -82,9 +82,9 @@ def test_any_panel_with_a_name(tmp_path):
     genes = [f"G{i}" for i in range(33)]
     (tmp_path / "genes.txt").write_text("\n".join(genes))
     save_file(golden.published_state_dict(33), tmp_path / "mine.safetensors")
-    with pytest.raises(WeightsError, match=r"a model of 33 genes, .*--tag tcgn_base\.NAME"):
+    with pytest.raises(WeightsError, match=r"a model of 33 genes, .*tag='tcgn_base\.NAME'"):
         import_checkpoint(tmp_path / "mine.safetensors")
-    with pytest.raises(PanelError, match=r"33 genes; name them with --genes"):
+    with pytest.raises(PanelError, match=r"33 genes; name them with genes="):
         import_checkpoint(tmp_path / "mine.safetensors", tag="tcgn_base.mine")
     for _ in range(2):  # the second replaces the first
         import_checkpoint(tmp_path / "mine.safetensors", tag="tcgn_base.mine", genes=tmp_path / "genes.txt")
@@ -154,7 +154,7 @@ def test_bad_checkpoints_are_refused(tmp_path, monkeypatch, published):
         ("missing.pth", {}, r"6 missing \(stages\.0\.graph\.co_embed\.censnet\.edge"),
         ("trunk.pth", {}, r"1 missing \(stem\.conv2\.weight\)"),
         (published, {"genes": "three.txt", "tag": "tcgn_base.mine"}, "predicts 785 genes, but the panel has 3"),
-        (published, {"genes": "cscc_171"}, "name it with --tag"),
+        (published, {"genes": "cscc_171"}, "name it with tag"),
         (published, {"tag": "tcgn_base.cscc"}, r"not what tcgn_base\.cscc stands for: a model of 785 genes"),
         (published, {"tag": "tcgn_base.her2st"}, "belongs to other weights"),
         (published, {"tag": "mine"}, "'mine' is not a tag"),

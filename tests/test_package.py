@@ -1,11 +1,14 @@
 """The package as it is installed: import orders, and a wheel in a fresh environment."""
 
+import ast
 import os
+import re
 import shutil
 import subprocess
 import sys
 import venv
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -44,6 +47,34 @@ def test_public_names():
         tcgn_hub.nothing  # noqa: B018
 
 
+def _texts(tree: ast.AST) -> Iterator[str]:
+    """The texts of a module but for docstrings, what is filled in as {}."""
+    others = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Expr):
+            others.add(node.value)
+        elif isinstance(node, ast.JoinedStr):
+            others.update(node.values)
+            yield "".join(part.value if isinstance(part, ast.Constant) else "{}" for part in node.values)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node not in others:
+            yield node.value
+
+
+def test_messages_speak_the_language_of_who_reads_them():
+    """Options go through `tcgn_hub.text.option`: as Python has them for who calls from Python."""
+    package = Path(tcgn_hub.__file__).parent
+    found = []
+    for path in sorted(package.rglob("*.py")):
+        if path.parent.name == "cli":
+            continue
+        for text in _texts(ast.parse(path.read_text(encoding="utf-8"))):
+            # a whole command is a command for both, and where a scale is from is said so in the files
+            text = "" if text in ("--mpp", "--magnification") else re.sub(r"`[^`]*`", "", text)
+            if re.search(r"--[a-z]|\b(split|by|genes|resume|weights|allow_seen)=", text):
+                found.append(f"{path.relative_to(package)}: {text}")
+    assert not found
+
+
 def test_the_wheel_in_a_fresh_environment(tmp_path):
     source = tmp_path / "source"
     ignored = shutil.ignore_patterns(".git", "build", "dist", "*.egg-info", "__pycache__", "runs", ".*_cache")
@@ -55,7 +86,13 @@ def test_the_wheel_in_a_fresh_environment(tmp_path):
     )
     wheel = next((tmp_path / "dist").glob("*.whl"))
     names = zipfile.ZipFile(wheel).namelist()
-    data = ("weights_manifest.json", "weights/card.md.jinja", "writing/report.html.jinja", "panels/her2st_785.txt")
+    data = (
+        "weights_manifest.json",
+        "weights/card.md.jinja",
+        "writing/report.html.jinja",
+        "panels/her2st_785.txt",
+        "panels/aliases.tsv",
+    )
     assert {f"tcgn_hub/{name}" for name in data} <= set(names)
     assert "tcgn_hub/weights/bundled/tcgn_base.her2st/model.safetensors" in names
     assert not [name for name in names if name.startswith("tests")]

@@ -179,6 +179,19 @@ def test_genes_keep_the_asked_order(tiny, tmp_path):
         np.testing.assert_array_equal(result.X[0], [all_of_them.X[0, all_of_them.column(gene)] for gene in GENES])
 
 
+def test_what_a_gene_is_taken_for_is_said(tiny):
+    info = replace(tiny.info, name="w", genes=("ERBB2", "AES", *tiny.info.genes[2:]), held_out={})
+    named = tcgn_hub.Predictor(tiny.backend, info)
+    result = named.patches([PATCH], genes=["tle5", "HER2", "G5", "g6"])
+    assert result.genes == ["AES", "ERBB2", "G5", "G6"]
+    assert named.columns(["HER2", "AES"]) == [0, 1]
+    taken = {"tle5 is taken for AES": ["w"], "HER2 is taken for ERBB2": ["w"]}
+    assert taken.items() <= result.notes.items()
+    assert not [note for note in result.notes if "G6" in note]
+    with pytest.raises(PanelError, match="HER2 and erbb2 are one gene"):
+        named.patches([PATCH], genes=["HER2", "erbb2"])
+
+
 def test_only_significant_genes(tiny):
     assert tiny.patches([PATCH], significant_only=True).genes == list(PANEL[4:])
     assert tiny.patches([PATCH], genes=[PANEL[0], PANEL[6]], significant_only=True).genes == [PANEL[6]]
@@ -209,6 +222,18 @@ def test_patches_are_cut_by_micrometres(tiny):
     image = golden.tissue(320)
     for options, side in (({}, 308), ({"patch_um": 56}, 112), ({"patch_um": 100}, 200)):
         assert tiny.patches([image], mpp=0.5, **options).obs["patch_px"].tolist() == [side]
+
+
+def test_tables_say_where_in_the_picture_a_patch_is(tiny):
+    noise = np.random.default_rng(0).integers(0, 255, (331, 400, 3), dtype=np.uint8)
+    result = tiny.patches([noise, noise[:, :331]], mpp=0.5, force=True)
+    at = zip(*(result.obs[key].tolist() for key in ("x", "y", "patch_px")), strict=True)
+    for i, (x, y, side) in enumerate(at):
+        left, top = int(x - side / 2), int(y - side / 2)
+        assert (x - side / 2, y - side / 2, side) == (left, top, 308)
+        alone = noise[:, : 400 if i == 0 else 331][top : top + side, left : left + side]
+        assert tiny.patches([alone], mpp=0.5, force=True).X[0] == pytest.approx(result.X[i], abs=1e-6)
+    assert (result.obs["x"].tolist(), result.obs["y"].tolist()) == ([200.0, 165.0], [165.0, 165.0])
 
 
 def test_images_of_different_scales_go_in_one_batch(tiny, tmp_path):

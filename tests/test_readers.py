@@ -202,9 +202,10 @@ def test_visium_finds_its_image_or_says_how(tmp_path):
 
 def test_visium_scale(tmp_path):
     write_visium(tmp_path / "outs")
-    assert read_visium(tmp_path / "outs", mpp=0.3).mpp == 0.3
-    (tmp_path / "outs/spatial/scalefactors_json.json").write_text('{"microns_per_pixel": 0.27}')
-    assert read_visium(tmp_path / "outs").mpp == 0.27
+    assert read_visium(tmp_path / "outs", mpp=0.9).mpp == 0.9
+    assert read_visium(tmp_path / "outs", mpp=0.3, force_scale=True).mpp == 0.3
+    (tmp_path / "outs/spatial/scalefactors_json.json").write_text('{"microns_per_pixel": 0.97}')
+    assert read_visium(tmp_path / "outs").mpp == 0.97
     (tmp_path / "outs/spatial/scalefactors_json.json").unlink()
     assert read_visium(tmp_path / "outs").mpp == pytest.approx(1.0, rel=0.01)
     (tmp_path / "outs/spatial/scalefactors_json.json").write_text("{")
@@ -281,9 +282,9 @@ def test_h5ad_of_normalised_x_with_counts_in_a_layer(tmp_path):
 
 def test_h5ad_patient_scale_image_and_tissue(tmp_path):
     path = tmp_path / "s.h5ad"
-    write_h5ad(path, obs={"donor": "D", "in_tissue": [0] * 3 + [1] * 17}, uns={"tcgn": {"mpp": 0.4}})
+    write_h5ad(path, obs={"donor": "D", "in_tissue": [0] * 3 + [1] * 17}, uns={"tcgn": {"mpp": 0.8}})
     section = read_h5ad(path)
-    assert (section.patient, section.mpp, len(section.spots)) == ("D", 0.4, 17)
+    assert (section.patient, section.mpp, len(section.spots)) == ("D", 0.8, 17)
     assert section.left_out == {"spots not in tissue": 3}
     there = picture(tmp_path / "elsewhere" / "big.png")
     library = {"metadata": {"source_image_path": str(there), "chemistry_description": "Spatial 3' v1"}}
@@ -344,11 +345,11 @@ def hest(tmp_path):
         write_h5ad(tmp_path / "st" / f"{name}.h5ad", image=False)
         picture(tmp_path / "wsis" / f"{name}.tif")
     (tmp_path / "metadata").mkdir()
-    facts = {"id": "INT1", "patient": "Patient 4", "pixel_size_um_estimated": 0.46, "pixel_size_um_embedded": 9}
+    facts = {"id": "INT1", "patient": "Patient 4", "pixel_size_um_estimated": 0.96, "pixel_size_um_embedded": 9}
     (tmp_path / "metadata/INT1.json").write_text(json.dumps(facts))
     (tmp_path / "metadata/INT2.json").write_text('{"patient": NaN, "pixel_size_um_estimated": null}')
     (tmp_path / "HEST_v1_1_0.csv").write_text(
-        "dataset_title,id,patient,pixel_size_um_estimated\nSome study,NCBI3,P3,0.5\nOther,INT1,no,9\n"
+        "dataset_title,id,patient,pixel_size_um_estimated\nSome study,NCBI3,P3,1.05\nOther,INT1,no,9\n"
     )
     return tmp_path
 
@@ -356,9 +357,9 @@ def hest(tmp_path):
 def test_hest(hest):
     sections = read_sections(hest)
     assert [(s.name, s.patient, s.mpp) for s in sections] == [
-        ("INT1", "Patient 4", 0.46),
+        ("INT1", "Patient 4", 0.96),
         ("INT2", "INT2", None),
-        ("NCBI3", "P3", 0.5),
+        ("NCBI3", "P3", 1.05),
     ]
     assert [s.image.name for s in sections] == ["INT1.tif", "INT2.tif", "NCBI3.tif"]
     assert [s.study for s in sections] == ["hest", "hest", "Some study"]
@@ -466,7 +467,7 @@ def test_bulk_tiles_are_those_of_a_prediction(tmp_path):
     write_bulk(tmp_path, slides=1)
     (section,) = read_bulk(tmp_path / "bulk.csv", mpp=0.7, patch_um=70)
     with open_slide(tmp_path / "slide0.png") as slide:
-        tiles, _ = _choose(slide, Scale(0.7, "--mpp"), 70, 70, None, 0.5, *slide.overview(2000))
+        tiles, _, _ = _choose(slide, Scale(0.7, "--mpp"), 70, 70, None, None, 0.5, False, *slide.overview(2000))
     assert tiles.names == section.spots
     assert np.array_equal(tiles.xy, section.xy)
 
@@ -574,7 +575,7 @@ def sheet(tmp_path):
     write_h5ad(tmp_path / "h.h5ad", image=False, obs={"patient": ["P1"] * 10 + ["P2"] * 10})
     picture(tmp_path / "images" / "big.png")
     (tmp_path / "sheet.csv").write_text(
-        "section,patient,data,image,mpp\none,P1,v,images/big.png,\ntwo,P1,h.h5ad,images/big.png,0.25\nA1,P2,her2st,,\n"
+        "section,patient,data,image,mpp\none,P1,v,images/big.png,\ntwo,P1,h.h5ad,images/big.png,1.2\nA1,P2,her2st,,\n"
     )
     return tmp_path / "sheet.csv"
 
@@ -583,10 +584,10 @@ def test_sheet(sheet):
     sections = read_sections(sheet)
     assert [(s.name, s.patient, s.image.name, s.mpp and round(s.mpp, 2)) for s in sections] == [
         ("one", "P1", "big.png", 1.0),
-        ("two", "P1", "big.png", 0.25),
+        ("two", "P1", "big.png", 1.2),
         ("A1", "P2", "HE.jpg", None),
     ]
-    assert [s.mpp for s in read_sections(sheet, mpp=0.6)] == [0.6] * 3
+    assert [s.mpp for s in read_sections(sheet, mpp=0.9)] == [0.9] * 3
     assert [s.study for s in sections] == ["own", "own", "her2st"]
     assert [s.study for s in read_sections(sheet, study="mine")] == ["mine"] * 3
     rows = [line.split(",") for line in sheet.read_text().split()]

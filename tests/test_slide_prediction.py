@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import pickle
+import re
 import shutil
 import signal
 import subprocess
@@ -19,7 +20,7 @@ import pytest
 import tifffile
 import torch
 from PIL import Image
-from sections import PANEL
+from sections import PANEL, visium_array, write_h5ad
 from test_slides import OME, SVS, pyramid
 
 import tcgn_hub
@@ -162,7 +163,7 @@ def test_no_tissue_no_scale_and_other_refusals(predictor, tmp_path):
         (blank, {}, ImageError, "shows no tissue"),
         (tmp_path / "x.png", {}, ImageError, "does not say how large its pixels are"),
         (tmp_path / "x.png", {"mpp": 0.06}, ImageError, "smaller than a tile"),
-        (tmp_path / "x.png", {"mpp": 0.5, "max_pixels": 100}, ImageError, "--max-pixels"),
+        (tmp_path / "x.png", {"mpp": 0.5, "max_pixels": 100}, ImageError, "max_pixels"),
         (SVS, {"spots": far}, SectionError, "2 of the 2 spots .* such as A-1, lie outside .*2220 x 2967"),
         (SVS, {"genes": ["NOGENE"]}, PanelError, "NOGENE"),
     ):
@@ -237,6 +238,55 @@ def _spots(path: Path, *places: tuple[int, int]) -> Path:
     return path
 
 
+# spots
+
+
+def test_spots_off_the_slide_are_left_out_and_listed(predictor, tmp_path):
+    (tmp_path / "spots.csv").write_text("name,x,y\na,500,500\nb,-3,900\nc,1000,1000\nd,600,2967\ne,700,700\n")
+    result = predictor.slide(SVS, spots=tmp_path / "spots.csv", workers=0, genes=GENES)
+    assert result.names == ["a", "c", "e"]
+    assert result.obsm["spatial"].tolist() == [[500, 500], [1000, 1000], [700, 700]]
+    assert list(result.failed) == ["b", "d"]
+    assert "spot b of" in result.failed["b"]
+    assert "2220 x 2967" in result.failed["d"]
+    inside = _spots(tmp_path / "inside.csv", (500, 500), (1000, 1000), (700, 700))
+    np.testing.assert_allclose(predictor.slide(SVS, spots=inside, workers=0, genes=GENES).X, result.X, atol=1e-5)
+
+
+@pytest.mark.parametrize(("pitch", "refused"), [(200.4, False), (186, False), (135, True), (40.5, True)])
+def test_spots_of_another_resolution_are_refused(predictor, tmp_path, predicted, pitch, refused):
+    spots = tmp_path / "spots.h5ad"
+    write_h5ad(spots, image=False, xy=visium_array(pitch=pitch)[2] + 200)
+    if refused:
+        with pytest.raises(SectionError, match=r"spots.h5ad are .* px apart, .*100 um at .* 0.499 .*force_scale=True"):
+            predictor.slide(SVS, spots=spots, workers=0)
+        assert not predicted
+    result = predictor.slide(SVS, spots=spots, workers=0, force_scale=refused, genes=GENES)
+    assert len(result) == 20
+    assert any("px apart" in note for note in result.notes) == (pitch != 200.4)
+
+
+def test_one_of_several_sections_of_spots(predictor, tmp_path, tcgn, capsys, monkeypatch):
+    data = write_h5ad(tmp_path / "two.h5ad", image=False, obs={"library_id": ["S1"] * 4 + ["S2"] * 16})
+    result = predictor.slide(SVS, spots=tmp_path / "two.h5ad", library="S1", workers=0, force_scale=True)
+    assert result.names == list(data.obs_names[:4])
+    with pytest.raises(SectionError, match="library is of a file of spots"):
+        predictor.slide(SVS, library="S1")
+    out = ["-o", tmp_path / "o.csv", "--genes", GENES[0], "--workers", "0", "--force-scale"]
+    assert tcgn(SVS, *out, "--spots", tmp_path / "two.h5ad", "--library", "S1") == 0
+    assert len((tmp_path / "o.csv").read_text().splitlines()) == 5
+    monkeypatch.setattr("tcgn_hub.prediction.predictor.load", None)
+    for options, says in (
+        (["--spots", tmp_path / "two.h5ad"], "holds 2 sections (S1, S2); choose one with --library NAME"),
+        (["--spots", tmp_path / "two.h5ad", "--library", "S3"], "has no section S3; there are S1, S2"),
+        (["--library", "S1"], "--library is of a file of spots"),
+        (["--spots", tmp_path], "is a folder; give a file of spots"),
+    ):
+        capsys.readouterr()
+        assert tcgn(SVS, *out, *options) == 2
+        assert says in capsys.readouterr().err
+
+
 # processes
 
 
@@ -294,7 +344,7 @@ def _env() -> dict[str, str]:
 def test_results_are_held_once(predictor, monkeypatch):
     """The columns that are asked for, in arrays that are made once; no copy where tiles have failed."""
     count, wide = 3000, 400
-    monkeypatch.setattr(slides, "read_spots", lambda path: slides.Tiles(*_many(count)))
+    monkeypatch.setattr(slides, "read_spots", lambda path, **_: slides.Tiles(*_many(count)))
     failing = set(range(0, count, 7))
     tile = np.zeros((8, 8, 3), np.uint8)
     monkeypatch.setattr(TileReader, "__getitem__", lambda self, i: (i, None, "lost") if i in failing else (i, tile, ""))
@@ -495,9 +545,16 @@ def test_command_writes_formats(tcgn, tmp_path, suffix):
         assert metadata["significant"] == {GENES[0]: True, GENES[1]: False}
 
 
-def test_command_with_everything(tcgn, tmp_path, predictor):
+def test_command_with_everything(tcgn, tmp_path, predictor, capsys):
     drawn = ["--plot", "G5,G6", "--report", "--bulk", tmp_path / "bulk.csv", "--features", "--significant-only"]
     assert tcgn(SVS, OME, "-o", tmp_path / "out", "--stride-um", "300", "--min-tissue", "0.2", *drawn) == 0
+    *slides, whole = [line for line in capsys.readouterr().err.splitlines() if " written to " in line]
+    assert [re.findall(r"(\S+): \d+ tiles? in [\d.]+ s, ", line) for line in slides] == [[str(SVS)], [str(OME)]]
+    named = re.findall(r"written to (.*)", slides[0])[0].split(", ")
+    drawn = ["G5.png", "G6.png", "tissue.png"]
+    assert [name.split("cmu_small_region.svs.")[1] for name in named] == ["h5ad", *drawn, "html"]
+    assert all(Path(name).is_file() for name in named)
+    assert re.search(r"predict: 2 of 2 slides, \d+ tiles in .* written to .*bulk.csv, .*bulk.csv.json$", whole)
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert {"cmu_small_region.svs.h5ad", "cmu_small_region.svs.html", "cmu_small_region.svs.G5.png"} <= names
     assert {"cmu_small_region.svs.tissue.png", "OS-1-detail.ome.tif.h5ad"} <= names

@@ -297,8 +297,8 @@ def test_bad_spots_are_refused(tmp_path):
         ("text.csv", "is not a file of spots"),
         ("empty.csv", "no spot in tissue"),
         ("nan.tsv", "not a number"),
-        ("cut.h5ad", "is not a file of spots"),
-        ("binary.csv", "is not a file of spots"),
+        ("cut.h5ad", "no .h5ad file that can be read"),
+        ("binary.csv", "cannot be read as a table"),
         ("absent.csv", "does not exist"),
     ):
         with pytest.raises(SectionError, match=says) as raised:
@@ -341,7 +341,7 @@ def test_bad_slides_are_refused(tmp_path, monkeypatch):
             slide.read(0, 0, *slide.size)
         assert str(tmp_path) in str(raised.value), name
         assert "\n" not in str(raised.value), name
-    with pytest.raises(ImageError, match=r"300 x 300 px, more than the limit of 1,000.*--max-pixels"):
+    with pytest.raises(ImageError, match=r"300 x 300 px, more than the limit of 1,000.*max_pixels"):
         open_slide(tmp_path / "whole.jpg", max_pixels=1000)
 
 

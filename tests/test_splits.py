@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from tcgn_hub.data.sections import Section
 from tcgn_hub.errors import SectionError, TrainingError
 from tcgn_hub.evaluation.splits import Split, check_seen, folds, make_split, spatial_block
+from tcgn_hub.text import on_command_line
 
 
 def sections(names):
@@ -122,6 +123,21 @@ def test_splits_that_are_refused(cohort, options, message):
         make_split(sections(cohort), **options)
 
 
+def test_options_are_named_as_the_reader_gives_them():
+    with pytest.raises(SectionError, match=r"say by='section' \(the results [^,]*$"):
+        folds(sections("C1 C2"), "patient")
+    asked = on_command_line.set(True)
+    try:
+        with pytest.raises(SectionError, match=r"say --split section .*, or --split none to train without a test"):
+            make_split(sections("C1 C2"))
+        with pytest.raises(SectionError, match=r"say --by section [^-]*$"):
+            folds(sections("C1 C2"), "patient")
+        with pytest.raises(SectionError, match="say --allow-seen C1 C2,"):
+            check_seen([one.seen() for one in HER2ST], HER2ST[:2])
+    finally:
+        on_command_line.reset(asked)
+
+
 def test_an_unknown_way_to_split():
     with pytest.raises(TrainingError, match="by patient, section or none, not by 'slide'"):
         make_split(MANY, by="slide")
@@ -150,7 +166,7 @@ def test_a_section_that_was_seen_is_refused_whatever_it_is_called(by):
     renamed = replace(seen, name="X9", patient="X", study="own")
     for section in (seen, renamed, replace(seen, counts=seen.counts + 1)):
         with pytest.raises(
-            SectionError, match=f"section {section.name} .it is C2 of study her2st.*--allow-seen {section.name}"
+            SectionError, match=rf"section {section.name} .it is C2 of study her2st.*allow_seen=\['{section.name}'\]"
         ):
             check_seen(SEEN, [section], by=by)
         assert check_seen(SEEN, [HER2ST[2], section], by=by, allow=[section.name]) == [section.name]
@@ -169,7 +185,7 @@ def test_an_image_that_was_seen_is_refused(tmp_path):
 
 def test_a_patient_that_was_seen_is_refused_by_patient():
     other = replace(HER2ST[0], name="C9", counts=np.full((1, 1), 77, np.float32))
-    with pytest.raises(SectionError, match=r"C9 .patient C of study her2st, as C1 is.*by section.*--allow-seen C9"):
+    with pytest.raises(SectionError, match=r"C9 .patient C of study her2st, as C1 is.*by section.*allow_seen=\['C9'\]"):
         check_seen(SEEN, [HER2ST[2], other])
     assert check_seen(SEEN, [HER2ST[2], other], allow=["C9", "B1"]) == ["C9"]
     assert check_seen(SEEN, [HER2ST[2], other], by="section") == []

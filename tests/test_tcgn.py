@@ -252,6 +252,45 @@ def test_other_input_sizes_are_refused(golden_model):
         golden_model(torch.zeros(1, 3, 256, 256))
 
 
+@pytest.fixture(scope="module")
+def saved_heads(tiny, tmp_path_factory) -> dict[str, tuple[TCGN, dict[str, str]]]:
+    """The tiny model with and without pooling, and where its weights lie."""
+    found = {}
+    for pool in ("avg", ""):
+        model = copy.deepcopy(tiny)
+        classifier = model.head.fc.state_dict()
+        model.reset_classifier(8, pool)
+        shapes = {key: value.shape for key, value in model.head.fc.state_dict().items()}
+        model.head.fc.load_state_dict({key: value.reshape(shapes[key]) for key, value in classifier.items()})
+        file = tmp_path_factory.mktemp("heads") / "tiny.safetensors"
+        save_file(model.state_dict(), file)
+        found[pool] = model, {"file": str(file)}
+    return found
+
+
+@pytest.mark.parametrize("global_pool", ["", "avg", None])
+@pytest.mark.parametrize("num_classes", [0, 8, 5])
+@pytest.mark.parametrize("saved_pool", ["avg", ""])
+def test_any_head_takes_the_pretrained_one(saved_heads, num_classes, global_pool, saved_pool):
+    pool = {} if global_pool is None else {"global_pool": global_pool}
+    saved, overlay = saved_heads[saved_pool]
+    got = timm.create_model(
+        "test_tcgn", pretrained=True, num_classes=num_classes, pretrained_cfg_overlay=overlay, **pool
+    ).eval()
+    want = copy.deepcopy(saved_heads["avg" if global_pool is None else global_pool][0])
+    if num_classes != 8:
+        want.reset_classifier(num_classes)
+    features = torch.randn(2, 32, 7, 7)
+    with torch.inference_mode():
+        hidden = got.forward_head(features, pre_logits=True)
+        torch.testing.assert_close(hidden, want.forward_head(features, pre_logits=True), atol=1e-6, rtol=0)
+        values, expected = got.forward_head(features), want.forward_head(features)
+    assert values.shape == expected.shape == (2, num_classes or 32, *((7, 7) if global_pool == "" else ()))
+    if num_classes != 5:  # which is new
+        torch.testing.assert_close(values, expected, atol=1e-6, rtol=0)
+    assert torch.equal(got.final_conv[0].weight, saved.final_conv[0].weight)
+
+
 def test_reset_classifier_keeps_the_hidden_layer(golden_model, x):
     model = copy.deepcopy(golden_model)
     hidden = model.head.pre_logits.fc.weight.clone()

@@ -214,8 +214,10 @@ def test_killed_and_resumed_equals_uninterrupted(sections, root, tmp_path):
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (out / "model.safetensors").exists()
-    subprocess.run(start, check=True, stderr=subprocess.DEVNULL)
+    resumed = [sys.executable, "-m", "tcgn_hub.cli.main", "finetune", "--resume", "-o", str(out)]
+    subprocess.run(resumed, check=True, stderr=subprocess.DEVNULL)
     assert same(whole, out)
+    assert not (out / "run.json").exists()
 
 
 def test_sigterm_saves_the_state(root, tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from tcgn_hub.errors import CheckpointError, ManifestError, TcgnError, WeightsEr
 from tcgn_hub.models import tcgn
 from tcgn_hub.models.loading import load_model
 from tcgn_hub.weights import hub, manifest
+from tcgn_hub.weights.convert import read_parameters
 from tcgn_hub.weights.hub import resolve, sha256_of
 from tcgn_hub.weights.info import WeightsInfo
 from tcgn_hub.weights.lineage import Parent, SeenSection
@@ -238,6 +240,36 @@ def test_same_size_corruption_is_found(tmp_path):
     path.unlink()
     with pytest.raises(WeightsError, match="missing"):
         resolve(entry)
+
+
+def test_a_run_that_has_not_ended_is_no_weights(tmp_path):
+    (tmp_path / "checkpoint.pt").touch()
+    for weights in (tmp_path, tmp_path / "checkpoint.pt", str(tmp_path)):
+        with pytest.raises(WeightsError, match=r"is an unfinished run; continue it with `tcgn finetune .* --resume`"):
+            resolve(weights)
+    with pytest.raises(WeightsError, match="is an unfinished run"):
+        read_model_dir(tmp_path)
+    (tmp_path / "model.safetensors").touch()
+    assert resolve(tmp_path).path == tmp_path / "model.safetensors"
+
+
+class _Object:
+    pass
+
+
+def test_a_pickle_is_refused_in_our_own_words(tmp_path, recwarn):
+    file = tmp_path / "model.pth"
+    for write in (
+        lambda: torch.save({"model": _Object()}, file),
+        lambda: file.write_bytes(pickle.dumps({"model": print})),
+        lambda: file.write_text("weights"),
+        lambda: file.write_bytes(b""),
+    ):
+        write()
+        with pytest.raises(WeightsError, match=r"model\.pth cannot be read as parameters \(it is damaged") as raised:
+            read_parameters(file)
+        assert "weights_only" not in str(raised.value)
+    assert not recwarn
 
 
 def test_a_hash_is_remembered_until_the_file_changes(tmp_path, monkeypatch):

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tracemalloc
 from dataclasses import replace
+from html import escape
 from pathlib import Path
 
 import numpy as np
@@ -21,12 +22,13 @@ from results import DOWNSAMPLE, GENES, HELD_OUT, MPP, PATCH_UM, make, make_patch
 from tcgn_hub.errors import ExtraError, OutputError, PanelError
 from tcgn_hub.files import write_bytes
 from tcgn_hub.result import Result, gene_table
+from tcgn_hub.text import printable
 from tcgn_hub.units import UNITS
 from tcgn_hub.writing.bulk import BulkTable
-from tcgn_hub.writing.figures import draw_gene, draw_mask
+from tcgn_hub.writing.figures import _SlideFigure, draw_gene, draw_mask
 from tcgn_hub.writing.geojson import to_geojson
 from tcgn_hub.writing.report import write_report
-from tcgn_hub.writing.tables import to_csv, to_json, to_table
+from tcgn_hub.writing.tables import describe, to_csv, to_json, to_table
 
 SURE = {**HELD_OUT, "interval_radius": [0.5, 0.25, None, 1.0], "interval_level": 0.8}
 RADIUS = {"GNAS": 0.5, "FASN": 0.25, "HLA-DRA": None, "ACTB": 1.0}
@@ -185,22 +187,27 @@ def test_geojson(prediction):
 def test_csv_and_parquet_hold_the_same(kind, sure, tmp_path):
     parquet = pytest.importorskip("pyarrow.parquet")
     result = kind(held_out=SURE if sure else HELD_OUT, sure=sure)
-    where = ["x", "y", "array_row", "array_col"] if kind is make else ["mpp", "scale_source", "patch_um", "patch_px"]
-    known = ["ood"] if sure else []
+    before = list(describe(result))
+    assert before[:6] == ["name", "x", "y", "array_row", "array_col", "mpp"]
+    assert before[6:] == ["scale_source", "patch_um", "trained_um", "patch_px", "ood"]
     rows = lines(to_csv(result))
-    assert rows[0] == ["name", *where, *known, *GENES, *(f"{gene}.tta_std" for gene in GENES if sure)]
+    assert rows[0] == [*before, *GENES, *(f"{gene}.tta_std" for gene in GENES if sure)]
     result.write(tmp_path / "table.parquet")
     result.write(tmp_path / "table.csv")
     assert lines([(tmp_path / "table.csv").read_text(encoding="utf-8")]) == rows
     table = parquet.read_table(tmp_path / "table.parquet")
     assert table.column_names == rows[0]
+    unknown = [name for name in before if table[name].null_count]
+    assert unknown == ["array_row", "array_col"] * (kind is make_patches) + ["ood"] * (not sure)
+    assert [str(table.schema.field(name).type) for name in before[1:5]] == ["double", "double", "int64", "int64"]
     assert [row[0] for row in rows[1:]] == table["name"].to_pylist() == result.names
     for column, name in enumerate(rows[0][1:], 1):
         stored = table[name].to_pylist()
         if name == "scale_source":
             assert [row[column] for row in rows[1:]] == stored
         else:
-            np.testing.assert_allclose([float(row[column]) for row in rows[1:]], stored, rtol=1e-5)
+            written = [float(row[column]) if row[column] else None for row in rows[1:]]
+            assert written == (stored if name in unknown else pytest.approx(stored, rel=1e-5))
     np.testing.assert_array_equal(np.stack([table[gene].to_numpy() for gene in GENES], axis=1), result.X)
     assert {str(table.schema.field(gene).type) for gene in GENES} == {"float"}
     metadata = json.loads(table.schema.metadata[b"tcgn"])
@@ -233,6 +240,7 @@ def test_json_holds_everything(kind, sure):
     ends = result.interval()
     for i, row in enumerate(rows):
         assert row["name"] == result.names[i]
+        assert list(row) == [*describe(result), "genes"]
         assert row.get("ood") == (pytest.approx(float(result.obs["ood"][i])) if sure else None)
         for j, gene in enumerate(row["genes"]):
             assert gene["gene"] == GENES[j]
@@ -499,3 +507,41 @@ def test_a_disk_that_fills_while_writing(tmp_path, kind):
     assert re.fullmatch(r".*out cannot be written \(.+\)\.\n", done.stdout), done.stdout
     assert done.stderr == ""
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["a\nb #1.svs", "q \"x, y'.svs", "препарат.svs", "bad\udcff.svs"])
+def test_any_name_of_a_file_can_be_written(name, tmp_path):
+    anndata = pytest.importorskip("anndata")
+    slide, patches = make(name=name), make_patches()
+    shown = name.replace("\udcff", "\\udcff")
+    patches.obs["name"][0] = printable(name)
+    for suffix in ("csv", "json", "geojson", "h5ad"):
+        slide.write(tmp_path / f"slide.{suffix}")
+    assert json.loads((tmp_path / "slide.csv.json").read_text())["runs"][0]["slide"] == shown
+    assert json.loads((tmp_path / "slide.geojson").read_text())["tcgn"]["slide"] == shown
+    assert list(anndata.read_h5ad(tmp_path / "slide.h5ad").uns["spatial"]) == [shown.removesuffix(".svs")]
+    for suffix in ("csv", "json", "h5ad", "parquet"):
+        patches.write(tmp_path / f"patches.{suffix}")
+    with open(tmp_path / "patches.csv", encoding="utf-8", newline="") as file:
+        assert [row[0] for row in csv.reader(file)] == ["name", *patches.names]
+    assert json.loads((tmp_path / "patches.json").read_text())["predictions"][0]["name"] == shown
+    assert anndata.read_h5ad(tmp_path / "patches.h5ad").obs_names[0] == shown
+    bulk = BulkTable(tmp_path / "bulk.csv")
+    bulk.add(slide)
+    bulk.write()
+    with open(tmp_path / "bulk.csv", encoding="utf-8", newline="") as file:
+        assert list(csv.reader(file))[1][0].endswith(shown)
+    write_report(tmp_path / "report.html", slide, genes=[])
+    assert escape(shown).replace("&quot;", "&#34;").replace("&#x27;", "&#39;") in (tmp_path / "report.html").read_text(
+        encoding="utf-8"
+    )
+
+
+def test_maps_of_overlapping_tiles_are_of_squares_that_touch():
+    """Each pixel of the map shows one tile: what is drawn later covers nothing of what was drawn before."""
+    for stride, side in ((64.0, 64.0), (128.0, 128.0), (300.0, 128.0)):
+        slide = make(stride_um=stride)
+        canvas = _SlideFigure(slide.slide, "", "", side=300)
+        canvas.add_tiles(slide.obsm["spatial"], slide.X[:, 0], "")
+        corners = canvas._axes.collections[0].get_paths()[0].vertices
+        assert np.ptp(corners, axis=0).tolist() == [side / MPP, side / MPP]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import glob
+import io
 import json
 import logging
 import os
@@ -15,12 +16,15 @@ from typing import TYPE_CHECKING, Any
 
 from tcgn_hub.cli.options import given
 from tcgn_hub.errors import NoTissueError, TcgnError
-from tcgn_hub.text import on_command_line, some
+from tcgn_hub.progress import duration
+from tcgn_hub.text import counted, on_command_line, one_line, some
 
 if TYPE_CHECKING:
     from tcgn_hub.data.sections import Section
     from tcgn_hub.prediction.predictor import Predictor
     from tcgn_hub.result import Result
+
+_NAMED = 8  # files that a summary names, before it counts the others
 
 
 def make_parser(prog: str, description: str, *, epilog: str | None = None) -> argparse.ArgumentParser:
@@ -38,8 +42,9 @@ def command(
     """The ``main(argv, prog=)`` of a command, which returns its exit code."""
 
     def main(argv: Sequence[str] | None = None, *, prog: str = name) -> int:
-        args = build_parser(prog).parse_args(argv)
-        return run(lambda: act(args, prog), prog)
+        with escaping():
+            args = build_parser(prog).parse_args(argv)
+            return run(lambda: act(args, prog), prog)
 
     return main
 
@@ -53,7 +58,7 @@ def run(command: Callable[[], int], name: str) -> int:
         sys.stdout.flush()
         return code
     except TcgnError as err:
-        print(f"{name}: {err}", file=sys.stderr)
+        say(name, err)
         return 1 if isinstance(err, NoTissueError) else 2
     except KeyboardInterrupt as err:
         print(f"{name}: interrupted{f'; {err}' if err.args else ''}", file=sys.stderr)
@@ -64,6 +69,21 @@ def run(command: Callable[[], int], name: str) -> int:
         return 0
     finally:
         on_command_line.reset(asked)
+
+
+@contextlib.contextmanager
+def escaping() -> Iterator[None]:
+    """While this lasts, stdout escapes what its encoding lacks, as stderr always does: a path in another script."""
+    stream = sys.stdout
+    if not isinstance(stream, io.TextIOWrapper):
+        yield
+        return
+    before = stream.errors
+    stream.reconfigure(errors="backslashreplace")
+    try:
+        yield
+    finally:
+        stream.reconfigure(errors=before)
 
 
 @contextlib.contextmanager
@@ -110,17 +130,34 @@ def in_folder(folder: Path, images: Sequence[Path], ending: str) -> list[Path]:
     return [folder / f"{name}{ending}" for name in names]
 
 
+def say(prog: str, message: object) -> None:
+    """One line on stderr, whatever the names in it."""
+    print(f"{prog}: {one_line(str(message))}", file=sys.stderr)
+
+
 def say_notes(prog: str, result: Result) -> None:
     """What was done that the user may not expect, a line each."""
     for note, names in result.notes.items():
-        print(f"{prog}: {some(names, 1)}: {note}", file=sys.stderr)
+        say(prog, f"{some(names, 1)}: {note}")
 
 
 def say_failed(prog: str, failed: Collection[str]) -> int:
     """What could not be done, on stderr; the exit code."""
     for message in failed:
-        print(f"{prog}: {message}", file=sys.stderr)
+        say(prog, message)
     return 1 if failed else 0
+
+
+def say_done(
+    prog: str, what: str, seconds: float, written: Collection[Path], *, failed: int = 0, notes: int = 0, ood: int = 0
+) -> None:
+    """What was done, how long it took, and where it is; ``failed`` and ``notes`` were said before."""
+    parts = [f"{what} in {duration(seconds)}"]
+    parts += [f"{ood} out of distribution"] if ood else []
+    parts += [f"{failed} failed"] if failed else []
+    parts += [counted(notes, "warning")] if notes else []
+    parts += [f"written to {some(map(str, written), _NAMED)}"] if written else []
+    say(prog, ", ".join(parts))
 
 
 def patch_options(args: argparse.Namespace) -> dict[str, Any]:
@@ -142,6 +179,7 @@ def sections_of(args: argparse.Namespace) -> list[Section]:
     from tcgn_hub.errors import SectionError
 
     options: dict[str, Any] = {"names": args.sections, "expression": args.expression, "mpp": args.mpp}
+    options |= given(args, ("force_scale",))
     sections = read_sections(args.data if len(args.data) > 1 else args.data[0], **options)
     names = [section.name for section in sections]
     unknown = [name for name in args.allow_seen or () if name not in names]
@@ -167,9 +205,12 @@ def metadata_of(args: argparse.Namespace) -> dict[str, Any]:
     return metadata
 
 
-def load_predictor(args: argparse.Namespace) -> Predictor:
-    """The weights that are asked for, read once."""
-    from tcgn_hub.prediction.predictor import load
+def load_predictor(args: argparse.Namespace, *, genes: Any = None) -> Predictor:
+    """The weights that are asked for, read once, if they predict these genes, and those that are to be drawn."""
+    from tcgn_hub.prediction.predictor import check_weights, load
     from tcgn_hub.weights.hub import locate
 
+    plot = given(args, ("plot",)).get("plot")
+    for asked in (genes, plot and plot.split(",")):
+        check_weights(args.weights, genes=asked, **given(args, ("backend",)))
     return load(**locate(args.weights), **given(args, ("device", "precision", "backend")))

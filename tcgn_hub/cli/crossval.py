@@ -6,9 +6,10 @@ import argparse
 from pathlib import Path
 
 from tcgn_hub.cli.common import command, make_parser, metadata_of, panel_of, sections_of
+from tcgn_hub.cli.kept import keeping, recall
 from tcgn_hub.cli.options import add, add_recipe, given, recipe_of
 
-_DATA = ("data", "sections", "expression", "mpp")
+_DATA = ("sections", "expression", "mpp", "force_scale")
 _OPTIONS = ("by", "final", "resume", "allow_seen", "device", "workers", "checkpoint_minutes")
 
 
@@ -18,9 +19,11 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
         prog,
         "Train once for every patient or section, without it, and measure all of them beside baselines. -o is the"
         " folder of the folds.",
+        epilog="`tcgn crossval --resume -o OUT` continues what was interrupted: OUT keeps what the run was asked for.",
     )
-    add(parser, *_DATA)
-    add(parser, "genes", "output", required=True)
+    add(parser, "data", required=False)
+    add(parser, *_DATA, "genes")
+    add(parser, "output", required=True)
     add(parser, *_OPTIONS, "folds", "metadata")
     add_recipe(parser)
     return parser
@@ -33,16 +36,18 @@ def _crossval(args: argparse.Namespace, prog: str) -> int:
 
     if not args.resume:
         check_folder(Path(args.output), resume=False)
+    recall(args)
     recipe, metadata, panel = recipe_of(args), metadata_of(args), panel_of(args)
-    evaluation = crossval(
-        sections_of(args),
-        genes=panel,
-        out=args.output,
-        only=args.folds,
-        recipe=recipe,
-        metadata=metadata,
-        **given(args, _OPTIONS),
-    )
+    with keeping(args, afterwards=True):
+        evaluation = crossval(
+            sections_of(args),
+            genes=panel,
+            out=args.output,
+            only=args.folds,
+            recipe=recipe,
+            metadata=metadata,
+            **given(args, _OPTIONS),
+        )
     print(section_table(evaluation))
     return 0
 

@@ -7,7 +7,7 @@ import argparse
 from tcgn_hub.cli.common import command, make_parser, sections_of
 from tcgn_hub.cli.options import add, given
 
-_DATA = ("data", "sections", "expression", "mpp")
+_DATA = ("data", "sections", "expression", "mpp", "force_scale")
 _OPTIONS = ("weights", "device", "precision", "backend", "test", "by", "allow_seen", "tta", "crop_px", "cache")
 
 
@@ -27,7 +27,7 @@ def _evaluate(args: argparse.Namespace, prog: str) -> int:
     from tcgn_hub.evaluation.heldout import evaluate
     from tcgn_hub.evaluation.tables import section_table
 
-    print(section_table(evaluate(sections_of(args), out=args.output, **given(args, _OPTIONS))))
+    print(section_table(evaluate(sections_of(args), out=args.output, progress=True, **given(args, _OPTIONS))))
     return 0
 
 

@@ -52,7 +52,7 @@ def _explain(args: argparse.Namespace, prog: str) -> int:
     given_scale(args.mpp, args.magnification)
     require("matplotlib", extra="plot", to="draw figures")
     pictures = _pictures(images, args)
-    predictor = load_predictor(args)
+    predictor = load_predictor(args, genes=args.genes)
     failed = []
     for image, picture in zip(images, pictures, strict=True):
         explain_one = _slide if is_slide_file(image) else _patch
@@ -116,7 +116,7 @@ def _slide(predictor: Predictor, slide: Path, picture: Path, args: argparse.Name
     )
     say_notes(prog, result)
     count = {} if args.tiles is None else {"count": args.tiles}
-    for gallery in predictor.galleries(result, genes, **count):
+    for gallery in predictor.galleries(result, result.genes, **count):
         drawn = [picture.with_suffix(f".{gallery.gene}.{what}.png") for what in ("map", "tiles")]
         write_bytes(drawn[0], draw_gene(result, gallery.gene))
         write_bytes(drawn[1], draw_gallery(result, gallery))

@@ -7,17 +7,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tcgn_hub.cli.common import command, make_parser, metadata_of, panel_of, sections_of
+from tcgn_hub.cli.kept import keeping, recall
 from tcgn_hub.cli.options import add, add_recipe, given, recipe_of
 
 if TYPE_CHECKING:
     from tcgn_hub.evaluation.splits import Split
 
-_DATA = ("data", "sections", "expression", "mpp")
+_DATA = ("sections", "expression", "mpp", "force_scale")
 _OPTIONS = ("test", "resume", "allow_seen", "device", "workers", "cache", "checkpoint_minutes")
 _EPILOG = """\
 The output is a model directory: tcgn-predict --weights OUT, timm's 'local-dir:OUT' and `tcgn weights publish OUT` take
 it. Several processes or GPUs: torchrun --standalone --nproc-per-node 2 -m tcgn_hub.cli.main finetune ...
-Ctrl-C and SIGTERM save the state; --resume continues as if nothing had happened."""
+Ctrl-C and SIGTERM save the state; `tcgn finetune --resume -o OUT` continues as if nothing had happened: OUT keeps what
+the run was asked for."""
 
 
 def build_parser(prog: str) -> argparse.ArgumentParser:
@@ -28,9 +30,10 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
         " to write.",
         epilog=_EPILOG,
     )
+    add(parser, "data", required=False)
     add(parser, *_DATA)
     add(parser, "output", required=True)
-    add(parser.add_mutually_exclusive_group(required=True), "genes", "hvg")
+    add(parser.add_mutually_exclusive_group(), "genes", "hvg")
     add(parser, "split", *_OPTIONS, "metadata")
     add_recipe(parser)
     return parser
@@ -41,17 +44,19 @@ def _finetune(args: argparse.Namespace, prog: str) -> int:
     from tcgn_hub.training.finetune import finetune
 
     check_folder(Path(args.output), resume=bool(args.resume))
+    recall(args)
     split: dict[str, Any] = {} if args.split is None else {"split": _split(args.split, args.test)}
     recipe, metadata, panel = recipe_of(args), metadata_of(args), panel_of(args)
-    finetune(
-        sections_of(args),
-        genes=args.hvg if panel is None else panel,
-        out=args.output,
-        recipe=recipe,
-        metadata=metadata,
-        **split,
-        **given(args, _OPTIONS),
-    )
+    with keeping(args, afterwards=False):
+        finetune(
+            sections_of(args),
+            genes=args.hvg if panel is None else panel,
+            out=args.output,
+            recipe=recipe,
+            metadata=metadata,
+            **split,
+            **given(args, _OPTIONS),
+        )
     return 0
 
 

@@ -17,6 +17,7 @@ COMMANDS = {
     "crossval": "train and measure with every patient or section held out once",
     "export": "write weights as ONNX or as a program of torch.export",
     "demo": "open a web page to play with",
+    "genes": "list the genes of weights, and how well each is predicted",
     "weights": "list, get, verify, import and publish weights",
 }
 

@@ -51,7 +51,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     ),
     "data": _value(
         "her2st or HEST folder, Space Ranger output folders, .h5ad files, a sample sheet (CSV: section, patient, data,"
-        " image, mpp), a CSV of patches (with --expression), or a CSV of bulk measurements (slide, patient, genes)",
+        " image, mpp, library), a CSV of patches (with --expression), or a CSV of bulk measurements (slide, patient,"
+        " genes)",
         flags=("data",),
         nargs="+",
     ),
@@ -66,7 +67,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
         _ABOVE_ZERO,
     ),
     "strict": _flag("refuse patches without a scale, or smaller than those the weights were trained on"),
-    "force_scale": _flag("believe --mpp or --magnification although the file states a scale more than 40 %% off"),
+    "force_scale": _flag(
+        "believe --mpp or --magnification although what the file states, or the distance of spots, is more than 40 %%"
+        " off"
+    ),
     "force": _flag("predict what shows no tissue, too"),
     "series": _value("which image of a file that holds several, 0 the first (default: the scan)", "N", _NOT_NEGATIVE),
     "crop_px": _value("side of a patch in pixels, where the scale is not known", "N", _COUNT),
@@ -101,7 +105,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "top": _value("patches: only the K genes of the highest means over them, the highest first", "K", _COUNT),
     # slides
     "stride_um": _value("slides: distance of tiles in micrometres (default: half their side)", "UM", _ABOVE_ZERO),
-    "spots": _value("predict these spots: tissue_positions, her2st selection, h5ad", "FILE"),
+    "spots": _value("predict these spots: table of x and y, tissue_positions, her2st selection, h5ad", "FILE"),
+    "library": _value("the section of an h5ad of spots that holds several", "NAME"),
     "min_tissue": _value(
         "least share of tissue in a tile, 0 to 1 (default: 0.5; 0: every tile)", "SHARE", _number(float, 0, 1)
     ),
@@ -121,6 +126,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "occlusion": _flag("patches: check the maps by covering parts (slower)"),
     "fp16": _flag("ONNX: store weights in float16, compute in float32"),
     "int8": _flag("ONNX: multiply matrices in 8 bits"),
+    "all_genes": {**_flag("all genes of the panel, not the first eight"), "flags": ("--genes",), "dest": "all_genes"},
     "json": _flag("as JSON, with all that is known"),
     # training and measuring
     "split": _value("what is held out together, or a splits.json (default: patient)", "patient|section|none|FILE"),
@@ -133,7 +139,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "NAME",
         nargs="+",
     ),
-    "resume": _flag("continue the run in the output folder"),
+    "resume": _flag("continue the run in the output folder, as it was asked for; no other option is needed"),
     "cache": _value("keep the crops here for other runs on the same data", "DIR"),
     "checkpoint_minutes": _value("how often to save the state (default: 10)", "N", _ABOVE_ZERO),
     "metadata": _value(
@@ -147,6 +153,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     # weights as files
     "tag": _value("what to call them (default: by the panel or the repository)", "TAG"),
     "cache_dir": _value("where downloads are kept (default: below HF_HOME)", "DIR"),
+    "grep": _value("only genes with this in their symbol or another name of theirs", "TEXT"),
     "repo": _value("repository, made if there is none", "ORG/NAME"),
     "private": _flag("make a new repository private"),
     "dry_run": _flag("check, and print card and entry; upload nothing"),
@@ -154,12 +161,17 @@ OPTIONS: dict[str, dict[str, Any]] = {
 """What `argparse` is told of each option; ``flags`` where they are not ``--name``."""
 
 
-def add(parser: argparse._ActionsContainer, *names: str, required: bool = False) -> None:
-    """Let a command, or a group of its options, take options of the table."""
+def add(parser: argparse._ActionsContainer, *names: str, required: bool | None = None) -> None:
+    """Let a command, or a group of its options, take options of the table.
+
+    ``required``: whether each has to be given, if not what is usual.
+    """
     for name in names:
         stated = dict(OPTIONS[name])
         flags = stated.pop("flags", (f"--{name.replace('_', '-')}",))
-        if required:
+        if required is False and not flags[0].startswith("-"):
+            stated["nargs"] = "*"
+        elif required:
             stated["required"] = True
         parser.add_argument(*flags, **stated)
 

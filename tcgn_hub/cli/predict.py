@@ -7,6 +7,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from tcgn_hub.cli.common import (
@@ -17,10 +18,13 @@ from tcgn_hub.cli.common import (
     make_parser,
     panel_of,
     patch_options,
+    say,
+    say_done,
     say_failed,
     say_notes,
 )
 from tcgn_hub.cli.options import add, given
+from tcgn_hub.text import counted
 
 if TYPE_CHECKING:
     from tcgn_hub.prediction.predictor import Predictor
@@ -33,7 +37,7 @@ _EXPLAINED = 3  # genes of a report whose highest and lowest tiles are shown
 _LOADED = ("weights", "device", "precision", "backend")
 _SHARED = ("significant_only", "tta", "batch_size")
 _SCALE = ("mpp", "magnification", "patch_um", "force_scale")
-_TILED = ("series", "stride_um", "spots", "min_tissue", "features", "workers", "max_pixels")
+_TILED = ("series", "stride_um", "spots", "library", "min_tissue", "features", "workers", "max_pixels")
 _DRAWN = ("plot", "report", "bulk")
 
 
@@ -86,7 +90,8 @@ def _predict_patches(images: list[Path], options: dict[str, Any], args: argparse
     output = Path(args.output) if args.output else None
     suffix = _suffix_of(output, args.format) if output else _SUFFIXES[args.format or "table"]
     check_patches(images, on_error="skip", **options)
-    result = load_predictor(args).patches(images, on_error="skip", progress=True, **options)
+    began = monotonic()
+    result = load_predictor(args, genes=options["genes"]).patches(images, on_error="skip", progress=True, **options)
     say_notes(prog, result)
     if args.top:
         result = result.top(args.top)
@@ -94,7 +99,11 @@ def _predict_patches(images: list[Path], options: dict[str, Any], args: argparse
         sys.stdout.writelines([to_table(result)] if suffix == ".txt" else FORMATS[suffix[1:]](result))
     else:
         result.write(output, format=suffix)
-    return say_failed(prog, result.failed.values())
+    code = say_failed(prog, result.failed.values())
+    if output is not None:
+        counts = _counts(result)
+        say_done(prog, counted(len(result), "patch", "patches"), monotonic() - began, _tables(output, suffix), **counts)
+    return code
 
 
 def _predict_slides(slides: list[Path], options: dict[str, Any], args: argparse.Namespace, prog: str) -> int:
@@ -111,13 +120,15 @@ def _predict_slides(slides: list[Path], options: dict[str, Any], args: argparse.
             check_resume(slide, resume=_state(output), **given(args, ("weights", "precision", "backend")), **options)
     if len(slides) == 1:
         check_slide(slides[0], **options)
-    predictor = load_predictor(args)
+    predictor = load_predictor(args, genes=options["genes"])
     plots = _plots(predictor, options["genes"], args)
     bulk = BulkTable(args.bulk) if args.bulk else None
     failed: list[str] = []
     kinds: list[type[ImageError]] = []
-    done = 0
+    done = tiles = 0
+    start = monotonic()
     for slide, output in zip(slides, outputs, strict=True):
+        began, written = monotonic(), list[Path]()
         try:
             result = predictor.slide(slide, resume=output and _state(output), progress=True, **options)
         except ImageError as err:
@@ -129,11 +140,16 @@ def _predict_slides(slides: list[Path], options: dict[str, Any], args: argparse.
         say_notes(prog, result)
         if output:
             result.write(output, format=suffix)
-            _draw(result, output, plots, predictor if args.report else None, prog)
+            written = [
+                *_tables(output, suffix),
+                *_draw(result, output, plots, predictor if args.report else None, prog),
+            ]
         if bulk:
             bulk.add(result)
         failed += result.failed.values()
-        done += 1
+        counts = _counts(result)
+        say_done(prog, f"{slide}: {counted(len(result), 'tile')}", monotonic() - began, written, **counts)
+        done, tiles = done + 1, tiles + len(result)
     if not done:
         kind = NoTissueError if set(kinds) == {NoTissueError} else ImageError
         raise kind(f"None of {len(slides)} slides could be predicted: {failed[0]}")
@@ -141,7 +157,24 @@ def _predict_slides(slides: list[Path], options: dict[str, Any], args: argparse.
         bulk.write()
     for output in filter(None, outputs):
         shutil.rmtree(_state(output), ignore_errors=True)
-    return say_failed(prog, failed)
+    code = say_failed(prog, failed)
+    if bulk or len(slides) > 1:
+        what = f"{done} of {counted(len(slides), 'slide')}, {counted(tiles, 'tile')}"
+        tables = [Path(args.bulk), Path(f"{args.bulk}.json")] if bulk else []
+        say_done(prog, what, monotonic() - start, tables, failed=len(failed))
+    return code
+
+
+def _counts(result: Result) -> dict[str, int]:
+    """What a summary warns of."""
+    is_ood = result.is_ood
+    ood = 0 if is_ood is None else int(is_ood.sum())
+    return {"failed": len(result.failed), "notes": len(result.notes), "ood": ood}
+
+
+def _tables(output: Path, suffix: str) -> list[Path]:
+    """The files that `Result.write` leaves."""
+    return [output, Path(f"{output}.json")] if suffix == ".csv" else [output]
 
 
 def _state(output: Path) -> Path:
@@ -190,6 +223,7 @@ def _outputs(slides: list[Path], args: argparse.Namespace) -> tuple[list[Path] |
 
 def _check_slides(outputs: Sequence[Path | None], suffix: str, args: argparse.Namespace) -> None:
     """Refuse, before anything is loaded, what cannot be done or would do nothing."""
+    from tcgn_hub.data.spots import read_spots
     from tcgn_hub.errors import OutputError, SectionError
     from tcgn_hub.extras import require
 
@@ -199,8 +233,10 @@ def _check_slides(outputs: Sequence[Path | None], suffix: str, args: argparse.Na
         raise SectionError("--spots belongs to one slide; give one.")
     if args.spots and given(args, ("stride_um", "min_tissue")):
         raise SectionError("--stride-um and --min-tissue are of a grid of tiles; leave them out, or --spots.")
-    if args.spots and not Path(args.spots).is_file():
-        raise SectionError(f"The spots file {args.spots} does not exist.")
+    if args.library and not args.spots:
+        raise SectionError("--library is of a file of spots; give --spots, or leave it out.")
+    if args.spots:
+        read_spots(args.spots, library=args.library)
     if outputs[0] is None:
         if not args.bulk:
             message = "Say where to write the tiles: -o FILE for one slide, -o DIR for several, or --bulk FILE."
@@ -227,22 +263,26 @@ def _plots(predictor: Predictor, genes: list[str] | None, args: argparse.Namespa
     return [predictor.info.genes[i] for i in drawn]
 
 
-def _draw(result: Result, output: Path, plots: list[str], reporter: Predictor | None, prog: str) -> None:
-    """Maps of genes, and a report if there is who explains it."""
+def _draw(result: Result, output: Path, plots: list[str], reporter: Predictor | None, prog: str) -> list[Path]:
+    """Maps of genes, and a report if there is who explains it; their files."""
     from tcgn_hub.files import write_bytes
     from tcgn_hub.writing.figures import draw_gene, draw_mask
     from tcgn_hub.writing.report import mapped_genes, write_report
 
+    written = []
     for gene in plots:
-        write_bytes(output.with_suffix(f".{gene}.png"), draw_gene(result, gene))
+        written.append(output.with_suffix(f".{gene}.png"))
+        write_bytes(written[-1], draw_gene(result, gene))
     if plots and result.slide is not None and result.slide.mask is not None:
-        write_bytes(output.with_suffix(".tissue.png"), draw_mask(result))
-    if reporter and reporter.backend.name == "onnx":
-        print(f"{prog}: the report has no tiles with Grad-CAM, which needs weights of PyTorch", file=sys.stderr)
-        write_report(output.with_suffix(".html"), result)
-    elif reporter:
-        galleries = reporter.galleries(result, mapped_genes(result)[:_EXPLAINED])
-        write_report(output.with_suffix(".html"), result, galleries=galleries)
+        written.append(output.with_suffix(".tissue.png"))
+        write_bytes(written[-1], draw_mask(result))
+    if reporter:
+        written.append(output.with_suffix(".html"))
+        if reporter.backend.name == "onnx":
+            say(prog, "the report has no tiles with Grad-CAM, which needs weights of PyTorch")
+        explained = [] if reporter.backend.name == "onnx" else mapped_genes(result)[:_EXPLAINED]
+        write_report(written[-1], result, galleries=reporter.galleries(result, explained) if explained else ())
+    return written
 
 
 main = command(build_parser, _predict, "tcgn-predict")

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from tcgn_hub.cli.common import command, make_parser, panel_of
 from tcgn_hub.cli.options import add
+from tcgn_hub.text import aligned, some
 
 if TYPE_CHECKING:
+    from tcgn_hub.weights.info import WeightsInfo
     from tcgn_hub.weights.manifest import ManifestEntry
 
+_LONG_LIST, _LONG_WORD = 30, 80  # what a dry run does not print in full; a sha256 has 64 letters
 _WHERE = {
     "bundled": "in this package",
     "imported": "imported",
@@ -40,7 +44,7 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
         return own
 
     add_command("list", "all weights of the manifests", "cache_dir", "json")
-    add_command("show", "all that is known of one set", "cache_dir", "json", which=None)
+    add_command("show", "all that is known of one set", "cache_dir", "json", "all_genes", which=None)
     add_command("pull", "download a set, unless it is on this machine", "cache_dir", which=None)
     add_command("verify", "hash the files on this machine again", "cache_dir", which="?")
     add_command("path", "print the verified file of parameters on this machine", "cache_dir", which=None)
@@ -64,14 +68,22 @@ def _summary(entry: ManifestEntry, cache_dir: str | None) -> dict[str, Any]:
         "tag": entry.tag,
         "genes": len(entry.info.genes),
         "median_pcc": entry.info.held_out.get("median_pcc"),
+        "measured_on": _measured_on(entry.info),
         "size": sum(file.size for file in entry.files) or None,
         "where": where(entry, cache_dir=cache_dir),
         "license": entry.info.license,
     }
 
 
+def _measured_on(info: WeightsInfo) -> str | None:
+    """The sections of which the held-out numbers are: those of other sections are not to be compared with them."""
+    if info.held_out.get("median_pcc") is None:
+        return None
+    name, sections = info.training_data.get("name"), list(info.held_out.get("sections") or ())
+    return " ".join(filter(None, [name, some(sections, 6)])) or "sections that are not stated"
+
+
 def _list(args: argparse.Namespace) -> int:
-    from tcgn_hub.text import aligned
     from tcgn_hub.weights.manifest import load_manifest
 
     rows = [_summary(entry, args.cache_dir) for entry in load_manifest().values()]
@@ -82,13 +94,13 @@ def _list(args: argparse.Namespace) -> int:
         (
             row["tag"],
             str(row["genes"] or "-"),
-            "not measured" if row["median_pcc"] is None else f"{row['median_pcc']:.3f}",
+            "not measured" if row["median_pcc"] is None else f"{row['median_pcc']:.3f} on {row['measured_on']}",
             "" if row["size"] is None else f"{row['size'] / 1e6:.0f}",
             _WHERE[row["where"]],
         )
         for row in rows
     ]
-    print(aligned([("tag", "genes", "held-out median PCC", "MB", "where"), *cells], left=(0, 4)))
+    print(aligned([("tag", "genes", "held-out median PCC", "MB", "where"), *cells], left=(0, 2, 4)))
     print("`tcgn weights show TAG` says more, and where to get what is to be imported.")
     return 0
 
@@ -124,7 +136,7 @@ def _show(args: argparse.Namespace) -> int:
             for key, value in info.held_out.items()
             if key != "sections"
         },
-        "panel": ", ".join(info.genes[:8]) + (", ..." if len(info.genes) > 8 else ""),
+        "panel": ", ".join(info.genes) if args.all_genes else some(info.genes, 8),
     }
     del shown["files"]
     for key, value in shown.items():
@@ -232,8 +244,20 @@ def _publish(args: argparse.Namespace) -> int:
         print("The manifest entry, its revision null until it is uploaded:\n", file=sys.stderr)
     else:
         print(f"{published.url}\n\nThe manifest entry:\n", file=sys.stderr)
-    print(json.dumps(published.entry, indent=2, ensure_ascii=False))
+    entry = _shortened(published.entry) if published.url is None else published.entry
+    print(json.dumps(entry, indent=2, ensure_ascii=False))
     return 0
+
+
+def _shortened(value: Any) -> Any:
+    """An entry to look at: long lists and arrays in base64 by their length."""
+    if isinstance(value, dict):
+        return {key: _shortened(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_shortened(part) for part in value] if len(value) <= _LONG_LIST else f"<{len(value):,} values>"
+    if isinstance(value, str) and re.fullmatch(rf"[A-Za-z0-9+/=]{{{_LONG_WORD},}}", value):
+        return f"<{len(value) * 3 // 4:,} bytes>"
+    return value
 
 
 main = command(build_parser, _weights, "tcgn weights")

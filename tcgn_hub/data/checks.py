@@ -16,6 +16,7 @@ _COLUMNS = ("section", "patient", "image", "um/px", "spots", "used", "zero", "of
 _TEXT = {"section", "patient", "image", "notes"}
 _SCALES = 1.2  # ratio of scales from which sections do not look alike to a model that sees micrometres
 _LEAST_SPREAD = 0.1  # of the image's width and height; of less, the spots hardly belong to the image
+_CORNER = 0.35  # likewise, if all of them lie that near to the upper left corner, as those of a smaller picture do
 
 
 def check_sections(sections: Sequence[Section], panel: Sequence[str]) -> tuple[list[Section], str]:
@@ -61,7 +62,7 @@ def _check(section: Section, panel: Sequence[str]) -> tuple[Section, dict[str, o
     """The section without unusable spots, its row of the table, and warnings."""
     count = len(section.spots)
     off: np.ndarray = np.zeros(count, bool)
-    warnings = []
+    warnings = [f"Warning: {doubt}." for doubt in section.doubts]
     if section.patches is None:
         if section.image is None:
             raise SectionError(f"Section {section.name} has no image; give one in a sample sheet.")
@@ -77,7 +78,7 @@ def _check(section: Section, panel: Sequence[str]) -> tuple[Section, dict[str, o
                 " px; the positions may belong to another resolution."
             )
         spread = np.ptp(section.xy[~off], axis=0) / size if count else np.ones(2)
-        if count > 20 and (spread < _LEAST_SPREAD).all():
+        if count > 20 and ((spread < _LEAST_SPREAD).all() or (section.xy[~off] < _CORNER * np.array(size)).all()):
             warnings.append(
                 f"Warning: the spots of {_place(section)} cover only {spread.max():.0%} of its width or height; the"
                 " positions may belong to another resolution."

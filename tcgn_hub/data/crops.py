@@ -18,6 +18,7 @@ from tcgn_hub.files import make_folder, writing
 from tcgn_hub.images.readers import open_slide
 from tcgn_hub.images.slides import Slide
 from tcgn_hub.images.transforms import INPUT_PX, patch_px
+from tcgn_hub.progress import Progress
 
 _MAX_PIXELS = 4_000_000_000  # the images of sections are trusted
 
@@ -58,6 +59,7 @@ def spot_crops(
     crop_px: int | None = None,
     margin: float = 0.0,
     cache: str | Path | None = None,
+    progress: bool = False,
 ) -> SpotCrops:
     """Square crops around the centres of the spots.
 
@@ -67,7 +69,8 @@ def spot_crops(
     ``section``: the section; ``patch_um``: side of the patch that the model is to see, in micrometres. Either this or
     ``crop_px``; ``crop_px``: the same in pixels of the image, as the rule of the paper has it; ``margin``: what to keep
     around the patch on each side, as a share of its side, for crops that are moved; ``cache``: folder to keep the crops
-    in. They are cut anew if the image or anything else that they follow from has changed.
+    in. They are cut anew if the image or anything else that they follow from has changed; ``progress``: show how far it
+    is, see `tcgn_hub.progress`.
     """
     if (patch_um is None) == (crop_px is None):
         raise ValueError("give either patch_um or crop_px")
@@ -86,13 +89,13 @@ def spot_crops(
     shape = len(section.spots), 3, plan.side, plan.side
     if cache is None:
         pixels = np.empty(shape, np.uint8)
-        for crop, cut in zip(pixels, _cut(section, plan), strict=True):
+        for crop, cut in zip(pixels, _cut(section, plan, progress), strict=True):
             crop[:] = cut
         return SpotCrops(pixels, patch)
-    return SpotCrops(_cached(section, plan, shape, Path(cache)), patch)
+    return SpotCrops(_cached(section, plan, shape, Path(cache), progress), patch)
 
 
-def _cached(section: Section, plan: _Plan, shape: tuple[int, ...], folder: Path) -> np.ndarray:
+def _cached(section: Section, plan: _Plan, shape: tuple[int, ...], folder: Path, progress: bool) -> np.ndarray:
     name = re.sub(r"[^\w.-]", "_", section.name)
     path = folder / f"{name}-{_fingerprint(section, plan)}.npy"
     kept = _kept(path, shape)
@@ -100,7 +103,7 @@ def _cached(section: Section, plan: _Plan, shape: tuple[int, ...], folder: Path)
         return kept
     make_folder(folder)
     with writing(path) as part:
-        _write(part, _cut(section, plan), shape)
+        _write(part, _cut(section, plan, progress), shape)
     kept = _kept(path, shape)
     if kept is None:
         raise OutputError(f"{path} cannot be read back after it was written; give another folder.")
@@ -136,8 +139,12 @@ def _fingerprint(section: Section, plan: _Plan) -> str:
     return hashlib.sha256(follows.encode()).hexdigest()[:16]
 
 
-def _cut(section: Section, plan: _Plan) -> Iterator[np.ndarray]:
+def _cut(section: Section, plan: _Plan, progress: bool) -> Iterator[np.ndarray]:
     """The crops, uint8, shape (3, side, side) each."""
+    return Progress(len(section.spots), "crop", name=section.name, shown=progress).over(_each(section, plan))
+
+
+def _each(section: Section, plan: _Plan) -> Iterator[np.ndarray]:
     if section.patches is None:
         if section.image is None:
             raise SectionError(f"Section {section.name} has neither an image nor patches.")

@@ -40,6 +40,7 @@ class Section:
     # what a reader had to leave out or to mend, and how often: a short noun phrase and a number, such as ``{"spots
     # without counts": 1}``; shown in the table before training
     left_out: dict[str, int] = field(default_factory=dict)
+    doubts: tuple[str, ...] = ()  # what contradicts its scale, a line each; shown below the table before training
     study: str = OWN  # the study it is from; sections and patients of different studies may share names
 
     def at(self, keep: np.ndarray) -> Section:

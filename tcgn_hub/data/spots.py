@@ -2,75 +2,154 @@
 
 from __future__ import annotations
 
-import csv
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from tcgn_hub.data.flags import in_tissue
+from tcgn_hub.data.h5ad import array_of, chosen, open_h5ad, positions, tissue_of
+from tcgn_hub.data.tables import open_table
 from tcgn_hub.errors import SectionError
 from tcgn_hub.extras import require
 from tcgn_hub.images.tiles import Tiles
+from tcgn_hub.text import option, some
+
+POSITIONS = ("tissue_positions.csv", "tissue_positions_list.csv", "tissue_positions.parquet")
+"""What Space Ranger has called its file of positions, in its folder ``spatial``."""
 
 _VISIUM = ("barcode", "in_tissue", "array_row", "array_col", "pxl_row_in_fullres", "pxl_col_in_fullres")
+_NAMES = ("barcode", "name", "spot", "spot_id", "id")
+_ACCEPTED = (
+    "give a table with the columns x and y in pixels at full resolution, tissue_positions of Space Ranger, a her2st"
+    " selection, or an h5ad with obsm['spatial']"
+)
 
 
-def read_spots(path: str | Path) -> Tiles:
-    """Spots in tissue from a file: a her2st selection, Space Ranger's ``tissue_positions``, or an h5ad.
-
-    ``path``: ``.tsv`` with pixel_x and pixel_y; ``.csv`` with or without a header, or ``.parquet``; ``.h5ad`` with
-    obsm['spatial'].
-    """
+def check_spots_file(path: str | Path) -> None:
+    """Refuse what is no file of spots, and name the one that may be meant where it is a folder."""
     path = Path(path)
+    if path.is_dir():
+        files = [folder / name for folder in (path, *_spatial(path)) for name in POSITIONS]
+        inside = some(str(file) for file in files if file.is_file())
+        raise SectionError(f"{path} is a folder; give a file of spots" + (f", such as {inside}." if inside else "."))
     if not path.is_file():
         raise SectionError(f"The spots file {path} does not exist.")
-    try:
-        if path.suffix == ".h5ad":
-            tiles = _spots_of_h5ad(path)
-        elif path.suffix == ".parquet":
-            table = require("pyarrow.parquet", extra="parquet", to="read .parquet files").read_table(path).to_pydict()
-            tiles = _visium([dict(zip(table, row, strict=True)) for row in zip(*table.values(), strict=True)])
-        else:
-            tiles = _spots_of_text(path)
-    except (OSError, ValueError, KeyError, TypeError) as err:
-        raise SectionError(
-            f"{path} is not a file of spots ({err}); give a her2st selection, tissue_positions of Space Ranger, or an"
-            " h5ad with obsm['spatial']."
-        ) from err
+
+
+def binned_folders(outs: Path) -> list[Path]:
+    """The folders of Visium HD below ``outs``, one a size of bins, each laid out as ``outs`` is of Visium."""
+    binned = outs / "binned_outputs"
+    found = sorted(binned.glob("square_*")) if binned.is_dir() else []
+    return [folder for folder in found if (folder / "spatial").is_dir()]
+
+
+def _spatial(folder: Path) -> list[Path]:
+    """The folders ``spatial`` of Space Ranger that are meant by the one of a run, its ``outs``, or one of bins."""
+    outs = folder / "outs" if (folder / "outs").is_dir() else folder
+    return [one / "spatial" for one in (outs, *binned_folders(outs))]
+
+
+def read_spots(path: str | Path, *, library: str | None = None) -> Tiles:
+    """Spots in tissue from a file: a plain table, a her2st selection, ``tissue_positions``, or an h5ad.
+
+    ``path``: a table (CSV, TSV, also with semicolons or compressed by gzip) or ``.parquet`` with pixel_x and pixel_y,
+    with the columns of Space Ranger, with or without a header, or with x and y; ``.h5ad`` with obsm['spatial'].
+    ``library``: the section of an h5ad that holds several. The column ``in_tissue``, if there is one, says which spots
+    are wanted.
+    """
+    path = Path(path)
+    check_spots_file(path)
+    if library is not None and path.suffix != ".h5ad":
+        raise SectionError(f"{path} holds the spots of one section; leave {option('library')} out.")
+    if path.suffix == ".h5ad":
+        tiles = _spots_of_h5ad(path, library)
+    else:
+        table = _parquet(path) if path.suffix == ".parquet" else _text(path)
+        try:
+            tiles = _spots_of_table(table, path)
+        except (ValueError, TypeError) as err:
+            if isinstance(err, SectionError):
+                raise
+            raise SectionError(f"{path} is not a file of spots ({err}); {_ACCEPTED}.") from err
     if not len(tiles):
-        raise SectionError(f"{path} has no spot in tissue.")
+        raise SectionError(f"{path} lists no spot in tissue.")
     if not np.isfinite(tiles.xy).all():
         raise SectionError(f"{path} has spots whose position is not a number.")
+    twice = [name for name, count in Counter(tiles.names).items() if count > 1]
+    if twice:
+        raise SectionError(f"{path} names the spot {twice[0]} more than once; give each a name of its own.")
     return tiles
 
 
-def _spots_of_text(path: Path) -> Tiles:
-    with open(path, newline="", encoding="utf-8-sig") as handle:
-        first = handle.readline()
-        handle.seek(0)
-        if "pixel_x" in first:
-            rows = list(csv.DictReader(handle, delimiter="\t"))
-            x, y = (np.array([round(float(row[key])) for row in rows], int) for key in ("x", "y"))
-            xy = np.array([[float(row["pixel_x"]), float(row["pixel_y"])] for row in rows], float).reshape(-1, 2)
-            return Tiles([f"{a}x{b}" for a, b in zip(x, y, strict=True)], xy, y, x)
+def _parquet(path: Path) -> dict[str, Sequence[Any]]:
+    parquet = require("pyarrow.parquet", extra="parquet", to="read .parquet files")
+    try:
+        table = parquet.read_table(path)
+    except (OSError, ValueError, TypeError) as err:
+        raise SectionError(f"{path} is not a file of spots ({err}); {_ACCEPTED}.") from err
+    return {str(name).strip().lower(): table.column(i).to_pylist() for i, name in enumerate(table.column_names)}
+
+
+def _text(path: Path) -> dict[str, Sequence[Any]]:
+    with open_table(path) as lines:
+        rows = [[cell.strip() for cell in row] for row in lines]
+    header = [name.lower() for name in rows[0]] if rows else []
+    if len(header) == len(_VISIUM) and header[1] in ("0", "1"):
         # Space Ranger wrote the table without a header before version 2
-        names = None if first.startswith("barcode") else _VISIUM
-        return _visium(list(csv.DictReader(handle, fieldnames=names)))
+        header = list(_VISIUM)
+    else:
+        rows = rows[1:]
+    short = next((row for row in rows if len(row) < len(header)), None)
+    if short is not None:
+        raise SectionError(f"{path} has a row of {len(short)} cells, but {len(header)} columns: {', '.join(short)}.")
+    return dict(zip(header, zip(*rows, strict=False), strict=False)) if rows else dict.fromkeys(header, ())
 
 
-def _visium(rows: list[dict]) -> Tiles:
-    rows = [row for row in rows if int(row["in_tissue"])]
-    xy = [[float(row["pxl_col_in_fullres"]), float(row["pxl_row_in_fullres"])] for row in rows]
-    array = [[int(row["array_row"]), int(row["array_col"])] for row in rows]
-    array_row, array_col = np.array(array, int).reshape(-1, 2).T
-    return Tiles([row["barcode"] for row in rows], np.array(xy, float).reshape(-1, 2), array_row, array_col)
+def _spots_of_table(table: dict[str, Sequence[Any]], path: Path) -> Tiles:
+    """The spots of columns by name, in lower case."""
+    for x, y in (("pixel_x", "pixel_y"), ("pxl_col_in_fullres", "pxl_row_in_fullres"), ("x", "y")):
+        if x in table and y in table:
+            break
+    else:
+        raise ValueError(f"its columns are {some(table) or 'none'}")
+    count = len(table[x])
+    keep = list(range(count))
+    if "in_tissue" in table:
+        keep = np.flatnonzero(in_tissue(table["in_tissue"], source=path)).tolist()
+    xy = np.array([[_number(table[axis][i], axis) for axis in (x, y)] for i in keep], float).reshape(-1, 2)
+    names = next((table[name] for name in _NAMES if name in table), None)
+    if x == "pixel_x" and {"x", "y"} <= table.keys():
+        col, row = (np.array([round(_number(table[axis][i], axis)) for i in keep], int) for axis in "xy")
+        return Tiles([f"{a}x{b}" for a, b in zip(col, row, strict=True)], xy, row, col)
+    array = [
+        np.array([int(_number(table[name][i], name)) for i in keep] if name in table else keep, int)
+        for name in ("array_row", "array_col")
+    ]
+    return Tiles([str(i if names is None else names[i]) for i in keep], xy, *array)
 
 
-def _spots_of_h5ad(path: Path) -> Tiles:
-    data = require("anndata", extra="h5ad", to="read .h5ad files").read_h5ad(path, backed="r")
-    xy = np.asarray(data.obsm["spatial"], float)[:, :2]
-    obs = data.obs
-    keep = np.asarray(obs["in_tissue"]).astype(bool) if "in_tissue" in obs else np.ones(len(obs), bool)
-    row, col = (
-        np.asarray(obs[key]).astype(int) if key in obs else np.arange(len(obs)) for key in ("array_row", "array_col")
-    )
-    return Tiles(list(obs.index.astype(str)), xy, row, col).at(keep)
+def _number(value: Any, column: str) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"its column {column} has '{value}', which is not a number") from None
+
+
+def _spots_of_h5ad(path: Path, library: str | None) -> Tiles:
+    data = open_h5ad(path, backed=True)
+    try:
+        xy = positions(data, path)
+        mine, _ = chosen(data, path, library, choose=f"choose one with {option('library', 'NAME')}")
+        keep = np.flatnonzero(mine)[tissue_of(data, mine, path)]
+        array = array_of(data)
+        rows, cols = (keep, keep) if array is None else array[keep].T
+        return Tiles([str(data.obs_names[i]) for i in keep], xy[keep], rows, cols)
+    except (ValueError, TypeError) as err:
+        if isinstance(err, SectionError):
+            raise
+        raise SectionError(f"{path} is not a file of spots ({err}); {_ACCEPTED}.") from err
+    finally:
+        data.file.close()

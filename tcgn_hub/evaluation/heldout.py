@@ -17,6 +17,7 @@ from tcgn_hub.evaluation.baselines import color_texture_features, mean_predict, 
 from tcgn_hub.evaluation.evaluate import summarise
 from tcgn_hub.evaluation.splits import check_seen
 from tcgn_hub.prediction.predictor import Predictor, load_weights
+from tcgn_hub.progress import Progress
 from tcgn_hub.result import Evaluation, Measured
 from tcgn_hub.units import mean_in_linear
 from tcgn_hub.writing.evaluations import write_evaluation
@@ -38,6 +39,7 @@ def evaluate(
     device: str = "auto",
     precision: str = "auto",
     backend: str | None = None,
+    progress: bool = False,
 ) -> Evaluation:
     """Measure weights on sections that neither they nor their parents have seen.
 
@@ -58,6 +60,7 @@ def evaluate(
         device: As in `tcgn_hub.load`, and so are the others.
         precision: Precision of the products.
         backend: What computes.
+        progress: Show progress bars on stderr where that is a terminal, and else log a line a minute.
 
     Raises:
         SectionError: Data are missing or malformed, no section is left to measure on, or one was seen, see
@@ -94,8 +97,9 @@ def evaluate(
         train=checked[: len(train)],
         test=checked[len(train) :],
         panel=info.genes,
-        crops={section.name: spot_crops(section, cache=cache, **size) for section in checked},
+        crops={section.name: spot_crops(section, cache=cache, progress=progress, **size) for section in checked},
         tta=tta,
+        progress=progress,
     )
     evaluation = summarise(measured, info.genes, allowed_seen=allowed)
     if out is not None:
@@ -104,9 +108,16 @@ def evaluate(
     return evaluation
 
 
-def predict_crops(predictor: Predictor, crops: SpotCrops, *, tta: int = 1, batch_size: int = 32) -> np.ndarray:
-    """Predictions for the centres of crops, shape (n, genes)."""
-    return np.concatenate([predictor.run(x, tta=tta)["values"] for x in _batches(crops, batch_size)])
+def predict_crops(
+    predictor: Predictor, crops: SpotCrops, *, tta: int = 1, batch_size: int = 32, bar: Progress | None = None
+) -> np.ndarray:
+    """Predictions for the centres of crops, shape (n, genes); ``bar`` counts them."""
+    predicted = []
+    for x in _batches(crops, batch_size):
+        predicted.append(predictor.run(x, tta=tta)["values"])
+        if bar is not None:
+            bar.update(len(x))
+    return np.concatenate(predicted)
 
 
 def pooled_features(predictor: Predictor, crops: SpotCrops, *, batch_size: int = 32) -> np.ndarray:
@@ -126,6 +137,7 @@ def measure(
     panel: Sequence[str],
     crops: Mapping[str, SpotCrops],
     tta: int = 1,
+    progress: bool = False,
 ) -> list[Measured]:
     """Predictions of a model for held-out sections, beside those of baselines fitted on the training sections, if any.
 
@@ -137,7 +149,7 @@ def measure(
     y = np.concatenate([targets[s.name] for s in train]) if train else np.empty((0, len(panel)))
 
     def one(section: Section) -> Measured:
-        predicted = predict_crops(predictor, crops[section.name], tta=tta)
+        predicted = predict_crops(predictor, crops[section.name], tta=tta, bar=bar)
         baselines = {}
         if train:
             own = features[section.name]
@@ -152,8 +164,10 @@ def measure(
             counts=None if section.bulk else panel_counts(section, panel),
         )
 
-    spots = [one(section) for section in test if not section.bulk]
-    slides = [one(section) for section in test if section.bulk]
+    count = sum(len(crops[section.name].pixels) for section in test)
+    with Progress(count, "spot", name="measuring", shown=progress) as bar:
+        spots = [one(section) for section in test if not section.bulk]
+        slides = [one(section) for section in test if section.bulk]
     return spots + ([_together(slides)] if slides else [])
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from tcgn_hub.data.sections import Section
 from tcgn_hub.errors import SectionError, TrainingError
-from tcgn_hub.text import some
+from tcgn_hub.text import option, some
 from tcgn_hub.weights.lineage import SeenSection
 
 SPLITS = ("patient", "section", "none")
@@ -68,9 +68,11 @@ def make_split(
         raise SectionError("There are no sections to train on.")
     if by == "none":
         if test:
-            raise SectionError("Sections to test on are given, but split='none' trains on everything; leave one out.")
+            raise SectionError(
+                f"Sections to test on are given, but {option('split', 'none')} trains on everything; leave one out."
+            )
         return _divide(patients, set(), val, seed)
-    _check_groups(patients, by)
+    _check_groups(patients, by, "split")
     if test is not None:
         held_out = _named(patients, test, by)
     else:
@@ -78,7 +80,7 @@ def make_split(
         chosen = set(_shuffled(groups, seed)[: max(1, round(len(groups) / 5))])
         held_out = {name for name, patient in patients.items() if (patient if by == "patient" else name) in chosen}
     if not held_out:
-        raise SectionError("The list of sections to test on is empty; name some, or say split='none'.")
+        raise SectionError(f"The list of sections to test on is empty; name some, or say {option('split', 'none')}.")
     if len(held_out) == len(patients):
         raise SectionError(f"All {len(patients)} sections are held out, so that none is left to train on; name fewer.")
     if by == "patient":
@@ -89,10 +91,11 @@ def make_split(
 def folds(sections: Sequence[Section], by: str, *, val: bool = False, seed: int = 0) -> list[tuple[str, Split]]:
     """The splits of a cross-validation that leaves out one patient or one section at a time."""
     if by == "none":
-        raise TrainingError("A cross-validation needs sections to hold out; say split='patient' or split='section'.")
+        choice = f"{option('by', 'patient')} or {option('by', 'section')}"
+        raise TrainingError(f"A cross-validation needs sections to hold out; say {choice}.")
     _check_by(by)
     patients = _patients(sections)
-    _check_groups(patients, by)
+    _check_groups(patients, by, "by")
     if by == "section":
         return [(name, _divide(patients, {name}, val, seed)) for name in patients]
     return [
@@ -128,8 +131,8 @@ def check_seen(
         which = some(f"{name} ({found[name]})" for name in refused)
         raise SectionError(
             f"Already seen by the weights, or by those they were started from: section {which}; leave out what"
-            " was seen, hold out by section if only its patient was, or say --allow-seen"
-            f" {' '.join(refused)}, which every table will then state."
+            " was seen, hold out by section if only its patient was, or say"
+            f" {option('allow_seen', refused)}, which every table will then state."
         )
     return list(found)
 
@@ -167,18 +170,18 @@ def _patients(sections: Sequence[Section]) -> dict[str, str]:
     return patients
 
 
-def _check_groups(patients: dict[str, str], by: str) -> None:
-    """Raise a SectionError if there is nothing to hold out."""
+def _check_groups(patients: dict[str, str], by: str, word: str) -> None:
+    """Raise a SectionError if there is nothing to hold out; the caller has its ``by`` from an option of this name."""
+    untested = f", or {option(word, 'none')} to train without a test" if word == "split" else ""
     if len(patients) < 2:
         raise SectionError(
-            f"{next(iter(patients), 'None')} is the only section, so that none can be held out; add another, or say"
-            " split='none' to train without a test."
+            f"{next(iter(patients), 'None')} is the only section, so that none can be held out; add another{untested}."
         )
     if by == "patient" and len(set(patients.values())) == 1:
         raise SectionError(
             f"All {len(patients)} sections are of one patient, {next(iter(patients.values()))}, so that a split by"
-            " patient is not possible; say split='section' (the results then hold for this patient only), or"
-            " split='none' to train without a test."
+            f" patient is not possible; say {option(word, 'section')} (the results then hold for this patient only)"
+            f"{untested}."
         )
 
 
@@ -190,7 +193,7 @@ def _check_patients(patients: dict[str, str], held_out: set[str]) -> None:
         if tested and trained:
             raise SectionError(
                 f"Patient {patient} is both to train ({', '.join(trained)}) and to test on ({', '.join(tested)}); hold"
-                " out all sections of the patient, or say split='section' if this is wanted."
+                f" out all sections of the patient, or say {option('split', 'section')} if this is wanted."
             )
 
 

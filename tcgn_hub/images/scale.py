@@ -68,10 +68,11 @@ def chosen_scale(given: Scale | None, stated: Scale | None, *, force: bool = Fal
     apart = max(given.mpp / stated.mpp, stated.mpp / given.mpp) - 1
     if apart <= _WORTH_SAYING:
         return given, ""
-    said = f"the file states {stated.mpp:.4g} um/px ({stated.source}), but {given.mpp:.4g} is given ({given.source})"
+    word = option(given.source.removeprefix("--"))
+    said = f"the file states {stated.mpp:.4g} um/px ({stated.source}), but {given.mpp:.4g} is given ({word})"
     if apart > _REFUSED and not force:
         raise ImageError(
-            f"{said}; leave {given.source} out, or, if the file is wrong, insist on it by {option('force_scale', True)}"
+            f"{said}; leave {word} out, or, if the file is wrong, insist on it by {option('force_scale', True)}"
         )
     return given, said
 

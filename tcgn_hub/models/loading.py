@@ -15,7 +15,7 @@ from tcgn_hub.units import UNITS
 from tcgn_hub.weights.convert import read_parameters
 from tcgn_hub.weights.hub import Resolved, hub_folder, resolve
 from tcgn_hub.weights.info import WeightsInfo
-from tcgn_hub.weights.model_dir import read_info
+from tcgn_hub.weights.model_dir import info_of
 
 
 def create_model(
@@ -48,14 +48,12 @@ def load_model(
     directory, or is a published checkpoint of a panel of this package.
     """
     found = weights if isinstance(weights, Resolved) else resolve(weights, cache_dir=cache_dir)
-    if found.entry is not None:
-        if found.entry.info.scope == "trunk":
+    info = info_of(found)
+    if found.entry is not None and info is not None:
+        if info.scope == "trunk":
             raise WeightsError(f"{found.name} predicts no genes; it is a start for fine-tuning.")
         model: Any = timm.create_model(found.name, pretrained=True, cache_dir=cache_dir)
-        info = found.entry.info
-    elif (found.path.parent / "config.json").is_file():
-        name = str(found.path.parent) if Path(found.name).is_file() else found.name
-        info = read_info(found.path.parent, name=name, sha256=found.sha256)
+    elif info is not None:
         names = {"label_names": info.genes}
         model = _read(info.architecture, found.path, num_classes=len(info.genes), pretrained_cfg_overlay=names)
     else:

@@ -748,7 +748,8 @@ def checkpoint_filter_fn(state_dict: Dict[str, torch.Tensor], model: nn.Module) 
     """Remap a published checkpoint to our names; a CheckpointError if a key is missing, unexpected or of another shape.
 
     timm loads with ``strict=False`` as soon as the number of classes differs; the check here keeps a wrong file from
-    ending in random weights. Only the classifier may have another shape than the model's.
+    ending in random weights. Only the classifier may have another shape than the model's. Where nothing is pooled the
+    head's linear layers are convolutions of 1 x 1, whose weights have two dimensions more.
     """
     state_dict = rename_published(state_dict)
 
@@ -768,7 +769,8 @@ def checkpoint_filter_fn(state_dict: Dict[str, torch.Tensor], model: nn.Module) 
     ]
     if problems:
         raise CheckpointError(f"The checkpoint does not fit {type(model).__name__}: keys {'; '.join(problems)}.")
-    return state_dict
+    heads = [k for k in expected if k.startswith("head.") and expected[k].numel() == state_dict[k].numel()]
+    return {**state_dict, **{k: state_dict[k].reshape(expected[k].shape) for k in heads}}
 
 
 def trunk_filter_fn(state_dict: Dict[str, torch.Tensor], model: nn.Module) -> Dict[str, torch.Tensor]:

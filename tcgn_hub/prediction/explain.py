@@ -52,7 +52,7 @@ def explain_patch(
     Args:
         predictor: The weights.
         image: Path, PIL image of any mode, or uint8 array of shape (H, W, 3).
-        genes: Genes to explain, see `tcgn_hub.panels.load_panel`; the four of highest held-out PCC if None.
+        genes: Genes to explain, named as for `Predictor.patches`; the four of highest held-out PCC if None.
         mpp: Micrometres per pixel, if not what the file says.
         magnification: The same as a magnification, such as 20.
         patch_um: Side of the patch in micrometres, if not that of the weights.
@@ -72,7 +72,8 @@ def explain_patch(
         genes=genes, mpp=mpp, magnification=magnification, patch_um=patch_um, scale=scale, layers=layers
     )
     model, info = predictor.model, predictor.info
-    columns = predictor.columns(best_genes(info) if genes is None else genes)
+    asked = info.columns(best_genes(info) if genes is None else genes)
+    columns = list(asked.values())
     name = str(image) if isinstance(image, (str, Path)) else "image"
     cut, pixels = cut_image(
         image, name, given, patch_um, info, strict=scale == "strict", force_scale=force_scale, force=force
@@ -84,7 +85,7 @@ def explain_patch(
             X=said["values"][:, columns],
             obs=patch_table([cut], said),
             var=gene_table(info, columns),
-            uns={"failed": {}, "notes": notes_of([cut]), **predictor.metadata(8)},
+            uns={"failed": {}, "notes": info.renamed(asked) | notes_of([cut]), **predictor.metadata(8)},
             layers={"tta_std": said["tta_std"][:, columns]},
         ),
         patch=_pictures(x)[0],

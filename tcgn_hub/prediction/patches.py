@@ -17,8 +17,9 @@ from tcgn_hub.images.slides import Slide
 from tcgn_hub.images.tissue import shows_tissue
 from tcgn_hub.images.transforms import patch_px, to_rgb
 from tcgn_hub.panels import load_panel
+from tcgn_hub.progress import Progress
 from tcgn_hub.result import Result, gene_table
-from tcgn_hub.text import on_command_line, option
+from tcgn_hub.text import on_command_line, option, printable
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -38,10 +39,17 @@ class Cut:
     """What the model is shown of an image."""
 
     name: str
+    size: tuple[int, int]  # (width, height) of the image in pixels
     side: int  # in pixels of the image
     scale: Scale | None  # None if it is not known
     trained_um: float  # side of the patches that the weights were trained on
     notes: tuple[str, ...] = ()  # what was done that the user may not expect
+
+    @property
+    def corner(self) -> tuple[int, int]:
+        """Upper left corner in pixels of the image, (x, y)."""
+        left, top = ((length - self.side) // 2 for length in self.size)
+        return left, top
 
     @property
     def patch_um(self) -> float:
@@ -80,7 +88,8 @@ def predict_patches(
     Args:
         predictor: The weights.
         images: Paths, PIL images of any mode, or uint8 arrays of shape (H, W, 3).
-        genes: Genes to return, in this order, see `tcgn_hub.panels.load_panel`; all if None.
+        genes: Genes to return, in this order, see `tcgn_hub.panels.load_panel`; retired and common names and Ensembl
+            ids of the panel's genes are understood, and noted; all if None.
         mpp: Micrometres per pixel of all images; if neither this nor a magnification is given, that of each file.
         magnification: Of all images, such as 20.
         patch_um: Side of the patches in micrometres, if not that of the weights.
@@ -93,7 +102,7 @@ def predict_patches(
         features: Keep the 1280 features of each patch.
         batch_size: Images per forward pass.
         on_error: On an image that cannot be used, 'raise', or 'skip' it and note it in ``Result.failed``.
-        progress: Show a progress bar on stderr where that is a terminal.
+        progress: Show a progress bar on stderr where that is a terminal, and else log a line a minute.
 
     Raises:
         ImageError: An image cannot be read, is a slide, states no scale and is above 1024 px, states another scale than
@@ -101,8 +110,6 @@ def predict_patches(
         NoTissueError: An image shows no tissue.
         PanelError: A gene is not among the outputs of the weights.
     """
-    from huggingface_hub.utils import tqdm
-
     given = check_options(
         genes=genes,
         mpp=mpp,
@@ -114,7 +121,8 @@ def predict_patches(
         on_error=on_error,
     )
     info = predictor.info
-    columns = predictor.columns(genes, significant_only=significant_only)
+    asked = info.columns(genes, significant_only=significant_only)
+    columns = list(asked.values())
     cuts: list[Cut] = []
     failed: dict[str, str] = {}
     kinds: list[type[ImageError]] = []
@@ -127,8 +135,8 @@ def predict_patches(
             parts.append({key: a[:, columns] if key in ("values", "tta_std") else a for key, a in part.items()})
             batch.clear()
 
-    hidden = None if progress and len(images) > batch_size else True
-    for i, image in enumerate(tqdm(images, unit="image", disable=hidden)):
+    bar = Progress(len(images), "image", shown=progress and len(images) > batch_size)
+    for i, image in enumerate(bar.over(images)):
         name = str(image) if isinstance(image, (str, Path)) else f"image {i}"
         try:
             cut, pixels = cut_image(
@@ -153,7 +161,7 @@ def predict_patches(
         X=arrays.get("values", np.empty((0, len(columns)), np.float32)),
         obs=patch_table(cuts, arrays),
         var=gene_table(info, columns),
-        uns={"failed": failed, "notes": notes_of(cuts), **predictor.metadata(tta)},
+        uns={"failed": failed, "notes": info.renamed(asked) | notes_of(cuts), **predictor.metadata(tta)},
         layers={"tta_std": arrays["tta_std"]} if "tta_std" in arrays else {},
         obsm={"features": arrays["features"]} if "features" in arrays else {},
     )
@@ -162,7 +170,9 @@ def predict_patches(
 def patch_table(cuts: Sequence[Cut], said: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """`Result.obs` of patches, of which it is known how they were cut, and what the weights say of them."""
     return {
-        "name": np.array([cut.name for cut in cuts], dtype=object),
+        "name": np.array([printable(cut.name) for cut in cuts], dtype=object),
+        "x": np.array([cut.corner[0] + cut.side / 2 for cut in cuts], float),
+        "y": np.array([cut.corner[1] + cut.side / 2 for cut in cuts], float),
         "mpp": np.array([cut.scale.mpp if cut.scale else np.nan for cut in cuts], float),
         "scale_source": np.array([cut.scale.source if cut.scale else "unknown" for cut in cuts], dtype=object),
         "patch_um": np.array([cut.patch_um for cut in cuts], float),
@@ -257,8 +267,7 @@ def cut_image(
     try:
         with _opened(image, name) as slide:
             cut = _cut(slide, name, given, patch_um, info, strict=strict, force_scale=force_scale)
-            left, top = ((length - cut.side) // 2 for length in slide.size)
-            pixels = slide.read(left, top, cut.side, cut.side)
+            pixels = slide.read(*cut.corner, cut.side, cut.side)
     except ImageError as err:
         raise _named(err, name) from err
     if not (force or shows_tissue(pixels)):
@@ -299,7 +308,7 @@ def _cut(
             f"states no scale: all of it is taken for one patch of {trained:g} um; say how large its pixels are with"
             f" {option('mpp')}"
         )
-        return Cut(name, short, None, trained, tuple(notes))
+        return Cut(name, size, short, None, trained, tuple(notes))
     trained = scale.patch_um(info.patch_um, info.nominal_patch_um)
     side = patch_px(scale.mpp, patch_um or trained)
     if len(slide.downsamples) > 1 or short > max(_SLIDE_PX, _SLIDE_PATCHES * side):
@@ -315,7 +324,7 @@ def _cut(
             )
         notes.append(f"shows {short * scale.mpp:.3g} of the {patch_um or trained:g} um the weights were trained on")
         side = short
-    return Cut(name, side, scale, trained, tuple(notes))
+    return Cut(name, size, side, scale, trained, tuple(notes))
 
 
 def _scale(

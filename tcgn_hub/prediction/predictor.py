@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import tcgn_hub.writing  # noqa: F401  (Result.write knows its formats)
-from tcgn_hub.errors import DeviceError, ImageError, PanelError, WeightsError
+from tcgn_hub.errors import DeviceError, ImageError, WeightsError
 from tcgn_hub.images.transforms import to_rgb
-from tcgn_hub.panels import load_panel
 from tcgn_hub.prediction.backends import BACKENDS, PRECISIONS, Backend
 from tcgn_hub.prediction.explain import check_explain, explain_patch, make_galleries
 from tcgn_hub.prediction.export import Exported, check_export, export_weights
@@ -25,6 +24,7 @@ from tcgn_hub.result import Explanation, Result
 from tcgn_hub.units import UNITS
 from tcgn_hub.weights.hub import locate, resolve, sha256_of
 from tcgn_hub.weights.info import WeightsInfo
+from tcgn_hub.weights.model_dir import info_of
 
 if TYPE_CHECKING:
     import torch
@@ -112,24 +112,7 @@ class Predictor:
         Raises:
             PanelError: A gene is not among the outputs, none is left, or significance was asked for but not measured.
         """
-        info = self.info
-        index = {gene: i for i, gene in enumerate(info.genes)}
-        wanted = list(info.genes) if genes is None else load_panel(genes)
-        unknown = [gene for gene in wanted if gene not in index]
-        if unknown:
-            raise PanelError(
-                f"{', '.join(unknown[:5])}{', ...' if len(unknown) > 5 else ''}: not among the {len(index)} genes that"
-                f" {info.name} predicts."
-            )
-        if significant_only:
-            if info.significant is None:
-                raise PanelError(
-                    f"Which genes {info.name} predicts better than chance was not measured; ask for all of them."
-                )
-            wanted = [gene for gene in wanted if gene in info.significant]
-            if not wanted:
-                raise PanelError(f"{info.name} predicts none of these genes better than chance.")
-        return [index[gene] for gene in wanted]
+        return list(self.info.columns(genes, significant_only=significant_only).values())
 
     def metadata(self, tta: int = 1) -> dict[str, Any]:
         """What `Result.uns` states of any prediction."""
@@ -333,6 +316,7 @@ def predict(
     """
     _known(Predictor.patches, options)
     check_patches(images, **options)
+    check_weights(weights, backend=backend, **options)
     return load_weights(weights, device=device, precision=precision, backend=backend).patches(images, **options)
 
 
@@ -352,9 +336,26 @@ def predict_slide(
     """
     _known(Predictor.slide, options)
     check_slide(path, **options)
+    check_weights(weights, backend=backend, **options)
     if options.get("resume") is not None:
         check_resume(path, weights=weights, precision=precision, backend=backend, **options)
     return load_weights(weights, device=device, precision=precision, backend=backend).slide(path, **options)
+
+
+def check_weights(
+    weights: str | Path | None = None,
+    *,
+    genes: str | Path | Sequence[str] | None = None,
+    significant_only: bool = False,
+    backend: str | None = None,
+    **_: Any,
+) -> None:
+    """Refuse weights that are not there, or genes that they do not predict, before PyTorch is imported."""
+    if _uses_onnx(locate(weights).get("path"), backend):
+        return
+    info = info_of(resolve(weights))
+    if info is not None and info.genes:
+        info.columns(genes, significant_only=significant_only)
 
 
 def check_resume(
@@ -387,6 +388,7 @@ def explain(
     """
     _known(Predictor.explain, options)
     check_explain(**options)
+    check_weights(weights, **options)
     return load_weights(weights, device=device).explain(image, **options)
 
 

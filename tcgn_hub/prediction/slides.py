@@ -14,7 +14,8 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from tcgn_hub.data.spots import read_spots
+from tcgn_hub.data.scales import check_spots
+from tcgn_hub.data.spots import check_spots_file, read_spots
 from tcgn_hub.errors import ImageError, NoTissueError, OutputError, SectionError
 from tcgn_hub.files import make_folder, write_text, writing
 from tcgn_hub.images.readers import open_slide
@@ -23,6 +24,7 @@ from tcgn_hub.images.slides import MAX_PIXELS, Slide
 from tcgn_hub.images.tiles import OVERVIEW_PX, TileReader, Tiles, grid_tiles, on_tissue
 from tcgn_hub.panels import load_panel
 from tcgn_hub.prediction.patches import check_options, no_scale
+from tcgn_hub.progress import Progress
 from tcgn_hub.result import Result, SlideContext, gene_table
 from tcgn_hub.text import option
 
@@ -35,7 +37,7 @@ _CHUNK = 256  # tiles; what an interruption may cost
 _FORMAT = "tcgn_hub slide 1"
 _FOLLOWED = (
     *("genes", "significant_only", "mpp", "magnification", "patch_um", "stride_um", "spots", "min_tissue"),
-    *("features", "tta", "series", "force"),
+    *("features", "tta", "series", "force", "library"),
 )
 _NUMBERS = ("mpp", "magnification", "patch_um", "stride_um", "min_tissue")
 _OWN_FILES = re.compile(r"(run\.json|\d+\.npz)(\.\w+\.part)?")
@@ -53,6 +55,7 @@ def predict_tiles(
     series: int | None = None,
     stride_um: float | None = None,
     spots: str | Path | None = None,
+    library: str | None = None,
     min_tissue: float = 0.5,
     force: bool = False,
     features: bool = False,
@@ -72,18 +75,20 @@ def predict_tiles(
     Args:
         predictor: The weights.
         path: A slide in a format of OpenSlide, OME-TIFF, other tiled TIFF, or a plain picture.
-        genes: Genes to return, in this order, see `tcgn_hub.panels.load_panel`; all if None.
+        genes: As of `Predictor.patches`.
         mpp: Micrometres per pixel at full resolution, if not what the file says.
         magnification: The same as a magnification, such as 20.
         patch_um: Side of a tile in micrometres; by default what the weights were trained on, or what that nominally was
             where the scale is that of a magnification.
-        force_scale: Believe a given scale although the file states one that is more than 40 % off.
+        force_scale: Believe the scale although another one is more than 40 % off: what the file states where one is
+            given, or the distance of spots of Visium.
         series: Which image of a file that holds several, 0 the first; if None, the scan: the finest where all state
             their scale, else the largest. ``Result.notes`` says which.
         stride_um: Distance of neighbouring tiles in micrometres; half the side of a tile if None, so that a map of them
             shows the tissue without gaps and without blocks.
         spots: File of spots to predict instead of a grid over the tissue, see `tcgn_hub.data.spots.read_spots`. Those
             outside of the slide are left out, and listed in ``Result.failed``.
+        library: The section of ``spots`` to predict, where an h5ad holds several.
         min_tissue: Least share of tissue in a tile of the grid; 0 predicts every tile and looks for no tissue.
         force: Predict every tile where no tissue is found.
         features: Keep the 1280 features of each tile.
@@ -96,34 +101,39 @@ def predict_tiles(
         resume: Folder to keep what is done in, also after the end: a run of the same slide, weights and options
             continues from it, and tries again what could not be read. A folder that anything else has written to is
             refused.
-        progress: Show a progress bar on stderr where that is a terminal.
+        progress: Show a progress bar on stderr where that is a terminal, and else log a line a minute.
 
     Raises:
         ImageError: The slide cannot be read, has no scale or another one than the one given, or none of its tiles could
             be read.
         NoTissueError: The slide shows no tissue.
-        SectionError: The file of spots is malformed, or all spots lie outside of the slide.
+        SectionError: The file of spots is malformed, most spots lie outside of the slide, or their distance contradicts
+            its scale.
         PanelError: A gene is not among the outputs of the weights.
         OutputError: The folder ``resume`` cannot be written, or is not of this run.
         ExtraError: The format needs a package that is not installed.
     """
     path, info = Path(path), predictor.info
     options: dict[str, Any] = {name: asked for name, asked in locals().items() if name in _FOLLOWED}
-    given = check_slide(path, batch_size=batch_size, workers=workers, **options)
+    unstored: dict[str, Any] = {"force_scale": force_scale, "max_pixels": max_pixels}
+    given = check_slide(path, batch_size=batch_size, workers=workers, **unstored, **options)
     store = None
     if resume is not None:
         backend = predictor.backend
         run = _run(path, options, weights=info.sha256, backend=backend.name, precision=backend.precision)
         store = _Store(Path(resume), run)
-    columns = predictor.columns(genes, significant_only=significant_only)
+    asked = info.columns(genes, significant_only=significant_only)
+    columns = list(asked.values())
     with open_slide(path, max_pixels=max_pixels, series=series) as opened:
         scale, differs = slide_scale(opened, given, force=force_scale)
-        side_um = patch_um or scale.patch_um(info.patch_um, info.nominal_patch_um)
+        trained_um = scale.patch_um(info.patch_um, info.nominal_patch_um)
+        side_um = patch_um or trained_um
         step_um = None if spots else stride_um or side_um / 2
         overview, downsample, lost = opened.overview(OVERVIEW_PX)
         tiles, mask, outside = _choose(
-            opened, scale, side_um, step_um, spots, min_tissue, force, overview, downsample, lost
+            opened, scale, side_um, step_um, spots, library, min_tissue, force, overview, downsample, lost
         )
+        odd = _check_distance(spots, tiles, scale, force_scale) if spots else ""
         reader = TileReader(opened, tiles.xy, side_um / scale.mpp, max_pixels=max_pixels)
         if store is not None:
             store.claim([info.genes[i] for i in columns], tiles.xy, reader)
@@ -132,7 +142,7 @@ def predict_tiles(
     failed = {tiles.names[i]: why for i, why in sorted(table.failed.items())}
     if len(failed) == len(tiles):
         raise ImageError(f"None of the {len(tiles)} tiles of {path} could be read: {next(iter(failed.values()))}")
-    notes = {note: [str(path)] for note in (differs, opened.chosen) if note}
+    notes = info.renamed(asked) | {note: [str(path)] for note in (differs, odd, opened.chosen) if note}
     good = np.flatnonzero(table.done)
     arrays, tiles = table.compressed(good), tiles.at(good)
     return Result(
@@ -154,6 +164,7 @@ def predict_tiles(
                 mpp=scale.mpp,
                 scale_source=scale.source,
                 patch_um=side_um,
+                trained_um=trained_um,
                 stride_um=step_um,
                 series=opened.series,
                 origin=opened.origin,
@@ -172,6 +183,7 @@ def check_slide(
     *,
     stride_um: float | None = None,
     spots: str | Path | None = None,
+    library: str | None = None,
     min_tissue: float = 0.5,
     workers: int = 1,
     series: int | None = None,
@@ -189,10 +201,14 @@ def check_slide(
         raise ValueError(f"stride_um is {stride_um}, but must be above 0")
     if not Path(path).exists():
         raise ImageError(f"{path} does not exist.")
-    if spots is not None and not Path(spots).is_file():
-        raise SectionError(f"The spots file {spots} does not exist.")
+    if spots is not None:
+        check_spots_file(spots)
+    elif library is not None:
+        raise SectionError(f"{option('library')} is of a file of spots; give {option('spots')}, or leave it out.")
     with open_slide(path, max_pixels=max_pixels, series=series) as slide:
-        slide_scale(slide, given, force=force_scale)
+        scale, _ = slide_scale(slide, given, force=force_scale)
+    if spots is not None:
+        _check_distance(spots, read_spots(spots, library=library), scale, force_scale)
     return given
 
 
@@ -207,6 +223,11 @@ def slide_scale(slide: Slide, given: Scale | None, *, force: bool = False) -> tu
     return scale, differs
 
 
+def _check_distance(spots: str | Path, tiles: Tiles, scale: Scale, force: bool) -> str:
+    array = np.stack([tiles.array_row, tiles.array_col], axis=1)
+    return check_spots(spots, array, tiles.xy, scale, force=force)
+
+
 def check_folder(folder: str | Path, path: str | Path, options: dict[str, Any], **loaded: str) -> None:
     """Refuse a folder that `predict_tiles` could not resume from."""
     _Store(Path(folder), _run(Path(path), options, **loaded))
@@ -218,6 +239,7 @@ def _choose(
     side_um: float,
     step_um: float | None,
     spots: str | Path | None,
+    library: str | None,
     min_tissue: float,
     force: bool,
     overview: np.ndarray,
@@ -227,7 +249,7 @@ def _choose(
     """The tiles to predict, the mask they were chosen by, and of spots that are outside of the slide, why not."""
     if step_um is None:
         assert spots is not None
-        tiles = read_spots(spots)
+        tiles = read_spots(spots, library=library)
         outside = ((tiles.xy < 0) | (tiles.xy >= slide.size)).any(axis=1)
         where = f"outside {slide.path} of {slide.size[0]} x {slide.size[1]} px"
         if 2 * outside.sum() > len(tiles):
@@ -293,7 +315,6 @@ class _Table:
         shown: str | None,
     ) -> None:
         """Predict what is not done; store whole chunks as they are complete."""
-        from huggingface_hub.utils import tqdm
         from torch.utils.data import DataLoader, Subset
 
         todo = np.flatnonzero(~self.done)
@@ -308,8 +329,8 @@ class _Table:
         )
         wanted = {"values": self.columns, "tta_std": self.columns}
         waiting = sorted({int(index) // _CHUNK * _CHUNK for index in todo})
-        seen, hidden = 0, None if shown else True
-        with tqdm(total=len(reader), initial=len(reader) - len(todo), unit="tile", desc=shown, disable=hidden) as bar:
+        seen, before = 0, len(reader) - len(todo)
+        with Progress(len(reader), "tile", name=shown or "", done=before, shown=shown is not None) as bar:
             for indices, pixels, errors in loader:
                 self.failed.update(errors)
                 if pixels is not None:

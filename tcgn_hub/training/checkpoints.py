@@ -10,6 +10,8 @@ from typing import Any
 
 from tcgn_hub.errors import OutputError, TrainingError
 from tcgn_hub.files import writing
+from tcgn_hub.text import option
+from tcgn_hub.weights.convert import why_unread
 
 _logger = logging.getLogger(__name__)
 _LATEST, _PREVIOUS = "checkpoint.pt", "checkpoint.previous.pt"
@@ -23,7 +25,9 @@ def check_folder(folder: Path, *, resume: bool) -> None:
         raise TrainingError(f"{folder} holds a finished run; give another folder.")
     if any((folder / name).exists() for name in (_LATEST, _PREVIOUS)):
         if not resume:
-            raise TrainingError(f"{folder} holds an unfinished run; resume it, or give another folder.")
+            raise TrainingError(
+                f"{folder} holds an unfinished run; continue it with {option('resume', True)}, or give another folder."
+            )
         return
     taken = [name for name in ("README.md", "config.json", "model.safetensors") if (folder / name).exists()]
     if taken:
@@ -59,7 +63,7 @@ def load_checkpoint(folder: Path) -> dict[str, Any] | None:
             return torch.load(path, map_location="cpu", weights_only=True)
         except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as err:
             damaged.append(path)
-            _logger.warning("%s is damaged and left aside (%s).", path, str(err).splitlines()[0] if str(err) else err)
+            _logger.warning("%s is damaged and left aside (%s).", path, why_unread(err))
     if damaged:
         raise TrainingError(
             f"{' and '.join(map(str, damaged))} cannot be read; delete the folder to start the run anew."

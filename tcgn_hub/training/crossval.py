@@ -64,7 +64,7 @@ def crossval(
         workers: Processes that prepare crops.
         checkpoint_minutes: How often the state of a fold is saved.
         metadata: What else to record of each fold's weights.
-        progress: Show a progress bar on stderr where that is a terminal.
+        progress: Show progress bars on stderr where that is a terminal, and else log a line a minute.
 
     Raises:
         SectionError: Data are missing or malformed, there is one patient or section only, or one was seen by the

@@ -18,6 +18,7 @@ from tcgn_hub.evaluation.heldout import measure
 from tcgn_hub.evaluation.splits import Split, check_seen, make_split
 from tcgn_hub.evaluation.tables import section_table
 from tcgn_hub.panels import load_panel
+from tcgn_hub.text import some
 from tcgn_hub.training.checkpoints import check_folder, remove_checkpoints
 from tcgn_hub.training.distributed import Processes
 from tcgn_hub.training.fingerprint import fingerprint
@@ -72,7 +73,7 @@ def finetune(
         cache: Folder to keep crops in, for several runs on the same data; below ``out``, for this run, if None.
         checkpoint_minutes: How often the state of the run is saved. It is saved too at Ctrl-C and SIGTERM.
         metadata: What else to record in the block ``tcgn`` of ``config.json``, such as the licence of the data.
-        progress: Show a progress bar on stderr where that is a terminal.
+        progress: Show progress bars on stderr where that is a terminal, and else log a line a minute.
 
     Returns:
         What ``metrics.json`` holds: what the run follows from (recipe, weights with their sha256, panel, split, data),
@@ -122,6 +123,7 @@ def run(
     processes: Processes,
     cache: str | Path | None,
     metadata: Mapping[str, Any],
+    progress: bool,
     **options: Any,
 ) -> dict[str, Any]:
     """One run, when sections, panel and split are known; ``options`` are those of `Trainer.fit`."""
@@ -132,8 +134,16 @@ def run(
     checked, table = check_sections(sections, panel)
     if processes.first:
         _logger.info("%s", table)
+        _logger.info("%s", _beginning(start, checked, panel, split, recipe))
     trainer = Trainer(
-        checked, recipe, panel=panel, split=split, start=start, processes=processes, cache=cache or out / "crops"
+        checked,
+        recipe,
+        panel=panel,
+        split=split,
+        start=start,
+        processes=processes,
+        cache=cache or out / "crops",
+        progress=progress,
     )
     stated = fingerprint(sections, panel=panel, split=split, recipe=recipe, parent=start.parent)
     model = trainer.fit(out, fingerprint=stated, **options)
@@ -148,6 +158,7 @@ def run(
                 test=[trainer.sections[name] for name in split.test],
                 panel=panel,
                 crops=trainer.crops,
+                progress=progress,
             )
             evaluation = summarise(measured, panel)
             if allowed:
@@ -174,6 +185,16 @@ def run(
             shutil.rmtree(out / "crops", ignore_errors=True)
     processes.wait()
     return metrics
+
+
+def _beginning(start: Start, sections: Sequence[Section], panel: Sequence[str], split: Split, recipe: Recipe) -> str:
+    """What is said before the first long step."""
+    train = [section for section in sections if section.name in split.train]
+    spots, known = sum(len(section.spots) for section in train), start.parent
+    return (
+        f"Starting {f'from {known.name}' if known else 'from scratch'}: {spots} spots of {some(s.name for s in train)},"
+        f" {len(panel)} genes, {recipe.epochs} epochs. Crops of the spots come first."
+    )
 
 
 def refuse_seen(start: Start, sections: Sequence[Section], split: Split, allow: Sequence[str]) -> list[str]:

@@ -56,6 +56,9 @@ def _flat(stated: Mapping[str, Any]) -> dict[str, str]:
     """One line for each thing that can differ."""
     parts = {**stated.get("recipe", {}), **{f"section {name}": it for name, it in stated.get("data", {}).items()}}
     parts |= {key: stated.get(key) for key in ("panel", "split")}
-    # the name of the weights is the recipe's
-    parts["weights (their sha256)"] = (stated.get("weights") or {}).get("sha256")
+    # the name of the weights is the recipe's, and a path may be named from elsewhere
+    sha256 = (stated.get("weights") or {}).get("sha256")
+    if sha256:
+        parts.pop("weights", None)
+    parts["weights (their sha256)"] = sha256
     return {key: json.dumps(value, sort_keys=True) for key, value in parts.items()}

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from tcgn_hub.errors import TrainingError
+from tcgn_hub.text import option
 
 SCRATCH = "scratch"
 TUNE = ("head", "last-stage", "all")
@@ -95,14 +96,16 @@ class Recipe:
         for f in fields(self):
             (low, high), value = f.metadata.get("range", (None, None)), getattr(self, f.name)
             if low is not None and value is not None and not low <= value <= high:
-                raise TrainingError(f"{f.name} is {value:g}, but has to be from {low:g} to {high:g}.")
+                raise TrainingError(f"{option(f.name)} is {value:g}, but has to be from {low:g} to {high:g}.")
         for name, choices in (("tune", TUNE), ("precision", PRECISION)):
             if getattr(self, name) not in choices:
-                raise TrainingError(f"{name} is {getattr(self, name)!r}, but has to be one of {', '.join(choices)}.")
+                found = f"{option(name)} is {getattr(self, name)!r}"
+                raise TrainingError(f"{found}, but has to be one of {', '.join(choices)}.")
         if self.architecture != "tcgn_base" and self.weights != SCRATCH:
-            raise TrainingError(f"An architecture, {self.architecture}, is built from scratch: say weights='scratch'.")
+            scratch = option("weights", SCRATCH)
+            raise TrainingError(f"An architecture, {self.architecture}, is built from scratch: say {scratch}.")
         if self.patch_um is not None and self.crop_px is not None:
-            raise TrainingError("Give the side of a patch once: patch_um or crop_px.")
+            raise TrainingError(f"Give the side of a patch once: {option('patch_um')} or {option('crop_px')}.")
         if self.epochs % self.cycles:
             raise TrainingError(f"{self.epochs} epochs cannot be divided into {self.cycles} cycles.")
 

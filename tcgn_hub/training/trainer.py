@@ -26,6 +26,8 @@ from tcgn_hub.files import make_folder
 from tcgn_hub.images.transforms import to_input
 from tcgn_hub.prediction.backends.torch import TorchBackend
 from tcgn_hub.prediction.predictor import Predictor
+from tcgn_hub.progress import Progress
+from tcgn_hub.text import option
 from tcgn_hub.training.batches import Batch, TrainingSpots, batches, steps_per_epoch
 from tcgn_hub.training.checkpoints import load_checkpoint, save_checkpoint
 from tcgn_hub.training.distributed import Processes
@@ -101,6 +103,7 @@ class Trainer:
         start: The model to train; that of the recipe if None.
         processes: The processes that share the work; this one alone if None.
         cache: Folder to keep crops in; in memory if None.
+        progress: Show progress bars on stderr where that is a terminal, and else log a line a minute.
 
     Attributes:
         state: Everything that a run goes on from.
@@ -127,10 +130,12 @@ class Trainer:
         start: Start | None = None,
         processes: Processes | None = None,
         cache: str | Path | None = None,
+        progress: bool = False,
     ) -> None:
         self.sections = {section.name: section for section in sections}
         self.recipe, self.panel, self.split = recipe, list(panel), split
         self.processes = processes or Processes().__enter__()
+        self._shown = progress and self.processes.first
         start = start or starting_model(recipe, panel)
         self.patch_um, self.crop_px = _patch_side(recipe, start.info, sections)
         self.crops = self._cut(cache)
@@ -140,6 +145,7 @@ class Trainer:
     def _cut(self, cache: str | Path | None) -> dict[str, SpotCrops]:
         """Crops of all sections; a cache that several processes share is written by the first."""
         size: dict[str, Any] = {"patch_um": self.patch_um, "crop_px": self.crop_px, "margin": self.recipe.shift}
+        size["progress"] = self._shown
         crops = {}
         for turn in (True, False):
             if self.processes.first == turn:
@@ -201,7 +207,6 @@ class Trainer:
         fingerprint: Mapping[str, Any] | None = None,
         workers: int = 0,
         checkpoint_minutes: float = 10,
-        progress: bool = False,
     ) -> nn.Module:
         """Run the steps that are left.
 
@@ -210,7 +215,6 @@ class Trainer:
             fingerprint: What the run follows from, saved with its state and compared before it is continued.
             workers: Processes that prepare crops.
             checkpoint_minutes: How often the state is saved. It is saved too at Ctrl-C and SIGTERM.
-            progress: Show a progress bar on stderr where that is a terminal.
 
         Returns:
             The model that is kept, in eval mode, its weights rounded to float16 as they are stored.
@@ -220,8 +224,6 @@ class Trainer:
             OutputError: ``out`` cannot be made a folder.
             KeyboardInterrupt: At Ctrl-C or SIGTERM, after the state was saved.
         """
-        from huggingface_hub.utils import tqdm
-
         state, processes, out = self.state, self.processes, None if out is None else Path(out)
         written = out if processes.first else None
         if out is not None:
@@ -233,9 +235,9 @@ class Trainer:
             if written is not None:
                 save_checkpoint(written, {"fingerprint": dict(fingerprint or {}), **state.state_dict()})
 
-        bar = tqdm(
-            total=self.total, initial=state.step, unit="step", disable=None if progress and processes.first else True
-        )
+        if processes.first and not state.step:
+            _logger.info("Training takes %d steps of %d spots.", self.total, self.recipe.batch_size)
+        bar = Progress(self.total, "step", name="training", done=state.step, shown=self._shown)
         saved = began = time.monotonic()
         with bar, _tensorboard(written) as board, processes.finishing_steps(), self._seeded(self.recipe.seed):
             while state.step < self.total and not self.stopped:
@@ -251,7 +253,8 @@ class Trainer:
                         save()
                         saved = time.monotonic()
                     if stop:
-                        raise KeyboardInterrupt(f"the state is saved in {out}; continue with --resume" if out else "")
+                        saved_in = f"the state is saved in {out}; continue with {option('resume', True)}"
+                        raise KeyboardInterrupt(saved_in if out else "")
         if state.best is not None:
             state.kept.load_state_dict(state.best["model"])
         processes.align(state.kept)

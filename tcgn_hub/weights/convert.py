@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import tempfile
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from tcgn_hub.errors import CheckpointError, ManifestError, PanelError, WeightsError
 from tcgn_hub.panels import PANELS, load_panel
+from tcgn_hub.text import option
 from tcgn_hub.weights.hub import kept_in, sha256_of
 from tcgn_hub.weights.manifest import (
     NAME,
@@ -52,13 +54,26 @@ def read_parameters(file: Path) -> dict[str, torch.Tensor]:
         raise WeightsError(f"{file} does not exist.")
     unreadable = (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, OSError)
     try:
-        state_dict = load_state_dict(str(file), weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of kinds of pickles, which end in an error if they matter
+            state_dict = load_state_dict(str(file), weights_only=True)
     except (*unreadable, AttributeError) as err:  # timm asks whatever it unpacked for its items
-        reason = (str(err).splitlines() or [""])[0].rstrip(".") or repr(err)
-        raise WeightsError(f"{file} cannot be read as parameters ({reason}).") from err
+        raise WeightsError(f"{file} cannot be read as parameters ({why_unread(err)}).") from err
     if not state_dict or not all(isinstance(value, torch.Tensor) for value in state_dict.values()):
         raise WeightsError(f"{file} does not hold a dictionary of tensors.")
     return state_dict
+
+
+def why_unread(err: BaseException) -> str:
+    """What is wrong with a file of PyTorch's, in a few words of ours where PyTorch would have it unpacked unsafely."""
+    if "weights_only" in str(err).lower().replace(" ", "_"):
+        return (
+            "it is damaged, or holds more than tensors, which is never unpacked, for a pickle may run any program: ask"
+            " for the state dict alone, best as safetensors"
+        )
+    if isinstance(err, (LookupError, EOFError)):
+        return "it is damaged, or no file of parameters"
+    return (str(err).splitlines() or [""])[0].rstrip(".") or repr(err)
 
 
 def import_checkpoint(
@@ -154,8 +169,8 @@ def _known(tag: str | None, scope: str, outputs: int, genes: list[str] | None) -
             raise WeightsError(f"The file is not what {tag} stands for: {_described(scope, outputs)}.")
     if tag is None:
         raise WeightsError(
-            f"The file is {_described(scope, outputs)}, which no published weights are; name it with --tag"
-            " tcgn_base.NAME and its genes with --genes FILE."
+            f"The file is {_described(scope, outputs)}, which no published weights are; name it with"
+            f" {option('tag', 'tcgn_base.NAME')} and its genes with {option('genes', 'FILE')}."
         )
     if not TAG.fullmatch(tag):
         raise WeightsError(f"{tag!r} is not a tag; give tcgn_base, a dot and a name of letters, digits, - and _.")
@@ -165,7 +180,7 @@ def _known(tag: str | None, scope: str, outputs: int, genes: list[str] | None) -
         pass
     else:
         if not (taken.bundled and taken.import_from):
-            raise WeightsError(f"The tag {tag} belongs to other weights; give another name with --tag.")
+            raise WeightsError(f"The tag {tag} belongs to other weights; give another name with {option('tag')}.")
     return {
         "tag": tag,
         "units": "not stated",
@@ -190,7 +205,7 @@ def _panel(file: Path, outputs: int, genes: str | Sequence[str] | None) -> list[
     if genes is None:
         named = [name for name in PANELS if len(load_panel(name)) == outputs]
         if not named:
-            raise PanelError(f"{file} predicts {outputs} genes; name them with --genes FILE, one a line.")
+            raise PanelError(f"{file} predicts {outputs} genes; name them with {option('genes', 'FILE')}, one a line.")
         return named[0]
     if len(load_panel(genes)) != outputs:
         raise PanelError(f"{file} predicts {outputs} genes, but the panel has {len(load_panel(genes))}.")

@@ -11,6 +11,7 @@ import hashlib
 import logging
 import os
 import re
+import shlex
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from tcgn_hub.errors import OutputError, WeightsError
+from tcgn_hub.progress import Progress
 from tcgn_hub.weights.manifest import ManifestEntry, WeightFile, assets_folder, find_weights, load_manifest
 
 _logger = logging.getLogger(__name__)
@@ -71,6 +73,7 @@ def resolve(
         name = str(known.get("tag", weights))
         if "path" in known or name.startswith(_HUB):
             path = hub_folder(name, cache_dir) if "tag" in known else Path(weights)
+            refuse_unfinished(path)
             path = path / "model.safetensors" if path.is_dir() else path
             if not path.is_file():
                 tags = ", ".join(load_manifest()) or "none"
@@ -101,6 +104,16 @@ def resolve(
         raise WeightsError(f"{entry.tag} {what}; get it with `tcgn weights pull {entry.tag}`.")
     pull(entry, file, cache_dir=cache_dir, progress=progress)
     return Resolved(path, file.sha256, "hub", entry, entry.tag)
+
+
+def refuse_unfinished(path: Path) -> None:
+    """Say of a run that has not ended, or of the state that it keeps, that it is no weights yet."""
+    folder = path if path.is_dir() else path.parent
+    if path not in (folder, *folder.glob("checkpoint*.pt")) or (folder / "model.safetensors").exists():
+        return
+    if list(folder.glob("checkpoint*.pt")):
+        resume = f"`tcgn finetune ... -o {shlex.quote(str(folder))} --resume`"
+        raise WeightsError(f"{folder} is an unfinished run; continue it with {resume}.")
 
 
 def pull(entry: ManifestEntry, file: WeightFile, *, cache_dir: str | Path | None = None, progress: bool = True) -> Path:
@@ -355,14 +368,12 @@ def _alone(target: Path, part: Path) -> Iterator[None]:
 def _transfer(repo_id: str, revision: str, file: WeightFile, handle: BinaryIO, progress: bool) -> None:
     """Append to a file what it lacks, trying again while the network lets some of it through."""
     from huggingface_hub import hf_hub_url
-    from huggingface_hub.utils import tqdm
 
     url = hf_hub_url(repo_id, file.name, revision=revision)
     if handle.tell() > file.size:
         handle.truncate(0)
     tries, heard, most = 0, time.monotonic(), handle.tell()
-    hidden = None if progress else True
-    with tqdm(total=file.size, initial=most, unit="B", unit_scale=True, desc=file.name, disable=hidden) as bar:
+    with Progress(file.size, "B", name=file.name, done=most, shown=progress) as bar:
         while handle.tell() < file.size:
             error: Exception | None = None
             try:
@@ -382,7 +393,7 @@ def _transfer(repo_id: str, revision: str, file: WeightFile, handle: BinaryIO, p
                 time.sleep(min(0.5 * 2**tries, 4))
 
 
-def _request(url: str, file: WeightFile, handle: BinaryIO, bar: Any) -> None:
+def _request(url: str, file: WeightFile, handle: BinaryIO, bar: Progress) -> None:
     from huggingface_hub.constants import HF_HUB_DOWNLOAD_TIMEOUT
     from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
@@ -414,7 +425,7 @@ def _request(url: str, file: WeightFile, handle: BinaryIO, bar: Any) -> None:
                 return
 
 
-def _start_over(handle: BinaryIO, bar: Any) -> None:
+def _start_over(handle: BinaryIO, bar: Progress) -> None:
     bar.update(-handle.tell())
     handle.truncate(0)
     handle.seek(0)
@@ -434,9 +445,12 @@ def explain(err: Exception, repo_id: str, revision: str, name: str) -> WeightsEr
 
     hub = constants.ENDPOINT
     status = getattr(getattr(err, "response", None), "status_code", None)
+    if constants.HF_HUB_OFFLINE:
+        return WeightsError(
+            f"{name} of {repo_id} is not on this machine, and HF_HUB_OFFLINE forbids to fetch it: fetch it where there"
+            " is a network, and use the same HF_HOME here, or unset HF_HUB_OFFLINE."
+        )
     said = {
-        errors.OfflineModeIsEnabled: f"{name} of {repo_id} is not on this machine, and HF_HUB_OFFLINE forbids to fetch"
-        " it.",
         errors.GatedRepoError: f"{repo_id} is gated: accept its terms at {hub}/{repo_id}, then log in with"
         " `hf auth login` or set HF_TOKEN.",
         errors.RevisionNotFoundError: f"{repo_id} no longer has the revision {revision} (it was moved or deleted);"

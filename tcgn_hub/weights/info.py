@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from tcgn_hub.errors import PanelError, WeightsError
 from tcgn_hub.images.scale import NOMINAL_PATCH_UM
-from tcgn_hub.panels import PANELS, load_panel
+from tcgn_hub.panels import PANELS, find_genes, load_panel
 from tcgn_hub.weights.lineage import Parent, SeenSection
 
 INTERVAL_LEVEL = 0.9
@@ -105,6 +107,42 @@ class WeightsInfo:
         except (ValueError, TypeError, AttributeError) as err:
             raise refused(err) from err
         return info
+
+    def columns(
+        self, genes: str | Path | Sequence[str] | None = None, *, significant_only: bool = False
+    ) -> dict[str, int]:
+        """Which outputs are asked for, by the names that they are asked by.
+
+        Args:
+            genes: See `tcgn_hub.panels.load_panel`, each by any name that `tcgn_hub.panels.find_genes` knows; all if
+                None.
+            significant_only: Leave out genes that could not be predicted better than chance on held-out tissue.
+
+        Raises:
+            PanelError: A gene is not among the outputs, none is left, or significance was asked for but not measured.
+        """
+        found = (
+            dict(zip(self.genes, self.genes, strict=True))
+            if genes is None
+            else find_genes(load_panel(genes), self.genes, of=self.name)
+        )
+        if significant_only:
+            if self.significant is None:
+                raise PanelError(
+                    f"Which genes {self.name} predicts better than chance was not measured; ask for all of them."
+                )
+            found = {name: gene for name, gene in found.items() if gene in self.significant}
+            if not found:
+                raise PanelError(f"{self.name} predicts none of these genes better than chance.")
+        index = {gene: i for i, gene in enumerate(self.genes)}
+        return {name: index[gene] for name, gene in found.items()}
+
+    def renamed(self, columns: dict[str, int]) -> dict[str, list[str]]:
+        """`tcgn_hub.result.Result.notes` on what `columns` found by another name than that of the panel."""
+        found = {name: self.genes[i] for name, i in columns.items()}
+        return {
+            f"{name} is taken for {gene}": [self.name] for name, gene in found.items() if name.upper() != gene.upper()
+        }
 
     @property
     def patch_um(self) -> float:

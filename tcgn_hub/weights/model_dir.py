@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tcgn_hub.errors import CheckpointError, OutputError, WeightsError
-from tcgn_hub.weights.hub import sha256_of
+from tcgn_hub.weights.hub import Resolved, refuse_unfinished, sha256_of
 from tcgn_hub.weights.info import WeightsInfo
 
 if TYPE_CHECKING:
@@ -92,8 +92,8 @@ def read_model_dir(folder: Path) -> dict[str, Any]:
         config = json.loads(path.read_text(encoding="utf-8"))
         genes, architecture, outputs = config["label_names"], config["architecture"], config["num_classes"]
     except FileNotFoundError as err:
-        unfinished = " It holds a training run that has not ended." if list(folder.glob("checkpoint*.pt")) else ""
-        raise WeightsError(f"{folder} is no model directory: it has no config.json.{unfinished}") from err
+        refuse_unfinished(folder)
+        raise WeightsError(f"{folder} is no model directory: it has no config.json.") from err
     except (OSError, ValueError, KeyError, TypeError) as err:
         raise WeightsError(f"{path} is not the configuration of a model of ours ({err!r}).") from err
     if not isinstance(genes, list) or len(genes) != outputs:
@@ -108,6 +108,16 @@ def read_info(folder: Path, *, name: str, sha256: str = "") -> WeightsInfo:
     config = read_model_dir(folder)
     known: Mapping[str, Any] = {"genes": tuple(config["label_names"]), "architecture": config["architecture"]}
     return WeightsInfo.from_json(config.get("tcgn") or {}, name=name, sha256=sha256, **known)
+
+
+def info_of(found: Resolved) -> WeightsInfo | None:
+    """What is known of weights beside their parameters, which are not read; None if nothing is stated."""
+    if found.entry is not None:
+        return found.entry.info
+    folder = found.path.parent
+    if not (folder / "config.json").is_file():
+        return None
+    return read_info(folder, name=str(folder) if Path(found.name).is_file() else found.name, sha256=found.sha256)
 
 
 def manifest_entry(folder: str | Path, *, tag: str, bundled: bool = False) -> dict[str, Any]:

@@ -16,7 +16,9 @@ _BAR = 340
 
 
 def draw_gene(result: Result, gene: str, *, side: int = 1200) -> bytes:
-    """A PNG of the faded slide with its tiles in true size, coloured by the predicted value.
+    """A PNG of the faded slide with its tiles, coloured by the predicted value.
+
+    They are drawn in true size or, where they overlap, as squares that touch, each the size of their distance.
 
     ``side``: longest side of the picture in pixels; the text needs a width of 620 all the same.
     """
@@ -88,7 +90,8 @@ class _SlideFigure(Canvas):
 
     def add_tiles(self, xy: np.ndarray, values: np.ndarray, units: str) -> None:
         """Squares coloured by value, and a colour bar at the lower right."""
-        half = self._slide.tile_px / 2
+        side_um, step_um = self._slide.patch_um, self._slide.stride_um
+        half = (side_um if step_um is None else min(side_um, step_um)) / self._slide.mpp / 2
         corners = np.array([(-half, -half), (half, -half), (half, half), (-half, half)])
         tiles = matplotlib("collections").PolyCollection(
             xy[:, None] + corners, array=values, cmap="viridis", alpha=0.8, linewidths=0, antialiaseds=False

@@ -30,18 +30,30 @@ def rows_of(result: Result, count: int = _ROWS) -> Iterator[slice]:
         yield slice(start, min(start + count, len(result)))
 
 
-def describe(result: Result) -> dict[str, np.ndarray]:
-    """The columns of every table before those of the genes.
+_COLUMNS = {
+    "name": "string",
+    **{"x": "double", "y": "double", "array_row": "int64", "array_col": "int64"},
+    **{"mpp": "double", "scale_source": "string", "patch_um": "double", "trained_um": "double", "patch_px": "double"},
+    "ood": "double",
+}
+"""The columns of every table before those of the genes, and their types in Parquet."""
 
-    ``name``; of tiles ``x`` and ``y`` of the centre in pixels at full resolution, ``array_row`` and ``array_col``; of
-    patches ``mpp``, ``scale_source``, ``patch_um`` (what is shown), ``trained_um`` (what the weights were trained on)
-    and ``patch_px``; and last, where it is known, ``ood``.
+
+def describe(result: Result) -> dict[str, np.ndarray]:
+    """The columns of every table before those of the genes, the same for patches and tiles; NaN where unknown.
+
+    ``name``; ``x`` and ``y`` of the centre in pixels of the picture, at full resolution; ``array_row`` and
+    ``array_col``, of tiles; ``mpp`` and ``scale_source``; the side of what was predicted, ``patch_um``, that of the
+    patches which the weights were trained on, ``trained_um``, and of the first in pixels, ``patch_px``; ``ood``.
     """
-    columns = {"name": result.obs["name"]}
-    if "spatial" in result.obsm:
-        columns |= {"x": result.obsm["spatial"][:, 0], "y": result.obsm["spatial"][:, 1]}
-    columns |= {key: values for key, values in result.obs.items() if key not in ("name", "ood")}
-    return columns | ({"ood": result.obs["ood"]} if "ood" in result.obs else {})
+    slide, known = result.slide, dict(result.obs)
+    if slide is not None:
+        of_all: dict[str, Any] = {"mpp": slide.mpp, "patch_um": slide.patch_um, "trained_um": slide.trained_um}
+        of_all |= {"scale_source": np.array(slide.scale_source, object), "patch_px": slide.tile_px}
+        known |= {key: np.broadcast_to(value, len(result)) for key, value in of_all.items()}
+        known |= {"x": result.obsm["spatial"][:, 0], "y": result.obsm["spatial"][:, 1]}
+    unknown = np.broadcast_to(np.nan, len(result))
+    return {key: known.get(key, unknown) for key in _COLUMNS}
 
 
 def _values(result: Result) -> dict[str, np.ndarray]:
@@ -187,7 +199,7 @@ def write_with_metadata(path: str | Path, lines: Iterable[str], metadata: dict[s
     """Write a table, and beside it, as ``FILE.json``, what it does not say; both or neither."""
     with writing(f"{path}.json") as beside, writing(path) as part:
         beside.write_bytes((json.dumps(metadata, indent=1) + "\n").encode())
-        with part.open("w", encoding="utf-8", newline="") as file:
+        with part.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
             file.writelines(lines)
 
 
@@ -220,10 +232,13 @@ def write_parquet(path: Path, result: Result) -> None:
     parquet = require("pyarrow.parquet", extra="parquet", to="write .parquet files")
     columns, tables = describe(result), _values(result)
     genes = [pa.field(f"{gene}{suffix}", pa.float32()) for suffix in tables for gene in result.genes]
-    located = [pa.field(key, pa.array(values[:1]).type) for key, values in columns.items()]
+    located = [pa.field(key, pa.type_for_alias(kind)) for key, kind in _COLUMNS.items()]
     schema = pa.schema([*located, *genes], metadata={"tcgn": json.dumps(table_metadata(result))})
     with writing(path) as part, parquet.ParquetWriter(part, schema) as file:
         for rows in rows_of(result, 16 * _ROWS):
-            values = [pa.array(values[rows]) for values in columns.values()]
+            values = [
+                pa.array(values[rows], field.type, from_pandas=True)
+                for field, values in zip(located, columns.values(), strict=True)
+            ]
             values += [pa.array(column) for table in tables.values() for column in np.ascontiguousarray(table[rows].T)]
             file.write_table(pa.Table.from_arrays(values, schema=schema))

@@ -10,28 +10,34 @@ from pathlib import Path
 import numpy as np
 
 from tcgn_hub.data.readers.genes import tidy
-from tcgn_hub.data.readers.parts import image_mpp
-from tcgn_hub.data.readers.tables import read_matrix
+from tcgn_hub.data.readers.parts import given
+from tcgn_hub.data.scales import settled
 from tcgn_hub.data.sections import Section
+from tcgn_hub.data.tables import read_matrix
 from tcgn_hub.errors import ImageError, SectionError
 from tcgn_hub.images.readers import open_slide
 from tcgn_hub.images.tiles import OVERVIEW_PX, grid_tiles, on_tissue
+from tcgn_hub.text import option
 
 _MIN_TISSUE = 0.5
 
 
-def read_bulk(table: str | Path, *, mpp: float | None = None, patch_um: float) -> list[Section]:
+def read_bulk(
+    table: str | Path, *, mpp: float | None = None, patch_um: float, force_scale: bool = False
+) -> list[Section]:
     """Read slides and the bulk expression of each.
 
     ``table``: CSV or TSV with the columns slide (relative to the table), patient, and then genes: counts or TPM, not
     logged; ``mpp``: micrometres per pixel of the slides; what each states if None; ``patch_um``: side of the tiles in
-    micrometres. Returns a section per slide, named by its stem, whose spots are the tiles of a grid that are at least
-    half tissue.
+    micrometres; ``force_scale``: go by ``mpp`` although a slide states one that is more than 40 % off. Returns a
+    section per slide, named by its stem, whose spots are the tiles of a grid that are at least half tissue.
     """
-    return [read() for read in find_bulk(Path(table), mpp=mpp, patch_um=patch_um).values()]
+    return [read() for read in find_bulk(Path(table), mpp=mpp, patch_um=patch_um, force_scale=force_scale).values()]
 
 
-def find_bulk(table: Path, *, mpp: float | None, patch_um: float) -> dict[str, Callable[[], Section]]:
+def find_bulk(
+    table: Path, *, mpp: float | None, patch_um: float, force_scale: bool
+) -> dict[str, Callable[[], Section]]:
     """The sections of `read_bulk` by name, each to be read by a call."""
     labels, genes, values = read_matrix(table, labels=2)
     stems = Counter(Path(slide).stem for slide, _ in labels)
@@ -45,9 +51,9 @@ def find_bulk(table: Path, *, mpp: float | None, patch_um: float) -> dict[str, C
             raise SectionError(f"{table} names no patient for {slide}.")
         measured, counts, left_out = tidy(values[row : row + 1], genes, rows=[slide], source=table, bulk=True)
         path = table.parent / slide
-        scale = mpp or image_mpp(path, name)
+        scale, doubts = settled(name, [given(mpp)], path, force=force_scale)
         if scale is None:
-            raise SectionError(f"{path} states no micrometres per pixel; give them with --mpp.")
+            raise SectionError(f"{path} states no micrometres per pixel; give them with {option('mpp')}.")
         side = patch_um / scale
         try:
             with open_slide(path) as opened:
@@ -72,6 +78,7 @@ def find_bulk(table: Path, *, mpp: float | None, patch_um: float) -> dict[str, C
             mpp=scale,
             bulk=True,
             left_out=left_out,
+            doubts=doubts,
         )
 
     return {Path(slide).stem: partial(read, row) for row, (slide, _) in enumerate(labels)}

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from tcgn_hub.data.h5ad import array_of, chosen, library_of, open_h5ad, positions, tissue_of
 from tcgn_hub.data.readers.genes import tidy
-from tcgn_hub.data.readers.parts import PITCH_VISIUM, array_mpp, image_mpp, images_in
-from tcgn_hub.data.readers.tables import number, read_rows
-from tcgn_hub.data.readers.visium import NEIGHBOURS
+from tcgn_hub.data.readers.parts import files_in, given, images_in
+from tcgn_hub.data.scales import BY_DISTANCE, PITCH_VISIUM, check_positions, settled, visium_pitch_px
 from tcgn_hub.data.sections import OWN, Section
+from tcgn_hub.data.tables import number, read_rows
 from tcgn_hub.errors import SectionError
-from tcgn_hub.extras import require
+from tcgn_hub.images.scale import Scale
 
 _SYMBOLS = ("gene_name", "gene_symbols", "feature_name", "symbol")
 _HEST_MPP = "pixel_size_um_estimated"
+_CHOOSE = "name one in the column library of a sample sheet (a CSV with the columns section, patient, data, image)"
 _HEST_STUDY = ("dataset_title", "dataset", "study", "study_link")
 
 
@@ -30,38 +32,38 @@ def read_h5ad(
     image: str | Path | None = None,
     mpp: float | None = None,
     study: str | None = None,
+    library: str | None = None,
+    force_scale: bool = False,
 ) -> Section:
     """Read the spots of one section, those in tissue if ``obs['in_tissue']`` tells.
 
     Counts are ``layers['counts']``, or ``X`` if there is no such layer; positions ``obsm['spatial']``, (x, y) in pixels
     of the full-resolution image.
 
-    ``path``: the file; ``name``: name of the section; the stem of the file if None; ``patient``: patient; if None, the
-    one of ``obs['patient']``, ``obs['donor']`` or ``uns['patient']``, or the name of the section; ``image``: the
-    full-resolution image; if None, ``source_image_path`` of ``uns['spatial']`` if it exists, or the image of the same
-    stem beside the file; ``mpp``: micrometres per pixel of the image; if None, ``uns['tcgn']['mpp']``, that of Visium
-    by the distance of its spots, or what the image states; ``study``: study; that of ``uns['study']`` if None, else
-    'own'.
+    ``path``: the file; ``name``: name of the section; if None, ``library``, or the stem of the file; ``patient``:
+    patient; if None, the one of ``obs['patient']``, ``obs['donor']`` or ``uns['patient']``, or the name of the section;
+    ``image``: the full-resolution image; if None, ``source_image_path`` of ``uns['spatial']`` if it exists, or the
+    image of the same stem beside the file; ``mpp``: micrometres per pixel of the image; if None, that of
+    ``uns['tcgn']``, that of Visium by the distance of its spots, or what the image states; ``study``: study; that of
+    ``uns['study']`` if None, else 'own'; ``library``: which section of a file that holds several, by ``uns['spatial']``
+    or a column of obs such as library_id; ``force_scale``: go by the first of these scales although another one is more
+    than 40 % off.
     """
     path = Path(path)
-    name = name or path.stem
+    name = name or library or path.stem
+    data = open_h5ad(path)
     try:
-        data = require("anndata", extra="h5ad", to="read .h5ad files").read_h5ad(path)
-        if "spatial" not in data.obsm:
-            raise SectionError(f"{path} has no obsm['spatial'], the positions of the spots in pixels of the image.")
-        xy = np.asarray(data.obsm["spatial"], np.float64)
-        if xy.ndim != 2 or xy.shape[1] < 2:
-            raise SectionError(f"{path}: obsm['spatial'] has the shape {xy.shape}; give (x, y) of every spot.")
-        keep = np.asarray(data.obs["in_tissue"]).astype(int) == 1 if "in_tissue" in data.obs else np.ones(len(xy), bool)
-        out = int((~keep).sum())
-        data, xy = data[keep], xy[keep, :2]
-        libraries = dict(data.uns.get("spatial", {}))
-        if image is None and len(libraries) > 1:
-            raise SectionError(
-                f"{path} holds {len(libraries)} sections ({', '.join(list(libraries)[:5])}); save one file a section."
-            )
-        metadata = next((dict(library.get("metadata", {})) for library in libraries.values()), {})
-        image = Path(image) if image else _image(path, metadata)
+        xy = positions(data, path)
+        mine, own = chosen(data, path, library, choose=_CHOOSE)
+        keep = np.flatnonzero(mine)[tissue_of(data, mine, path)]
+        out = int(mine.sum()) - len(keep)
+        facts = library_of(data, own)
+        metadata = _facts(facts, "metadata")
+        array = array_of(data)
+        # spots that are not in tissue tell the distance as well
+        pitch = None if array is None else visium_pitch_px(array[mine], xy[mine])
+        data, xy = data[keep], xy[keep]
+        image = Path(image) if image else _image(path, metadata, library)
         counts = data.layers.get("counts", data.X)
         if counts is None:
             raise SectionError(f"{path} has neither layers['counts'] nor X; give raw counts.")
@@ -74,35 +76,61 @@ def read_h5ad(
         )
         if patient is None:
             patient = _patient(data, path)
-        if mpp is None:
-            mpp = _mpp(data, xy, metadata)
+        said = [given(mpp), given(_stated(data), f"uns['tcgn']['mpp'] of {path}")]
+        factors = _facts(facts, "scalefactors")
+        of_visium = check_positions(name, image, pitch, factors, _pictures(facts), said=said, force=force_scale)
+        by_pitch = None if pitch is None else Scale(PITCH_VISIUM / pitch, BY_DISTANCE)
+        # another array that looks the same may have another distance: it contradicts, but does not decide
+        decides = of_visium or "Spatial" in str(metadata.get("chemistry_description"))
         study = study or str(data.uns.get("study", OWN))
+        spots = [str(spot) for spot in data.obs_names]
     except (OSError, KeyError, ValueError, TypeError, AttributeError, IndexError) as err:
         if isinstance(err, SectionError):
             raise
         raise SectionError(f"{path} is no .h5ad file of a section that can be read ({err}).") from err
+    scale, doubts = settled(name, [*said, by_pitch], image, decides, force=force_scale)
     return Section(
         name=name,
         patient=patient or name,
         image=image,
-        spots=[str(spot) for spot in data.obs_names],
+        spots=spots,
         xy=xy,
         genes=genes,
         counts=counts,
-        mpp=mpp or image_mpp(image, name),
+        mpp=scale,
         left_out=({"spots not in tissue": out} if out else {}) | summed,
         study=study,
+        doubts=doubts,
     )
 
 
-def _image(path: Path, metadata: dict[str, Any]) -> Path:
+def _facts(library: dict[str, Any], key: str) -> dict[str, Any]:
+    found = library.get(key)
+    return dict(found) if isinstance(found, Mapping) else {}
+
+
+def _pictures(library: dict[str, Any]) -> dict[str, tuple[int, int]]:
+    """(width, height) of the smaller pictures of a library."""
+    shapes = {str(name): np.shape(picture) for name, picture in _facts(library, "images").items()}
+    return {name: (shape[1], shape[0]) for name, shape in shapes.items() if len(shape) in (2, 3)}
+
+
+def _stated(data: Any) -> float | None:
+    stated = data.uns.get("tcgn", {})
+    return float(stated["mpp"]) if "mpp" in stated else None
+
+
+def _image(path: Path, metadata: dict[str, Any], library: str | None) -> Path:
     stated = metadata.get("source_image_path")
     if stated is not None and (path.parent / str(stated)).is_file():
         return path.parent / str(stated)
-    beside = [image for image in images_in(path.parent) if image.name.startswith(f"{path.stem}.")]
+    images = images_in(path.parent)
+    # that of a file of several sections is none of theirs
+    stem = library or path.stem
+    beside = [image for image in images if image.name.startswith(f"{stem}.")]
     if len(beside) != 1:
         raise SectionError(
-            f"{path} has {len(beside) or 'no'} images beside it that are named {path.stem}; put the full-resolution"
+            f"{path} has {len(beside) or 'no'} images beside it that are named {stem}; put the full-resolution"
             " image there, or name it in a sample sheet (a CSV with the columns section, patient, data, image)."
         )
     return beside[0]
@@ -128,16 +156,6 @@ def _patient(data: Any, path: Path) -> str | None:
     return str(data.uns["patient"]) if "patient" in data.uns else None
 
 
-def _mpp(data: Any, xy: np.ndarray, metadata: dict[str, Any]) -> float | None:
-    if "mpp" in data.uns.get("tcgn", {}):
-        return float(data.uns["tcgn"]["mpp"])
-    # only of Visium are the places in the array those that the distance below holds for
-    if "Spatial" in str(metadata.get("chemistry_description")) and {"array_row", "array_col"} <= set(data.obs):
-        array = np.asarray(data.obs[["array_row", "array_col"]]).astype(int)
-        return array_mpp(array, xy, steps=NEIGHBOURS, pitch_um=PITCH_VISIUM)
-    return None
-
-
 def is_hest(root: Path) -> bool:
     """Whether a folder is of the layout of HEST-1k: ``st/*.h5ad`` with ``wsis/*.tif``."""
     return (root / "st").is_dir() and (root / "wsis").is_dir()
@@ -145,17 +163,24 @@ def is_hest(root: Path) -> bool:
 
 def hest_names(root: str | Path) -> list[str]:
     """Ids of the sections of which there are counts, sorted."""
-    names = sorted(p.stem for p in (Path(root) / "st").glob("*.h5ad"))
+    names = [p.stem for p in files_in(Path(root) / "st", (".h5ad",))]
     if not names:
         raise SectionError(f"{Path(root) / 'st'} holds no .h5ad file.")
     return names
 
 
-def read_hest(root: str | Path, names: Sequence[str] | None = None) -> list[Section]:
+def read_hest(
+    root: str | Path,
+    names: Sequence[str] | None = None,
+    *,
+    mpp: float | None = None,
+    force_scale: bool = False,
+) -> list[Section]:
     """Read sections in the layout of HEST-1k.
 
     ``root``: folder that holds ``st``, ``wsis``, and ``metadata`` or the table ``HEST_v1_*.csv``; ``names``: ids of the
-    sections to read, such as ``['INT1']``; all if None. Returns the sections, in the order of ``names``, or sorted.
+    sections to read, such as ``['INT1']``; all if None; ``mpp``: micrometres per pixel of all images, in place of what
+    the metadata say; ``force_scale``: see `read_h5ad`. Returns the sections, in the order of ``names``, or sorted.
     Study (``dataset_title``), patient and scale, ``pixel_size_um_estimated``, are those of the metadata, where a study
     is 'hest' and a patient the section's id if they are not known. Patients of different studies that have one name are
     taken for one by a split, so that none can separate what is one.
@@ -167,15 +192,16 @@ def read_hest(root: str | Path, names: Sequence[str] | None = None) -> list[Sect
         image = root / "wsis" / f"{name}.tif"
         if not image.is_file():
             raise SectionError(f"Section {name} of {root} has no image {image}; download it too.")
-        mpp = metadata.get(_HEST_MPP)
+        stated = metadata.get(_HEST_MPP) if mpp is None else mpp
         sections.append(
             read_h5ad(
                 root / "st" / f"{name}.h5ad",
                 name=name,
                 patient=str(metadata["patient"]) if _known(metadata.get("patient")) else name,
                 image=image,
-                mpp=float(mpp) if _known(mpp) else None,  # type: ignore[arg-type]
+                mpp=float(stated) if _known(stated) else None,  # type: ignore[arg-type]
                 study=next((str(metadata[key]) for key in _HEST_STUDY if _known(metadata.get(key))), "hest"),
+                force_scale=force_scale,
             )
         )
     return sections
@@ -195,7 +221,8 @@ def _metadata_of(root: Path, name: str) -> dict[str, Any]:
         except (OSError, ValueError, TypeError, AttributeError) as err:
             raise SectionError(f"{file} cannot be read ({err}).") from err
         return metadata
-    for table in sorted(root.glob("HEST_v*.csv"), reverse=True):
+    tables = [path for path in files_in(root, (".csv",)) if path.name.startswith("HEST_v")]
+    for table in reversed(tables):
         for row in read_rows(table):
             if row.get("id") == name:
                 return {**row, _HEST_MPP: number(row, _HEST_MPP, table)}

@@ -9,24 +9,31 @@ from pathlib import Path
 import numpy as np
 
 from tcgn_hub.data.readers.genes import tidy
-from tcgn_hub.data.readers.tables import mpp_in, number, read_matrix, read_rows
+from tcgn_hub.data.readers.parts import given
+from tcgn_hub.data.scales import settled
 from tcgn_hub.data.sections import Section
+from tcgn_hub.data.tables import mpp_in, number, read_matrix, read_rows
 from tcgn_hub.errors import SectionError
 
 
-def read_patches(table: str | Path, expression: str | Path, *, mpp: float | None = None) -> list[Section]:
+def read_patches(
+    table: str | Path, expression: str | Path, *, mpp: float | None = None, force_scale: bool = False
+) -> list[Section]:
     """Read patches and the expression of their spots.
 
     ``table``: CSV with the columns patch (a picture, relative to the table), section, patient, and optionally spot, x,
     y (the centre in pixels of the section) and mpp (micrometres per pixel of the picture); ``expression``: CSV or TSV
     whose rows are spots and whose columns are genes. A row is named by the column spot, or by the file name of the
-    patch, with or without its suffix; ``mpp``: micrometres per pixel of all pictures, if the table does not say.
+    patch, with or without its suffix; ``mpp``: micrometres per pixel of all pictures, if the table does not say;
+    ``force_scale``: go by these although the first picture of a section states a scale that is more than 40 % off.
     Returns the sections by name. Patches that have no row of expression are left out.
     """
-    return [read() for read in find_patches(Path(table), Path(expression), mpp=mpp).values()]
+    return [read() for read in find_patches(Path(table), Path(expression), mpp=mpp, force_scale=force_scale).values()]
 
 
-def find_patches(table: Path, expression: Path, *, mpp: float | None) -> dict[str, Callable[[], Section]]:
+def find_patches(
+    table: Path, expression: Path, *, mpp: float | None, force_scale: bool
+) -> dict[str, Callable[[], Section]]:
     """The sections of `read_patches` by name, each to be read by a call."""
     labels, genes, values = read_matrix(expression)
     line = {label: i for i, (label,) in enumerate(labels)}
@@ -75,6 +82,9 @@ def find_patches(table: Path, expression: Path, *, mpp: float | None) -> dict[st
                     f"{table} gives the section {name} {len(differing)} {what}; give patches of different {what}"
                     " different sections."
                 )
+        scale = scales.pop()
+        # pictures have always been taken for what the table says; without it they may be of any size
+        scale, doubts = (None, ()) if scale is None else settled(name, [given(scale)], files[0], force=force_scale)
         return Section(
             name=name,
             patient=patients.pop(),
@@ -83,9 +93,10 @@ def find_patches(table: Path, expression: Path, *, mpp: float | None) -> dict[st
             xy=np.array(xy, np.float64),
             genes=measured,
             counts=counts,
-            mpp=scales.pop(),
+            mpp=scale,
             patches=files,
             left_out=left_out,
+            doubts=doubts,
         )
 
     return {name: partial(read, name) for name in by_section}

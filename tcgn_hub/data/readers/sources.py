@@ -12,9 +12,9 @@ from tcgn_hub.data.readers.bulk import find_bulk
 from tcgn_hub.data.readers.h5ad import hest_names, is_hest, read_h5ad, read_hest
 from tcgn_hub.data.readers.her2st import her2st_names, is_her2st, read_her2st
 from tcgn_hub.data.readers.patches import find_patches
-from tcgn_hub.data.readers.tables import columns_of, mpp_in, read_rows
 from tcgn_hub.data.readers.visium import is_visium, read_visium, visium_name
 from tcgn_hub.data.sections import Section
+from tcgn_hub.data.tables import columns_of, mpp_in, read_rows
 from tcgn_hub.errors import SectionError
 from tcgn_hub.images.scale import given_scale
 from tcgn_hub.text import some
@@ -35,17 +35,19 @@ def read_sections(
     mpp: float | None = None,
     study: str | None = None,
     tiles_um: float = 77.0,
+    force_scale: bool = False,
 ) -> list[Section]:
     """Sections with measured expression, from one source or several.
 
     A source is one of these, told by its content:
 
     - a folder in the layout of almaan/her2st;
-    - the folder ``outs`` of Space Ranger, or the one that holds it; its patient is the name of the section;
+    - the folder ``outs`` of Space Ranger, or the one that holds it; of Visium HD, one of the folders in its
+      ``binned_outputs``; its patient is the name of the run;
     - an ``.h5ad``; its patient is the name of the section if the file does not say;
     - a folder in the layout of HEST-1k;
     - a sample sheet, a CSV with the columns section, patient, data (one of the above, relative to the sheet), and
-      optionally image, mpp and study;
+      optionally image, mpp, study, and library, the section of an ``.h5ad`` that holds several;
     - a CSV of patches with the columns patch, section, patient, and optionally spot, x, y, mpp, together with
       ``expression``;
     - a CSV with the columns slide and patient, then genes: bulk RNA-seq, see `tcgn_hub.data.readers.bulk.read_bulk`.
@@ -58,10 +60,12 @@ def read_sections(
         study: The study that all sections are from, in place of what the sources say, which is 'own' mostly: weights
             know the sections and patients that they have seen by study and name, see `tcgn_hub.weights.lineage`.
         tiles_um: Side of the tiles of slides with bulk RNA-seq, in micrometres.
+        force_scale: Believe ``mpp``, or what a source says, although the image or the distance of the spots is more
+            than 40 % off. `Section.doubts` says of all that is more than 5 % off.
 
     Raises:
-        SectionError: A source is missing, malformed or of no such kind, two sections have one name, or a name is
-            unknown.
+        SectionError: A source is missing, malformed or of no such kind, two sections have one name, a name is unknown,
+            or what is said of a scale does not fit together.
         ImageError: ``mpp`` cannot be the scale of a histology image.
         ExtraError: A package to read a source is not installed.
     """
@@ -73,7 +77,7 @@ def read_sections(
     for path in paths:
         kind = _kind(path)
         used = used or kind == "patches"
-        for name, read in _find(path, kind, expression=table, mpp=mpp, tiles_um=tiles_um).items():
+        for name, read in _find(path, kind, table, tiles_um, mpp=mpp, force_scale=force_scale).items():
             if name in found:
                 raise SectionError(f"Two sections are named {name}, one of them in {path}; rename one.")
             found[name] = read
@@ -85,8 +89,7 @@ def read_sections(
             f"There is no section {', '.join(unknown)} in {', '.join(map(str, paths))}; there are {some(found, 20)}."
         )
     sections = [found[name]() for name in (found if names is None else names)]
-    changes: dict[str, Any] = {"mpp": None if mpp is None else float(mpp), "study": study}
-    return [replace(section, **{key: value for key, value in changes.items() if value}) for section in sections]
+    return [replace(section, study=study) for section in sections] if study else sections
 
 
 def _kind(path: Path) -> str:
@@ -108,34 +111,35 @@ def _kind(path: Path) -> str:
     raise SectionError(f"{path} is nothing that sections can be read from; {_ACCEPTED}.")
 
 
-def _find(path: Path, kind: str, *, expression: Path | None, mpp: float | None, tiles_um: float) -> _Found:
+def _find(path: Path, kind: str, expression: Path | None, tiles_um: float, **scale: Any) -> _Found:
     """The sections of a source by name, each to be read by a call."""
     if kind == "sheet":
-        return _of_sheet(path, mpp)
+        return _of_sheet(path, **scale)
     if kind == "bulk":
-        return find_bulk(path, mpp=mpp, patch_um=tiles_um)
+        return find_bulk(path, patch_um=tiles_um, **scale)
     if kind == "patches":
         if expression is None:
             raise SectionError(f"{path} is a table of patches; give the expression of their spots too.")
-        return find_patches(path, expression, mpp=mpp)
-    return _of_data(path, kind, mpp=mpp)
+        return find_patches(path, expression, **scale)
+    return _of_data(path, kind, **scale)
 
 
-def _of_data(path: Path, kind: str, **known: Any) -> _Found:
+def _of_data(path: Path, kind: str, *, mpp: float | None, force_scale: bool, **known: Any) -> _Found:
     """The sections of a folder or an .h5ad; what is known of them goes to the readers that would look for it."""
+    scale: dict[str, Any] = {"mpp": mpp, "force_scale": force_scale}
     if kind in ("her2st", "hest"):
         names, read = (her2st_names, read_her2st) if kind == "her2st" else (hest_names, read_hest)
-        return {name: partial(_one, read, path, name) for name in names(path)}
+        return {name: partial(_one, partial(read, **scale), path, name) for name in names(path)}
     if kind == "visium":
-        return {visium_name(path): partial(read_visium, path, **known)}
-    return {path.stem: partial(read_h5ad, path, **known)}
+        return {visium_name(path): partial(read_visium, path, **scale, **known)}
+    return {path.stem: partial(read_h5ad, path, **scale, **known)}
 
 
 def _one(read: Callable[[Path, list[str]], list[Section]], path: Path, name: str) -> Section:
     return read(path, [name])[0]
 
 
-def _of_sheet(sheet: Path, mpp: float | None) -> _Found:
+def _of_sheet(sheet: Path, *, mpp: float | None, force_scale: bool) -> _Found:
     found: _Found = {}
     for row in read_rows(sheet):
         name, patient = row["section"], row["patient"]
@@ -147,15 +151,20 @@ def _of_sheet(sheet: Path, mpp: float | None) -> _Found:
         image = sheet.parent / row["image"] if row.get("image") else None
         if image is not None and not image.is_file():
             raise SectionError(f"{sheet} gives section {name} the image {image}, which does not exist.")
-        scale = mpp_in(row, sheet) if mpp is None else mpp
         kind = _kind(data)
         if kind in ("sheet", "patches", "bulk"):
             raise SectionError(f"{sheet} gives section {name} the data {data}, a table; give a folder or an .h5ad.")
-        inside = _of_data(data, kind, name=name, patient=patient, image=image, mpp=scale)
+        known: dict[str, Any] = {"name": name, "patient": patient, "image": image}
+        if row.get("library"):
+            if kind != "h5ad":
+                raise SectionError(f"{sheet} gives section {name} a library, but {data} holds one section a folder.")
+            known["library"] = row["library"]
+        scale = mpp_in(row, sheet) if mpp is None else mpp
+        inside = _of_data(data, kind, mpp=scale, force_scale=force_scale, **known)
         read = inside.get(name, next(iter(inside.values())) if len(inside) == 1 else None)
         if read is None:
             raise SectionError(f"{sheet}: {data} has no section {name}; there are {some(inside, 20)}.")
-        changes = {"name": name, "patient": patient, "image": image, "mpp": scale, "study": row.get("study")}
+        changes = {"name": name, "patient": patient, "image": image, "study": row.get("study")}
         found[name] = partial(_changed, read, {key: value for key, value in changes.items() if value})
     return found
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import zlib
 from pathlib import Path
 from typing import Any
@@ -10,31 +11,46 @@ from typing import Any
 import numpy as np
 
 from tcgn_hub.data.readers.genes import tidy
-from tcgn_hub.data.readers.parts import PITCH_VISIUM, array_mpp, image_mpp, images_in, matched
-from tcgn_hub.data.readers.tables import open_text
+from tcgn_hub.data.readers.parts import given, images_in, matched
+from tcgn_hub.data.scales import BY_DISTANCE, PITCH_VISIUM, check_positions, settled, visium_pitch_px
 from tcgn_hub.data.sections import Section
-from tcgn_hub.data.spots import read_spots
-from tcgn_hub.errors import SectionError
+from tcgn_hub.data.spots import POSITIONS, binned_folders, read_spots
+from tcgn_hub.data.tables import open_text
+from tcgn_hub.errors import ImageError, SectionError
 from tcgn_hub.extras import require
-
-NEIGHBOURS = ((0, 2), (1, 1), (1, -1))
-"""From a spot to its neighbours, in rows and columns of Visium's array."""
-
-_POSITIONS = ("tissue_positions.csv", "tissue_positions_list.csv", "tissue_positions.parquet")
+from tcgn_hub.images.readers import size_and_scale
+from tcgn_hub.text import some
 
 
 def _outs(folder: Path) -> Path:
-    return folder / "outs" if (folder / "outs" / "spatial").is_dir() else folder
+    return (
+        folder / "outs" if any((folder / "outs" / name).is_dir() for name in ("spatial", "binned_outputs")) else folder
+    )
+
+
+def _of_bins(outs: Path) -> Path | None:
+    """The ``outs`` of Visium HD that one of its folders of bins is from, None if it is no such folder."""
+    outs = _absolute(outs)
+    return outs.parent.parent if outs.parent.name == "binned_outputs" else None
+
+
+def _absolute(folder: Path) -> Path:
+    # a link is called what the user has called it
+    return Path(os.path.abspath(folder))
 
 
 def is_visium(folder: Path) -> bool:
     """Whether a folder is the ``outs`` of Space Ranger, or holds it."""
-    return (_outs(folder) / "spatial").is_dir()
+    outs = _outs(folder)
+    return (outs / "spatial").is_dir() or (outs / "binned_outputs").is_dir()
 
 
 def visium_name(folder: Path) -> str:
-    """The name of the run: that of the folder, or of the one that holds ``outs``."""
-    folder = folder.resolve()
+    """The name of the run: that of the folder, or of the one that holds ``outs``; and of Visium HD that of the bins."""
+    folder = _absolute(folder)
+    above = _of_bins(folder)
+    if above is not None:
+        return f"{visium_name(above)}_{folder.name}"
     return folder.parent.name if folder.name == "outs" else folder.name
 
 
@@ -45,22 +61,28 @@ def read_visium(
     patient: str | None = None,
     image: str | Path | None = None,
     mpp: float | None = None,
+    force_scale: bool = False,
 ) -> Section:
     """Read the spots in tissue that have counts, of Space Ranger 1 or later.
 
-    ``folder``: ``outs``, or the folder of the run that holds it; ``name``: name of the section; that of the run if
-    None; ``patient``: patient; the name of the section if None; ``image``: the full-resolution image, which Space
-    Ranger does not copy; if None, what is named ``image`` or ``fullres`` in ``outs`` or in the folder of the run, or
-    the only image there; ``mpp``: micrometres per pixel of the image; if None, what Space Ranger says of Visium HD,
-    otherwise by the distance of the spots, 100 um, or what the image states. The diameter in ``scalefactors_json.json``
-    is not used: it is that of a spot of 65 um, not of the 55 um that are printed.
+    ``folder``: ``outs``, or the folder of the run that holds it; of Visium HD, one of the folders in its
+    ``binned_outputs``; ``name``: name of the section; that of the run if None; ``patient``: patient; the name of the
+    run if None; ``image``: the full-resolution image, which Space Ranger does not copy; if None, what is named
+    ``image`` or ``fullres`` in ``outs`` or in the folder of the run, or the only image there; ``mpp``: micrometres per
+    pixel of the image; if None, what Space Ranger says of Visium HD, otherwise by the distance of the spots, 100 um, or
+    what the image states. The diameter in ``scalefactors_json.json`` is not used for it: it is that of a spot of 65 um,
+    not of the 55 um that are printed. ``force_scale``: go by the first of these although another is more than 40 % off.
     """
     outs = _outs(Path(folder))
+    run = _of_bins(outs)
     name = name or visium_name(Path(folder))
-    where = next((outs / "spatial" / file for file in _POSITIONS if (outs / "spatial" / file).is_file()), None)
+    where = next((outs / "spatial" / file for file in POSITIONS if (outs / "spatial" / file).is_file()), None)
     if where is None:
-        raise SectionError(f"{outs / 'spatial'} has no file of positions ({', '.join(_POSITIONS)}).")
-    image = Path(image) if image else _image(outs)
+        bins = [str(one) for one in binned_folders(outs)]
+        if bins:
+            raise SectionError(f"{outs} is of Visium HD, which has a folder for each size of bins; give {some(bins)}.")
+        raise SectionError(f"{outs / 'spatial'} has no file of positions ({', '.join(POSITIONS)}).")
+    image = Path(image) if image else _image(outs, run)
     tiles = read_spots(where)
     position = {spot: i for i, spot in enumerate(tiles.names)}
     matrix, barcodes, ids, symbols, left_out, source = _counts(outs)
@@ -69,25 +91,32 @@ def read_visium(
     # Space Ranger names a gene without symbol by its id
     names = [symbol or gene for symbol, gene in zip(symbols, ids, strict=True)]
     genes, counts, summed = tidy(matrix[keep], names, rows=spots, source=source)
-    if mpp is None:
-        array = np.stack([tiles.array_row, tiles.array_col], axis=1)
-        mpp = _stated(outs) or array_mpp(array, tiles.xy, steps=NEIGHBOURS, pitch_um=PITCH_VISIUM)
+    factors = _factors(outs)
+    said = [given(mpp), given(_stated(factors, outs), f"microns_per_pixel of {outs / _FACTORS}")]
+    pitch = visium_pitch_px(np.stack([tiles.array_row, tiles.array_col], axis=1), tiles.xy)
+    check_positions(name, image, pitch, factors, _pictures(outs), said=said, force=force_scale)
+    by_distance = given(None if pitch is None else PITCH_VISIUM / pitch, BY_DISTANCE)
+    scale, doubts = settled(name, [*said, by_distance], image, force=force_scale)
     return Section(
         name=name,
-        patient=patient or name,
+        patient=patient or (name if run is None else visium_name(run)),
         image=image,
         spots=spots,
         xy=tiles.xy[[position[spot] for spot in spots]],
         genes=genes,
         counts=counts,
-        mpp=mpp or image_mpp(image, name),
+        mpp=scale,
         left_out=lone | left_out | summed,
+        doubts=doubts,
     )
 
 
-def _image(outs: Path) -> Path:
+def _image(outs: Path, run: Path | None) -> Path:
     # the folder above one of another name may hold the images of other sections
-    for folder in (outs, outs.parent) if outs.resolve().name == "outs" else (outs,):
+    folders = [outs] if run is None else [outs, run]
+    if _absolute(folders[-1]).name == "outs":
+        folders.append(_absolute(folders[-1]).parent)
+    for folder in folders:
         images = images_in(folder, "image", "fullres")
         if len(images) == 1:
             return images[0]
@@ -102,16 +131,37 @@ def _image(outs: Path) -> Path:
     )
 
 
-def _stated(outs: Path) -> float | None:
-    """Scale that Space Ranger states for Visium HD, whose bins are no array of 100 um."""
-    file = outs / "spatial" / "scalefactors_json.json"
+_FACTORS = Path("spatial", "scalefactors_json.json")
+
+
+def _factors(outs: Path) -> dict[str, Any]:
+    file = outs / _FACTORS
     try:
-        value = json.loads(file.read_text(encoding="utf-8")).get("microns_per_pixel")
-        return None if value is None else float(value)
+        return dict(json.loads(file.read_text(encoding="utf-8")))
     except FileNotFoundError:
-        return None
-    except (OSError, ValueError, TypeError, AttributeError) as err:
+        return {}
+    except (OSError, ValueError, TypeError) as err:
         raise SectionError(f"{file} cannot be read ({err}).") from err
+
+
+def _stated(factors: dict[str, Any], outs: Path) -> float | None:
+    """Scale that Space Ranger states for Visium HD, whose bins are no array of 100 um."""
+    value = factors.get("microns_per_pixel")
+    try:
+        return None if value is None else float(value)
+    except (ValueError, TypeError) as err:
+        raise SectionError(f"{outs / _FACTORS} cannot be read ({err}).") from err
+
+
+def _pictures(outs: Path) -> dict[str, tuple[int, int]]:
+    """(width, height) of the smaller pictures of Space Ranger."""
+    found = {}
+    for name in ("hires", "lowres"):
+        try:
+            found[name] = size_and_scale(outs / "spatial" / f"tissue_{name}_image.png")[0]
+        except ImageError:  # they are not needed
+            continue
+    return found
 
 
 def _counts(outs: Path) -> tuple[Any, list[str], list[str], list[str], dict[str, int], Path]:

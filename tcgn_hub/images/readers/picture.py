@@ -17,6 +17,7 @@ from tcgn_hub.images.readers import NotOfThisReader
 from tcgn_hub.images.scale import Scale, scale_of_density
 from tcgn_hub.images.slides import Slide
 from tcgn_hub.images.transforms import to_rgb
+from tcgn_hub.text import option
 
 _ORIENTATION = 0x0112
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, OverflowError, struct.error, Image.DecompressionBombError)
@@ -70,7 +71,7 @@ class PictureReader(ArraySlide):
         if self.size[0] * self.size[1] > max_pixels:
             raise ImageError(
                 f"{path} has {self.size[0]} x {self.size[1]} px, more than the limit of {max_pixels:,}; if you trust"
-                " the file, raise it with --max-pixels."
+                f" the file, raise it with {option('max_pixels')}."
             )
 
     def _whole(self) -> np.ndarray:

@@ -1,9 +1,10 @@
-"""Tables as text, with commas or tabs, plain or gzip, and errors that say which file and why."""
+"""Tables as text, with commas, tabs or semicolons, plain or gzip, and errors that say which file and why."""
 
 from __future__ import annotations
 
 import csv
 import gzip
+import re
 import zlib
 from collections import Counter
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from tcgn_hub.images.scale import given_scale
 
 # what reading text, and decompressing it, may raise
 _UNREADABLE = (OSError, EOFError, ValueError, csv.Error, zlib.error)
+_COMMA = re.compile(r"\s*([-+]?\d*),(\d+(?:[eE][-+]?\d+)?)\s*")
 
 
 @contextmanager
@@ -37,23 +39,30 @@ def open_text(path: Path) -> Iterator[TextIO]:
 
 
 @contextmanager
-def _table(path: Path) -> Iterator[Iterator[list[str]]]:
+def open_table(path: Path) -> Iterator[Iterator[list[str]]]:
     """The lines of a table that are not empty."""
     with open_text(path) as handle:
-        delimiter = "\t" if "\t" in handle.readline() else ","
+        first = handle.readline()
+        delimiter = "\t" if "\t" in first else max(",;", key=first.count)
         handle.seek(0)
-        yield (row for row in csv.reader(handle, delimiter=delimiter) if row)
+        rows = (row for row in csv.reader(handle, delimiter=delimiter) if row)
+        # where a comma is the decimal point, as spreadsheets of half of Europe have it, semicolons part the columns
+        yield (
+            ([_COMMA.sub(r"\1.\2", cell) if _COMMA.fullmatch(cell) else cell for cell in row] for row in rows)
+            if (delimiter == ";")
+            else rows
+        )
 
 
 def columns_of(path: Path) -> list[str]:
     """Names of the columns of a table, none if it is empty."""
-    with _table(path) as rows:
+    with open_table(path) as rows:
         return [name.strip() for name in next(rows, [])]
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
     """A table of few columns; values without the blanks around them, and empty where a row is short."""
-    with _table(path) as rows:
+    with open_table(path) as rows:
         header = [name.strip() for name in next(rows, [])]
         found = [{name: row[i].strip() if i < len(row) else "" for i, name in enumerate(header)} for row in rows]
     if not found:
@@ -90,7 +99,7 @@ def read_matrix(path: Path, labels: int = 1) -> tuple[list[list[str]], list[str]
     """
     names: list[list[str]] = []
     values: list[np.ndarray] = []
-    with _table(path) as rows:
+    with open_table(path) as rows:
         header = next(rows, [])
         for row in rows:
             short = len(row) - len(header)
