@@ -15,33 +15,13 @@ from tcgn_hub.errors import ImageError
 from tcgn_hub.images.finding import find_images
 from tcgn_hub.images.readers import open_slide
 
-OF_OTHERS = {
-    "in_tissue_{int,text,float,bool,category,words}.h5ad": "readers of data",
-    "two_sections.h5ad": "readers of data",
-    "positions_{hires,lowres}.h5ad beside section.tif, section_scale.tif": "readers of data",
-    "срез.tif": "what is printed",
-}
-"""What is mended elsewhere."""
-
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory, tiny_weights) -> Files:
     return Files(cases.write_all(tmp_path_factory.mktemp("cases")), tiny_weights)
 
 
-@pytest.mark.parametrize(
-    "known",
-    [
-        pytest.param(
-            known,
-            id=known.kind,
-            marks=pytest.mark.xfail(reason=f"until the {OF_OTHERS[known.file]} are merged")
-            if known.file in OF_OTHERS
-            else (),
-        )
-        for known in CASES
-    ],
-)
+@pytest.mark.parametrize("known", CASES, ids=[known.kind for known in CASES])
 def test_every_kind_has_its_right_value(known, files):
     said, fits = known.today(files)
     assert fits, said
@@ -714,3 +694,24 @@ def test_what_is_sound_but_not_read_is_not_called_damaged(tmp_path, rgb, tag, va
     path = write(tmp_path / "x.tif", rgb, **parts)
     _overwrite_tag(path, tag, value)
     assert "damaged" not in refused(path, says)
+
+
+@pytest.mark.parametrize("parts", [{}, {"tile": (32, 32)}])
+@pytest.mark.parametrize("compression", [None, "lzw", "deflate"])
+def test_luma_and_chroma_that_no_jpeg_stores(tmp_path, rgb, compression, parts):
+    stored = np.asarray(Image.fromarray(rgb).convert("YCbCr"))
+    path = write(tmp_path / "x.tif", stored, photometric="ycbcr", subsampling=(1, 1), compression=compression, **parts)
+    assert np.abs(pixels_of(path).astype(int) - rgb).max() <= 3
+
+
+def test_a_name_of_a_vendor_does_not_make_a_file_the_vendors(tmp_path, rgb):
+    path = write(tmp_path / "x.ome.tif", rgb, ome=True, metadata=microns(500, "nm"), tile=(32, 32))
+    for suffix in (".svs", ".ndpi", ".scn", ".bif"):
+        got, scale, _ = opened(shutil.copy(path, tmp_path / f"x{suffix}"))
+        assert np.array_equal(got, rgb)
+        assert scale.mpp == pytest.approx(0.5)
+    # nor does another name make it another's
+    for name in ("x.tif", "x", "x.png"):
+        with open_slide(shutil.copy(cases.SVS, tmp_path / name)) as slide:
+            assert slide.size == (2220, 2967)
+            assert slide.scale.source == "openslide.mpp-x"

@@ -80,12 +80,11 @@ def _readers(path: Path) -> Iterator[Callable[[Path, int, int | None], Slide]]:
         raise ImageError(
             f"{path} needs the folder {path.stem} beside it, which holds its pixels; move the two together."
         )
-    if suffix in SLIDE_SUFFIXES or (suffix not in _PICTURE_SUFFIXES and not start.startswith((*_TIFF, *_PICTURES))):
-        yield _openslide
-    elif start.startswith(_TIFF):
-        yield _vendor
     if start.startswith(_TIFF):
+        yield _vendor
         yield _tiff
+    elif suffix in SLIDE_SUFFIXES or (suffix not in _PICTURE_SUFFIXES and not start.startswith(_PICTURES)):
+        yield _openslide
     # the file of a slide may be the picture of its label
     if suffix not in SLIDE_SUFFIXES:
         yield _picture

@@ -30,6 +30,7 @@ _MINISWHITE, _MINISBLACK, _RGB, _PALETTE, _YCBCR = 0, 1, 2, 3, 6
 _ASSOCIATED_ALPHA, _ALPHA = 1, 2
 _JPEG = (6, 7, 34892, 33007)  # compressions whose decoders give RGB
 _J2K_YCBCR = 33003  # of Aperio, whatever the tag of the colours says; its decoder leaves them as they are
+_SUBSAMPLING, _OF_EVERY_PIXEL = 530, (1, 1)
 _LIKE = 0.02  # by how much the shape of a level may differ from that of the whole
 _APERIO_MPP = re.compile(r"\|\s*MPP\s*=\s*(\d+\.?\d*)")
 _PRIMARIES = {"red": 0, "r": 0, "green": 1, "g": 1, "blue": 2, "b": 2}
@@ -183,7 +184,7 @@ def _as_rgb(parts: Sequence[np.ndarray], page: Any, bits: int) -> np.ndarray:
         pixels = (pixels >> max(0, (bits or page.bitspersample) - 8)).clip(0, 255).astype(np.uint8)
     if page.photometric == _MINISWHITE:
         pixels = 255 - pixels
-    if page.compression == _J2K_YCBCR and pixels.shape[2] == 3:
+    if _is_ycbcr(page) and pixels.shape[2] == 3:
         pixels = np.asarray(Image.fromarray(pixels, "YCbCr").convert("RGB"))
     samples = 3 if len(parts) == 3 or page.photometric in (_RGB, _YCBCR) else 1
     kind = next(iter(page.extrasamples), 0) if len(parts) == 1 else 0
@@ -196,6 +197,11 @@ def _as_rgb(parts: Sequence[np.ndarray], page: Any, bits: int) -> np.ndarray:
     return np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3)))
 
 
+def _is_ycbcr(page: Any) -> bool:
+    """Whether the decoder of a page leaves its colours as luma and chroma."""
+    return page.compression == _J2K_YCBCR or (page.photometric == _YCBCR and page.compression not in _JPEG)
+
+
 def _readable(page: Any) -> bool:
     """Whether the tiles of a page can be decoded to colours or shades by `_as_rgb`."""
     try:
@@ -204,7 +210,7 @@ def _readable(page: Any) -> bool:
         return False
     if page.photometric not in (_MINISWHITE, _MINISBLACK, _RGB, _PALETTE, _YCBCR) or page.imagedepth != 1:
         return False
-    if page.photometric == _YCBCR and page.compression not in (*_JPEG, _J2K_YCBCR):
+    if _is_ycbcr(page) and tuple(page.tags.valueof(_SUBSAMPLING, default=_OF_EVERY_PIXEL)) != _OF_EVERY_PIXEL:
         return False
     if page.photometric == _PALETTE and (page.colormap is None or page.samplesperpixel != 1):
         return False
