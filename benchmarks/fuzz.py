@@ -8,6 +8,7 @@ exception, a case of more than 30 s or 2 GiB, a process that dies, a word of ano
 command line an exit code but 0, 1 and 2. What is found is kept with its file, and tried again by ``--replay FOLDER``.
 """
 
+# ruff: noqa: E501, BLE001, D102 - a table of odd values is not read more easily when it is broken up
 from __future__ import annotations
 
 import argparse
@@ -28,7 +29,6 @@ import sys
 import tempfile
 import time
 import traceback
-import warnings
 import zlib
 from collections import Counter
 from collections.abc import Callable
@@ -119,7 +119,9 @@ def tags(data: bytes, rng: random.Random) -> bytes:
             if what < 0.15:
                 struct.pack_into(order + word, out, rng.choice(ends), rng.choice((*starts, 0, 8, 2**32 - 1, len(data))))
             elif what < 0.2:
-                struct.pack_into(order + ("Q" if big else "H"), out, rng.choice(starts), rng.choice((0, 1, 4000, 65535)))
+                struct.pack_into(
+                    order + ("Q" if big else "H"), out, rng.choice(starts), rng.choice((0, 1, 4000, 65535))
+                )
             elif what < 0.9:
                 place = rng.choice(places)
                 kind = rng.random()
@@ -153,8 +155,12 @@ def chunks(data: bytes, rng: random.Random) -> bytes:
         struct.pack_into(">I", head, rng.choice((0, 4)), rng.choice((*ODD[:-2], 20_000, 60_000)))
     if rng.random() < 0.4:
         head[rng.randrange(8, 13)] = rng.choice((0, 1, 2, 3, 4, 6, 8, 16, 255))
-    kind = rng.choice((b"eXIf", b"iCCP", b"pHYs", b"tEXt", b"zTXt", b"iTXt", b"PLTE", b"tRNS", b"acTL", b"fcTL", b"gAMA"))
-    content = rng.choice((b"", rng.randbytes(40), b"\0" * 9, b"a\0\0" + zlib.compress(b"\0" * 5_000_000), b"II*\0\x08\0\0\0"))
+    kind = rng.choice(
+        (b"eXIf", b"iCCP", b"pHYs", b"tEXt", b"zTXt", b"iTXt", b"PLTE", b"tRNS", b"acTL", b"fcTL", b"gAMA")
+    )
+    content = rng.choice(
+        (b"", rng.randbytes(40), b"\0" * 9, b"a\0\0" + zlib.compress(b"\0" * 5_000_000), b"II*\0\x08\0\0\0")
+    )
     more = chunk(kind, content) if rng.random() < 0.6 else b""
     return data[:8] + chunk(b"IHDR", bytes(head)) + more + data[33:]
 
@@ -168,8 +174,14 @@ def segments(data: bytes, rng: random.Random) -> bytes:
     if at > 0 and rng.random() < 0.6:
         struct.pack_into(">H", out, at + rng.choice((5, 7)), rng.choice((0, 1, 255, 30_000, 65535)))
     exif = b"Exif\0\0" + tags(b"II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0", rng)
-    content = rng.choice((exif, b"Adobe" + rng.randbytes(7), b"JFIF\0" + rng.randbytes(9), b"ICC_PROFILE\0" + rng.randbytes(30)))
-    more = b"\xff" + rng.choice((b"\xe1", b"\xee", b"\xe0", b"\xe2", b"\xdd", b"\xdb")) + struct.pack(">H", len(content) + 2)
+    content = rng.choice(
+        (exif, b"Adobe" + rng.randbytes(7), b"JFIF\0" + rng.randbytes(9), b"ICC_PROFILE\0" + rng.randbytes(30))
+    )
+    more = (
+        b"\xff"
+        + rng.choice((b"\xe1", b"\xee", b"\xe0", b"\xe2", b"\xdd", b"\xdb"))
+        + struct.pack(">H", len(content) + 2)
+    )
     return bytes(out[:2]) + (more + content if rng.random() < 0.7 else b"") + bytes(out[2:])
 
 
@@ -255,7 +267,11 @@ def xml(data: bytes, rng: random.Random) -> bytes:
     for _ in range(rng.choice((1, 1, 3))):
         match = rng.choice(numbers)
         word = rng.choice((*WORDS, "um", "px", "XYZTC", "uint16", "float"))[: len(match[1])]
-        text = text[: match.start(1)] + word.replace('"', "").replace("\n", " ").ljust(len(match[1]))[: len(match[1])] + text[match.end(1) :]
+        text = (
+            text[: match.start(1)]
+            + word.replace('"', "").replace("\n", " ").ljust(len(match[1]))[: len(match[1])]
+            + text[match.end(1) :]
+        )
     if rng.random() < 0.1:
         bomb = '<!DOCTYPE a [<!ENTITY a "aaaaaaaaaa">' + "".join(
             f'<!ENTITY {chr(98 + i)} "{f"&{chr(97 + i)};" * 10}">' for i in range(9)
@@ -335,7 +351,13 @@ def write_seeds(folder: Path) -> None:
 
     torch.manual_seed(0)
     model = timm.create_model("test_tcgn", num_classes=12).eval()
-    stated = {"units": UNITS, "crop": {"patch_um": 154}, "training_data": {"name": "drawn"}, "license": "MIT", "origin": "drawn"}
+    stated = {
+        "units": UNITS,
+        "crop": {"patch_um": 154},
+        "training_data": {"name": "drawn"},
+        "license": "MIT",
+        "origin": "drawn",
+    }
     stated |= {"held_out": {"pcc": [0.1] * 12, "significant": drawn.PANEL[:3], "interval_radius": [0.1] * 12}}
     stated |= {"seen": [{"study": "s", "patient": "P", "section": "S1"}], "parents": [{"name": "a", "sha256": "b"}]}
     pooled = rng.normal(size=(60, 1, 1280)).astype(np.float32)[:, 0]
@@ -344,10 +366,17 @@ def write_seeds(folder: Path) -> None:
     from tcgn_hub.prediction.ood import describe
 
     stated["ood"] = describe([pooled[:, :width]]).to_json()
-    save_for_hf(model.half(), folder / "model", model_config={"label_names": drawn.PANEL, "tcgn": stated}, safe_serialization=True)
+    save_for_hf(
+        model.half(),
+        folder / "model",
+        model_config={"label_names": drawn.PANEL, "tcgn": stated},
+        safe_serialization=True,
+    )
     shutil.copytree(folder / "model", folder / "config")
     torch.save(model.state_dict(), made("pickle") / "model.pt")
-    torch.save({"model": {"a": torch.zeros(3)}, "epoch": 1, "fingerprint": {"recipe": {}}}, made("resume") / "checkpoint.pt")
+    torch.save(
+        {"model": {"a": torch.zeros(3)}, "epoch": 1, "fingerprint": {"recipe": {}}}, made("resume") / "checkpoint.pt"
+    )
     info = WeightsInfo.from_json(stated, name="x", genes=tuple(drawn.PANEL))
     onnx_file.write(made("onnx") / "model.onnx", info)
     shutil.copy(ROOT / "tcgn_hub" / "weights_manifest.json", made("manifest"))
@@ -355,8 +384,14 @@ def write_seeds(folder: Path) -> None:
     (made("split") / "splits.json").write_text('{"train": ["a", "b"], "val": [], "test": ["c"]}\n')
     run = {"format": 1, "run": {"slide": ["a", 1, 2], "weights": "x", "genes": None}}
     (made("run") / "run.json").write_text(json.dumps(run))
-    (made("metadata") / "metadata.json").write_text(json.dumps({key: stated[key] for key in ("units", "crop", "license")}))
-    np.savez(made("npz") / "held_out.npz", sections=np.array([["S", "P"]]), **{f"0.{k}": np.ones((2, 2), np.float32) for k in ("xy", "targets", "predicted")})
+    (made("metadata") / "metadata.json").write_text(
+        json.dumps({key: stated[key] for key in ("units", "crop", "license")})
+    )
+    np.savez(
+        made("npz") / "held_out.npz",
+        sections=np.array([["S", "P"]]),
+        **{f"0.{k}": np.ones((2, 2), np.float32) for k in ("xy", "targets", "predicted")},
+    )
     with h5py.File(folder / "h5ad" / "other.h5", "w") as file:
         file["a"] = 1
     (folder / "h5ad" / "other.h5").unlink()
@@ -374,7 +409,9 @@ def _tiffs(at: Path, noise: Any) -> None:
         write(codec, compression=None if codec == "none" else codec, tile=(64, 64), **rgb)
     write("big", bigtiff=True, tile=(64, 64), **rgb)
     write("motorola", byteorder=">", tile=(64, 64), compression="deflate", **rgb)
-    write("strips", rowsperstrip=16, compression="deflate", resolution=(20000, 20000), resolutionunit="CENTIMETER", **rgb)
+    write(
+        "strips", rowsperstrip=16, compression="deflate", resolution=(20000, 20000), resolutionunit="CENTIMETER", **rgb
+    )
     write("planes", np.moveaxis(noise, 2, 0), planarconfig="separate", tile=(64, 64), **rgb)
     write("sixteen", noise.astype(np.uint16) << 8, tile=(64, 64), predictor=True, compression="deflate", **rgb)
     write("float", noise.astype(np.float32), tile=(64, 64), **rgb)
@@ -599,8 +636,8 @@ KINDS: dict[str, Kind] = {
     "metadata": Kind(1, metadata, _JSON),
 }  # fmt: skip
 _OF = {
-    **{name: "visium_mtx" for name in ("visium_json", "visium_csv")},
-    **{name: "her2st" for name in ("her2st_counts", "her2st_spots")},
+    **dict.fromkeys(("visium_json", "visium_csv"), "visium_mtx"),
+    **dict.fromkeys(("her2st_counts", "her2st_spots"), "her2st"),
     **{"expression": "patches", "model_config": "model", "safetensors": "model"},
 }
 COMMANDS = ("tiff", "png", "jpg", "spots", "spots_h5ad", "config", "model", "onnx", "manifest", "panel")
@@ -728,9 +765,6 @@ def work(cases: list[Case], seeds: Path, work_in: Path, out: Connection) -> None
     handle = os.open(said, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
     os.dup2(handle, 2)
     os.dup2(handle, 1)
-    warnings.simplefilter("always")
-    warnings.simplefilter("ignore", DeprecationWarning)
-    warnings.simplefilter("ignore", PendingDeprecationWarning)
     logging.getLogger("tcgn_hub").addHandler(logging.NullHandler())
     for case in cases:
         name, inside, data, rng = case.made(seeds)
@@ -909,7 +943,7 @@ def main() -> int:
         heavy()
         cases = all_cases(args.seed, args.count, args.commands, args.kind)
         if args.only:
-            seed, number, *cli = args.only.split(":")
+            _, number, *cli = args.only.split(":")
             cases = [case for case in cases if case.number == int(number) and case.command == bool(cli)]
         tally = fuzz(cases, seeds, args.findings, workers=args.workers, seconds=args.seconds)
     kinds = sorted({kind for kind, _ in tally.results})

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import glob
-import json
 import logging
 import os
 import sys
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from tcgn_hub.cli.options import given
 from tcgn_hub.errors import NoTissueError, TcgnError
+from tcgn_hub.files import read_json
 from tcgn_hub.text import on_command_line, some
 
 if TYPE_CHECKING:
@@ -158,7 +158,7 @@ def metadata_of(args: argparse.Namespace) -> dict[str, Any]:
     from tcgn_hub.weights.model_dir import STATED
 
     try:
-        metadata = json.loads(Path(args.metadata).read_text(encoding="utf-8"))
+        metadata = read_json(Path(args.metadata))
     except (OSError, ValueError) as err:
         raise TrainingError(f"The metadata {args.metadata} cannot be read as JSON ({err}).") from err
     unknown = sorted(set(metadata) - set(STATED)) if isinstance(metadata, dict) else ["which is no object"]

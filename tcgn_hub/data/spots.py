@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from tcgn_hub.errors import SectionError
+from tcgn_hub.data.hdf5 import check_heaps
+from tcgn_hub.errors import ExtraError, SectionError
 from tcgn_hub.extras import require
 from tcgn_hub.images.tiles import Tiles
 
@@ -31,7 +32,9 @@ def read_spots(path: str | Path) -> Tiles:
             tiles = _visium([dict(zip(table, row, strict=True)) for row in zip(*table.values(), strict=True)])
         else:
             tiles = _spots_of_text(path)
-    except (OSError, ValueError, KeyError, TypeError) as err:
+    except ExtraError:
+        raise
+    except Exception as err:  # of damage h5py, anndata and pyarrow say whatever comes of it
         raise SectionError(
             f"{path} is not a file of spots ({err}); give a her2st selection, tissue_positions of Space Ranger, or an"
             " h5ad with obsm['spatial']."
@@ -66,7 +69,9 @@ def _visium(rows: list[dict]) -> Tiles:
 
 
 def _spots_of_h5ad(path: Path) -> Tiles:
-    data = require("anndata", extra="h5ad", to="read .h5ad files").read_h5ad(path, backed="r")
+    anndata = require("anndata", extra="h5ad", to="read .h5ad files")
+    check_heaps(path)
+    data = anndata.read_h5ad(path, backed="r")
     xy = np.asarray(data.obsm["spatial"], float)[:, :2]
     obs = data.obs
     keep = np.asarray(obs["in_tissue"]).astype(bool) if "in_tissue" in obs else np.ones(len(obs), bool)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -61,7 +62,9 @@ def _one_a_series(paths: list[Path]) -> list[Path]:
     best: dict[str, tuple[tuple[bool, bool, int, str], Path]] = {}
     for path in dicom:
         try:
-            facts = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=_TAGS)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                facts = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=_TAGS)
             series = str(facts.SeriesInstanceUID)
             kind = [str(value) for value in facts.get("ImageType") or ()]
             number = int(facts.get("InstanceNumber") or 0)

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from tcgn_hub.data.hdf5 import check_heaps
 from tcgn_hub.data.readers.genes import tidy
 from tcgn_hub.data.readers.parts import PITCH_VISIUM, array_mpp, image_mpp, images_in
 from tcgn_hub.data.readers.tables import number, read_rows
 from tcgn_hub.data.readers.visium import NEIGHBOURS
 from tcgn_hub.data.sections import OWN, Section
-from tcgn_hub.errors import SectionError
+from tcgn_hub.errors import ExtraError, SectionError
 from tcgn_hub.extras import require
+from tcgn_hub.files import read_json
 
 _SYMBOLS = ("gene_name", "gene_symbols", "feature_name", "symbol")
 _HEST_MPP = "pixel_size_um_estimated"
@@ -46,7 +47,9 @@ def read_h5ad(
     path = Path(path)
     name = name or path.stem
     try:
-        data = require("anndata", extra="h5ad", to="read .h5ad files").read_h5ad(path)
+        anndata = require("anndata", extra="h5ad", to="read .h5ad files")
+        check_heaps(path)
+        data = anndata.read_h5ad(path)
         if "spatial" not in data.obsm:
             raise SectionError(f"{path} has no obsm['spatial'], the positions of the spots in pixels of the image.")
         xy = np.asarray(data.obsm["spatial"], np.float64)
@@ -77,9 +80,9 @@ def read_h5ad(
         if mpp is None:
             mpp = _mpp(data, xy, metadata)
         study = study or str(data.uns.get("study", OWN))
-    except (OSError, KeyError, ValueError, TypeError, AttributeError, IndexError) as err:
-        if isinstance(err, SectionError):
-            raise
+    except (SectionError, ExtraError):
+        raise
+    except Exception as err:  # of damage h5py and anndata say whatever comes of it
         raise SectionError(f"{path} is no .h5ad file of a section that can be read ({err}).") from err
     return Section(
         name=name,
@@ -190,7 +193,7 @@ def _metadata_of(root: Path, name: str) -> dict[str, Any]:
     file = root / "metadata" / f"{name}.json"
     if file.is_file():
         try:
-            metadata = json.loads(file.read_text(encoding="utf-8"))
+            metadata = read_json(file)
             float(metadata.get(_HEST_MPP) or 1)
         except (OSError, ValueError, TypeError, AttributeError) as err:
             raise SectionError(f"{file} cannot be read ({err}).") from err

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from tcgn_hub.data.hdf5 import check_heaps
 from tcgn_hub.data.readers.genes import tidy
 from tcgn_hub.data.readers.parts import PITCH_VISIUM, array_mpp, image_mpp, images_in, matched
 from tcgn_hub.data.readers.tables import open_text
@@ -16,6 +15,7 @@ from tcgn_hub.data.sections import Section
 from tcgn_hub.data.spots import read_spots
 from tcgn_hub.errors import SectionError
 from tcgn_hub.extras import require
+from tcgn_hub.files import read_json
 
 NEIGHBOURS = ((0, 2), (1, 1), (1, -1))
 """From a spot to its neighbours, in rows and columns of Visium's array."""
@@ -106,7 +106,7 @@ def _stated(outs: Path) -> float | None:
     """Scale that Space Ranger states for Visium HD, whose bins are no array of 100 um."""
     file = outs / "spatial" / "scalefactors_json.json"
     try:
-        value = json.loads(file.read_text(encoding="utf-8")).get("microns_per_pixel")
+        value = read_json(file).get("microns_per_pixel")
         return None if value is None else float(value)
     except FileNotFoundError:
         return None
@@ -137,6 +137,7 @@ def _read_h5(path: Path) -> tuple[Any, list[str], list[str], list[str], list[str
     h5py = require("h5py", extra="h5ad", to="read counts of Space Ranger")
     sparse = require("scipy.sparse", extra="h5ad", to="read counts of Space Ranger")
     try:
+        check_heaps(path)
         with h5py.File(path, "r") as file:
             group = file["matrix"]
             barcodes, ids, symbols, kinds = (
@@ -148,7 +149,7 @@ def _read_h5(path: Path) -> tuple[Any, list[str], list[str], list[str], list[str
             matrix = sparse.csr_matrix((group["data"][()], group["indices"][()], group["indptr"][()]), shape=shape)
             # indices that point outside of the matrix would be followed
             matrix.check_format(full_check=True)
-    except (OSError, KeyError, ValueError, TypeError, AttributeError) as err:
+    except Exception as err:  # of damage h5py says whatever comes of it
         raise SectionError(f"{path} is no matrix of Space Ranger that can be read ({err}).") from err
     return matrix, barcodes, ids, symbols, kinds
 
@@ -170,7 +171,7 @@ def _read_mtx(folder: Path) -> tuple[Any, list[str], list[str], list[str], list[
         raise SectionError(f"{part('features.tsv')} has a line without the symbol of a gene.")
     try:
         matrix = scipy_io.mmread(str(part("matrix.mtx"))).tocsr().T.tocsr()
-    except (OSError, EOFError, ValueError, TypeError, AttributeError, OverflowError, zlib.error) as err:
+    except Exception as err:  # of damage SciPy says whatever comes of it
         raise SectionError(f"{part('matrix.mtx')} is no matrix that can be read ({err}).") from err
     kinds = [feature[2] if len(feature) > 2 else "Gene Expression" for feature in features]
     return matrix, barcodes, [feature[0] for feature in features], [feature[1] for feature in features], kinds

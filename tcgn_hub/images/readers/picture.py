@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import struct
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from tcgn_hub.errors import ImageError
+from tcgn_hub.errors import ExtraError, ImageError
 from tcgn_hub.extras import require
 from tcgn_hub.images.readers import NotOfThisReader
 from tcgn_hub.images.scale import Scale, scale_of_density
@@ -19,7 +22,12 @@ from tcgn_hub.images.slides import Slide
 from tcgn_hub.images.transforms import to_rgb
 
 _ORIENTATION = 0x0112
-_BROKEN = (OSError, SyntaxError, ValueError, EOFError, OverflowError, struct.error, Image.DecompressionBombError)
+
+# what Pillow has to say of a file goes into our own errors
+warnings.filterwarnings("ignore", module=r"PIL\.")
+with contextlib.suppress(OSError, AttributeError):
+    # Pillow silences the warnings of libtiff, and leaves its errors to be printed
+    ctypes.CDLL(Image.core.__file__).TIFFSetErrorHandler(None)
 
 
 class ArraySlide(Slide):
@@ -63,10 +71,10 @@ class PictureReader(ArraySlide):
                 self.scale = _scale(image, swapped=self.size != image.size)
         except Image.UnidentifiedImageError as err:
             raise NotOfThisReader from err
-        except ImageError:
+        except (ImageError, ExtraError):
             raise
-        except _BROKEN as err:
-            raise NotOfThisReader(f"Pillow: {err}") from err
+        except Exception as err:  # of damage Pillow says whatever comes of it
+            raise NotOfThisReader(f"Pillow: {str(err) or type(err).__name__}") from err
         if self.size[0] * self.size[1] > max_pixels:
             raise ImageError(
                 f"{path} has {self.size[0]} x {self.size[1]} px, more than the limit of {max_pixels:,}; if you trust"
@@ -85,8 +93,8 @@ class PictureReader(ArraySlide):
                     self._pixels = np.asarray(to_rgb(turned))
             except ImageError as err:
                 raise ImageError(f"{self.path}: {err}.") from err
-            except _BROKEN as err:
-                raise ImageError(f"{self.path} cannot be read as an image ({err}).") from err
+            except Exception as err:  # as above
+                raise ImageError(f"{self.path} cannot be read as an image ({str(err) or type(err).__name__}).") from err
         return self._pixels
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -220,6 +221,11 @@ def _check(page: Any, path: Path, max_pixels: int) -> None:
         raise NotOfThisReader("tifffile: its pixels are stored turned")
     if 0 in (page.imagewidth, page.imagelength):
         raise NotOfThisReader("tifffile: it has no pixels")
+    if len(page.dataoffsets) < math.prod(page.chunked) or len(page.databytecounts) < math.prod(page.chunked):
+        raise NotOfThisReader(
+            f"tifffile: of {math.prod(page.chunked)} parts of {page.imagewidth} x {page.imagelength} px it lists"
+            f" {len(page.dataoffsets)}"
+        )
     at_once = page.tilewidth * page.tilelength if page.is_tiled else page.imagewidth * page.rowsperstrip
     if at_once > max_pixels:
         raise ImageError(
@@ -265,8 +271,9 @@ def _told(images: list[_Image], series: int) -> str:
 def _of_pages(file: Any) -> Iterator[_Image]:
     """The pages of a TIFF, each an image, with those that are marked as reduced as the levels of the one before."""
     found: list[_Image] = []
-    for page in file.pages:
-        page = page.aspage()
+    # counted first, which ends where directories lead back; to go through them does not
+    for number in range(len(file.pages)):
+        page = file.pages[number].aspage()
         last = found[-1] if found else None
         if page.subfiletype & _REDUCED and last is not None and _is_level(page, last.levels[-1][0]):
             last.levels.append([page])
