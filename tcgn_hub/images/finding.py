@@ -65,9 +65,9 @@ def _one_a_series(paths: list[Path]) -> list[Path]:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 facts = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=_TAGS)
-            series = str(facts.SeriesInstanceUID)
-            kind = [str(value) for value in facts.get("ImageType") or ()]
-            number = int(facts.get("InstanceNumber") or 0)
+                series = str(facts.SeriesInstanceUID)
+                kind = [str(value) for value in facts.get("ImageType") or ()]
+                number = int(facts.get("InstanceNumber") or 0)
         except Exception:  # noqa: BLE001 - pydicom fails in many ways on damage, which is told where the file is opened
             series, kind, number = str(path), [], 0
         rank = "VOLUME" not in kind, "ORIGINAL" not in kind, number, path.name
