@@ -14,6 +14,7 @@ MAX_PIXELS = 500_000_000
 """Pixels that have to be decoded at once, of a picture that is not in tiles, 1.5 GB; more may be a bomb."""
 
 _BLOCK_PX = 1024  # side of the parts an overview is read in where the slide has no small level
+_LARGEST_PART = 1 << 27  # pixels that one part of an overview may be read from
 _MOST_FAILED = 500  # reads, after which no smaller parts are tried
 _LEAST_BLOCK_PX = 256  # side of the parts around damage, in full-resolution pixels
 
@@ -103,9 +104,16 @@ class Slide(ABC):
         # on a pixel of the level, between which OpenSlide would interpolate at four times the cost
         x, y = (int(int(v * downsample / own) * own) for v in (left, top))
         # the part may begin and end within a pixel of the level
-        first, last = ((np.array(corner) * downsample - (x, y)) / own for corner in ((left, top), (right, bottom)))
+        # and a picture of few rows ends long before the pixel of the overview does
+        ends = (np.minimum(np.array(corner) * downsample, self.size) for corner in ((left, top), (right, bottom)))
+        first, last = ((end - (x, y)) / own for end in ends)
+        width, height = (int(np.ceil(side)) for side in last)
+        if width * height > _LARGEST_PART:
+            raise ImageError(
+                f"{self.path} is {self.size[0]} x {self.size[1]} px, and has no smaller level to look at it by."
+            )
         try:
-            part = self.read(x, y, int(np.ceil(last[0])), int(np.ceil(last[1])), level=level)
+            part = self.read(x, y, width, height, level=level)
         except ImageError as err:
             if len(failed) < _MOST_FAILED:
                 failed.append(err)
