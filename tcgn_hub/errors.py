@@ -1,5 +1,7 @@
 """Every error a user can meet, each saying what was wrong and what to do."""
 
+from tcgn_hub.text import one_line
+
 __all__ = [
     "CheckpointError",
     "DeviceError",
@@ -18,6 +20,10 @@ __all__ = [
 
 class TcgnError(Exception):
     """Base of all errors of this package; the command line prints its message and exits with 2."""
+
+    def __str__(self) -> str:
+        """The message as one line that a terminal can show, whatever a damaged file has put into it."""
+        return one_line(super().__str__())
 
 
 class CheckpointError(TcgnError, RuntimeError):

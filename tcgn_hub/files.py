@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import secrets
 from collections.abc import Collection, Iterable, Iterator
@@ -50,6 +51,14 @@ def writing(path: str | Path) -> Iterator[Path]:
         if isinstance(err, OSError):
             raise OutputError(f"{path} cannot be written ({err.strerror or err}).") from err
         raise
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds; a ValueError also where it is nested more deeply than Python follows."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError as err:
+        raise ValueError("it is nested too deeply") from err
 
 
 def write_text(path: str | Path, text: str | Iterable[str]) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from contextvars import ContextVar
 
+_LONGEST = 560  # characters of a message
+
 on_command_line: ContextVar[bool] = ContextVar("on_command_line", default=False)
 """Whether who reads a message has typed a command, and not a call from Python."""
 
@@ -22,11 +24,6 @@ def printable(name: object) -> str:
     return str(name).encode("utf-8", "backslashreplace").decode()
 
 
-def one_line(text: str) -> str:
-    """A text in which line breaks, which names of files may hold, are escaped."""
-    return text.replace("\r", "\\r").replace("\n", "\\n")
-
-
 def counted(number: int, one: str, more: str = "") -> str:
     """A number of things in words: 1 tile, 2 tiles."""
     return f"{number} {one if number == 1 else more or f'{one}s'}"
@@ -36,6 +33,12 @@ def some(names: Iterable[str], most: int = 5) -> str:
     """The first names of what may be a long list, and how many more there are."""
     names = list(names)
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def one_line(text: str) -> str:
+    """A text in which line breaks and other signs that do not print are escaped; of a long one beginning and end."""
+    line = "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in text.rstrip())
+    return line if len(line) <= _LONGEST else f"{line[: _LONGEST * 2 // 3]} ... {line[-_LONGEST // 4 :]}"
 
 
 def aligned(rows: Sequence[Sequence[str]], *, left: Collection[int] = (0,)) -> str:

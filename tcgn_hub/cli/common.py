@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import glob
 import io
-import json
 import logging
 import os
 import sys
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from tcgn_hub.cli.options import given
 from tcgn_hub.errors import NoTissueError, TcgnError
+from tcgn_hub.files import read_json
 from tcgn_hub.progress import duration
 from tcgn_hub.text import counted, on_command_line, one_line, some
 
@@ -196,7 +196,7 @@ def metadata_of(args: argparse.Namespace) -> dict[str, Any]:
     from tcgn_hub.weights.model_dir import STATED
 
     try:
-        metadata = json.loads(Path(args.metadata).read_text(encoding="utf-8"))
+        metadata = read_json(Path(args.metadata))
     except (OSError, ValueError) as err:
         raise TrainingError(f"The metadata {args.metadata} cannot be read as JSON ({err}).") from err
     unknown = sorted(set(metadata) - set(STATED)) if isinstance(metadata, dict) else ["which is no object"]

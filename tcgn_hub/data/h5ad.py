@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from tcgn_hub.data.flags import in_tissue
+from tcgn_hub.data.hdf5 import check_heaps
 from tcgn_hub.errors import SectionError
 from tcgn_hub.extras import require
 from tcgn_hub.text import some
@@ -26,6 +27,7 @@ def open_h5ad(path: Path, *, backed: bool = False) -> Any:
     """The AnnData of a file, without its counts in memory if ``backed``."""
     anndata = require("anndata", extra="h5ad", to="read .h5ad files")
     try:
+        check_heaps(path)
         return anndata.read_h5ad(path, backed="r" if backed else None)
     except Exception as err:  # anndata and h5py fail in many ways on what is damaged, old, or newer than they are
         raise SectionError(f"{path} is no .h5ad file that can be read ({' '.join(str(err).split())[:300]}).") from err

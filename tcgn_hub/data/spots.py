@@ -70,9 +70,9 @@ def read_spots(path: str | Path, *, library: str | None = None) -> Tiles:
         table = _parquet(path) if path.suffix == ".parquet" else _text(path)
         try:
             tiles = _spots_of_table(table, path)
-        except (ValueError, TypeError) as err:
-            if isinstance(err, SectionError):
-                raise
+        except SectionError:
+            raise
+        except (ValueError, TypeError, OverflowError) as err:
             raise SectionError(f"{path} is not a file of spots ({err}); {_ACCEPTED}.") from err
     if not len(tiles):
         raise SectionError(f"{path} lists no spot in tissue.")
@@ -88,7 +88,7 @@ def _parquet(path: Path) -> dict[str, Sequence[Any]]:
     parquet = require("pyarrow.parquet", extra="parquet", to="read .parquet files")
     try:
         table = parquet.read_table(path)
-    except (OSError, ValueError, TypeError) as err:
+    except Exception as err:  # of damage pyarrow says whatever comes of it
         raise SectionError(f"{path} is not a file of spots ({err}); {_ACCEPTED}.") from err
     return {str(name).strip().lower(): table.column(i).to_pylist() for i, name in enumerate(table.column_names)}
 
@@ -147,9 +147,9 @@ def _spots_of_h5ad(path: Path, library: str | None) -> Tiles:
         array = array_of(data)
         rows, cols = (keep, keep) if array is None else array[keep].T
         return Tiles([str(data.obs_names[i]) for i in keep], xy[keep], rows, cols)
-    except (ValueError, TypeError) as err:
-        if isinstance(err, SectionError):
-            raise
+    except SectionError:
+        raise
+    except Exception as err:  # of damage h5py and anndata say whatever comes of it
         raise SectionError(f"{path} is not a file of spots ({err}); {_ACCEPTED}.") from err
     finally:
         data.file.close()

@@ -36,7 +36,7 @@ class Split:
         keys = [field.name for field in fields(cls)]
         try:
             names = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             names = None
         known = isinstance(names, dict) and "train" in names and names.keys() <= set(keys)
         lists: list[Any] = [names.get(key, []) for key in keys] if known else [None]

@@ -14,6 +14,8 @@ MAX_PIXELS = 500_000_000
 """Pixels that have to be decoded at once, of a picture that is not in tiles, 1.5 GB; more may be a bomb."""
 
 _BLOCK_PX = 1024  # side of the parts an overview is read in where the slide has no small level
+_LARGEST_PART = 1 << 27  # pixels that one part of an overview may be read from
+_MOST_FAILED = 500  # reads, after which no smaller parts are tried
 _LEAST_BLOCK_PX = 256  # side of the parts around damage, in full-resolution pixels
 
 
@@ -74,18 +76,26 @@ class Slide(ABC):
         lost = np.zeros(out.shape[:2], bool)
         level = self.level_for(downsample)
         step = max(1, int(_BLOCK_PX * self.downsamples[level] / downsample))
-        error = None
+        failed: list[ImageError] = []
         for top in range(0, out.shape[0], step):
             for left in range(0, out.shape[1], step):
                 box = left, top, min(left + step, out.shape[1]), min(top + step, out.shape[0])
-                error = self._overview_part(out, lost, box, downsample, level) or error
-        if error is not None and lost.all():
-            raise error
+                self._overview_part(out, lost, box, downsample, level, failed)
+                if len(failed) == _MOST_FAILED and lost[: top + 1, : left + 1].all():
+                    raise failed[0]
+        if failed and lost.all():
+            raise failed[-1]
         return out, downsample, lost
 
     def _overview_part(
-        self, out: np.ndarray, lost: np.ndarray, box: tuple[int, int, int, int], downsample: float, level: int
-    ) -> ImageError | None:
+        self,
+        out: np.ndarray,
+        lost: np.ndarray,
+        box: tuple[int, int, int, int],
+        downsample: float,
+        level: int,
+        failed: list[ImageError],
+    ) -> None:
         """Fill a box (left, top, right, bottom) of an overview; around damage in smaller and smaller parts."""
         from PIL import Image
 
@@ -94,20 +104,29 @@ class Slide(ABC):
         # on a pixel of the level, between which OpenSlide would interpolate at four times the cost
         x, y = (int(int(v * downsample / own) * own) for v in (left, top))
         # the part may begin and end within a pixel of the level
-        first, last = ((np.array(corner) * downsample - (x, y)) / own for corner in ((left, top), (right, bottom)))
+        # and a picture of few rows ends long before the pixel of the overview does
+        ends = (np.minimum(np.array(corner) * downsample, self.size) for corner in ((left, top), (right, bottom)))
+        first, last = ((end - (x, y)) / own for end in ends)
+        width, height = (int(np.ceil(side)) for side in last)
+        if width * height > _LARGEST_PART:
+            raise ImageError(
+                f"{self.path} is {self.size[0]} x {self.size[1]} px, and has no smaller level to look at it by."
+            )
         try:
-            part = self.read(x, y, int(np.ceil(last[0])), int(np.ceil(last[1])), level=level)
+            part = self.read(x, y, width, height, level=level)
         except ImageError as err:
-            if (right - left) * downsample <= _LEAST_BLOCK_PX or right - left < 2 or bottom - top < 2:
+            if len(failed) < _MOST_FAILED:
+                failed.append(err)
+            small = (right - left) * downsample <= _LEAST_BLOCK_PX or right - left < 2 or bottom - top < 2
+            if small or len(failed) == _MOST_FAILED:
                 lost[top:bottom, left:right] = True
-                return err
+                return
             middle = (left + right) // 2, (top + bottom) // 2
             for begin, end in ((left, middle[0]), (middle[0], right)):
-                self._overview_part(out, lost, (begin, top, end, middle[1]), downsample, level)
-                self._overview_part(out, lost, (begin, middle[1], end, bottom), downsample, level)
-            return err
+                self._overview_part(out, lost, (begin, top, end, middle[1]), downsample, level, failed)
+                self._overview_part(out, lost, (begin, middle[1], end, bottom), downsample, level, failed)
+            return
         resized = Image.fromarray(part).resize(
             (right - left, bottom - top), Image.Resampling.BOX, box=(first[0], first[1], last[0], last[1])
         )
         out[top:bottom, left:right] = np.asarray(resized)
-        return None

@@ -17,7 +17,7 @@ import numpy as np
 from tcgn_hub.data.scales import check_spots
 from tcgn_hub.data.spots import check_spots_file, read_spots
 from tcgn_hub.errors import ImageError, NoTissueError, OutputError, SectionError
-from tcgn_hub.files import make_folder, write_text, writing
+from tcgn_hub.files import make_folder, read_json, write_text, writing
 from tcgn_hub.images.readers import open_slide
 from tcgn_hub.images.scale import Scale, chosen_scale
 from tcgn_hub.images.slides import MAX_PIXELS, Slide
@@ -374,7 +374,7 @@ class _Store:
         try:
             found = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
             foreign = next((name for name in found if not _OWN_FILES.fullmatch(name)), None)
-            known = json.loads((folder / "run.json").read_text(encoding="utf-8")) if "run.json" in found else {}
+            known = read_json(folder / "run.json") if "run.json" in found else {}
         except (OSError, ValueError) as err:
             raise OutputError(f"{folder} is no folder to resume from ({err}); give another one.") from err
         whole = [name for name in found if not name.endswith(".part")]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import re
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,7 @@ from tcgn_hub.data.readers import Data, as_sections
 from tcgn_hub.errors import SectionError, TrainingError
 from tcgn_hub.evaluation.evaluate import summarise
 from tcgn_hub.evaluation.splits import Split, folds, make_split
+from tcgn_hub.files import read_json
 from tcgn_hub.panels import load_panel
 from tcgn_hub.result import Evaluation
 from tcgn_hub.training.checkpoints import check_folder
@@ -93,7 +93,7 @@ def crossval(
         own = fingerprint(sections, panel=panel, split=split, recipe=recipe, parent=start.parent)
         done = folder / "metrics.json"
         if done.exists() and resume:
-            refuse_another(folder, json.loads(done.read_text(encoding="utf-8")), own)
+            refuse_another(folder, read_json(done), own)
             return
         check_folder(folder, resume=resume)
         run(

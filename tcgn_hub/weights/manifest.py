@@ -22,7 +22,6 @@ only their authors give: it has no ``files``, until an import puts an entry with
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Callable
@@ -32,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from tcgn_hub.errors import ManifestError, WeightsError
+from tcgn_hub.files import read_json
 from tcgn_hub.weights.info import WeightsInfo
 
 ARCHITECTURES = ("tcgn_base", "test_tcgn")
@@ -123,7 +123,7 @@ def reload_manifest() -> None:
 def read_manifest(path: Path, *, folder: Path | None = None) -> dict[str, ManifestEntry]:
     """Entries of a manifest file by tag; bundled files lie in folders named like these, in ``folder`` or beside it."""
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = read_json(path)
     except (OSError, ValueError) as err:
         what = "install the package again" if path == manifest_path() else "mend it or take it away"
         raise ManifestError(f"The manifest {path} cannot be read ({err}); {what}.") from err

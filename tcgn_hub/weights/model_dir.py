@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import logging
 import os
 import tempfile
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tcgn_hub.errors import CheckpointError, OutputError, WeightsError
+from tcgn_hub.files import read_json
 from tcgn_hub.weights.hub import Resolved, refuse_unfinished, sha256_of
 from tcgn_hub.weights.info import WeightsInfo
 
@@ -89,7 +89,7 @@ def read_model_dir(folder: Path) -> dict[str, Any]:
     """The checked ``config.json`` of a model directory."""
     path = folder / "config.json"
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = read_json(path)
         genes, architecture, outputs = config["label_names"], config["architecture"], config["num_classes"]
     except FileNotFoundError as err:
         refuse_unfinished(folder)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,8 @@ from tcgn_hub.data.readers.parts import files_in, given, images_in
 from tcgn_hub.data.scales import BY_DISTANCE, PITCH_VISIUM, check_positions, settled, visium_pitch_px
 from tcgn_hub.data.sections import OWN, Section
 from tcgn_hub.data.tables import number, read_rows
-from tcgn_hub.errors import SectionError
+from tcgn_hub.errors import ExtraError, SectionError
+from tcgn_hub.files import read_json
 from tcgn_hub.images.scale import Scale
 
 _SYMBOLS = ("gene_name", "gene_symbols", "feature_name", "symbol")
@@ -84,9 +84,9 @@ def read_h5ad(
         decides = of_visium or "Spatial" in str(metadata.get("chemistry_description"))
         study = study or str(data.uns.get("study", OWN))
         spots = [str(spot) for spot in data.obs_names]
-    except (OSError, KeyError, ValueError, TypeError, AttributeError, IndexError) as err:
-        if isinstance(err, SectionError):
-            raise
+    except (SectionError, ExtraError):
+        raise
+    except Exception as err:  # of damage h5py and anndata say whatever comes of it
         raise SectionError(f"{path} is no .h5ad file of a section that can be read ({err}).") from err
     scale, doubts = settled(name, [*said, by_pitch], image, decides, force=force_scale)
     return Section(
@@ -216,7 +216,7 @@ def _metadata_of(root: Path, name: str) -> dict[str, Any]:
     file = root / "metadata" / f"{name}.json"
     if file.is_file():
         try:
-            metadata = json.loads(file.read_text(encoding="utf-8"))
+            metadata = read_json(file)
             float(metadata.get(_HEST_MPP) or 1)
         except (OSError, ValueError, TypeError, AttributeError) as err:
             raise SectionError(f"{file} cannot be read ({err}).") from err

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
-import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from tcgn_hub.data.hdf5 import check_heaps
 from tcgn_hub.data.readers.genes import tidy
 from tcgn_hub.data.readers.parts import given, images_in, matched
 from tcgn_hub.data.scales import BY_DISTANCE, PITCH_VISIUM, check_positions, settled, visium_pitch_px
@@ -18,6 +17,7 @@ from tcgn_hub.data.spots import POSITIONS, binned_folders, read_spots
 from tcgn_hub.data.tables import open_text
 from tcgn_hub.errors import ImageError, SectionError
 from tcgn_hub.extras import require
+from tcgn_hub.files import read_json
 from tcgn_hub.images.readers import size_and_scale
 from tcgn_hub.text import some
 
@@ -137,7 +137,7 @@ _FACTORS = Path("spatial", "scalefactors_json.json")
 def _factors(outs: Path) -> dict[str, Any]:
     file = outs / _FACTORS
     try:
-        return dict(json.loads(file.read_text(encoding="utf-8")))
+        return dict(read_json(file))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, TypeError) as err:
@@ -187,6 +187,7 @@ def _read_h5(path: Path) -> tuple[Any, list[str], list[str], list[str], list[str
     h5py = require("h5py", extra="h5ad", to="read counts of Space Ranger")
     sparse = require("scipy.sparse", extra="h5ad", to="read counts of Space Ranger")
     try:
+        check_heaps(path)
         with h5py.File(path, "r") as file:
             group = file["matrix"]
             barcodes, ids, symbols, kinds = (
@@ -198,7 +199,7 @@ def _read_h5(path: Path) -> tuple[Any, list[str], list[str], list[str], list[str
             matrix = sparse.csr_matrix((group["data"][()], group["indices"][()], group["indptr"][()]), shape=shape)
             # indices that point outside of the matrix would be followed
             matrix.check_format(full_check=True)
-    except (OSError, KeyError, ValueError, TypeError, AttributeError) as err:
+    except Exception as err:  # of damage h5py says whatever comes of it
         raise SectionError(f"{path} is no matrix of Space Ranger that can be read ({err}).") from err
     return matrix, barcodes, ids, symbols, kinds
 
@@ -220,7 +221,7 @@ def _read_mtx(folder: Path) -> tuple[Any, list[str], list[str], list[str], list[
         raise SectionError(f"{part('features.tsv')} has a line without the symbol of a gene.")
     try:
         matrix = scipy_io.mmread(str(part("matrix.mtx"))).tocsr().T.tocsr()
-    except (OSError, EOFError, ValueError, TypeError, AttributeError, OverflowError, zlib.error) as err:
+    except Exception as err:  # of damage SciPy says whatever comes of it
         raise SectionError(f"{part('matrix.mtx')} is no matrix that can be read ({err}).") from err
     kinds = [feature[2] if len(feature) > 2 else "Gene Expression" for feature in features]
     return matrix, barcodes, [feature[0] for feature in features], [feature[1] for feature in features], kinds

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import logging
 import struct
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from tcgn_hub.errors import ImageError
+from tcgn_hub.errors import ExtraError, ImageError
 from tcgn_hub.extras import require
 from tcgn_hub.images.readers import NotOfThisReader
 from tcgn_hub.images.scale import Scale, scale_of_density
@@ -20,7 +24,14 @@ from tcgn_hub.images.transforms import to_rgb
 from tcgn_hub.text import option
 
 _ORIENTATION = 0x0112
-_BROKEN = (OSError, SyntaxError, ValueError, EOFError, OverflowError, struct.error, Image.DecompressionBombError)
+_BAND = 1024  # rows
+
+# what Pillow has to say of a file goes into our own errors
+warnings.filterwarnings("ignore", module=r"PIL\.")
+logging.getLogger("PIL").addHandler(logging.NullHandler())
+with contextlib.suppress(OSError, AttributeError):
+    # Pillow silences the warnings of libtiff, and leaves its errors to be printed
+    ctypes.CDLL(Image.core.__file__).TIFFSetErrorHandler(None)
 
 
 class ArraySlide(Slide):
@@ -64,10 +75,10 @@ class PictureReader(ArraySlide):
                 self.scale = _scale(image, swapped=self.size != image.size)
         except Image.UnidentifiedImageError as err:
             raise NotOfThisReader from err
-        except ImageError:
+        except (ImageError, ExtraError):
             raise
-        except _BROKEN as err:
-            raise NotOfThisReader(f"Pillow: {err}") from err
+        except Exception as err:  # of damage Pillow says whatever comes of it
+            raise NotOfThisReader(f"Pillow: {str(err) or type(err).__name__}") from err
         if self.size[0] * self.size[1] > max_pixels:
             raise ImageError(
                 f"{path} has {self.size[0]} x {self.size[1]} px, more than the limit of {max_pixels:,}; if you trust"
@@ -83,12 +94,21 @@ class PictureReader(ArraySlide):
                         image.im = Image.core.new(image.mode, image._tile_size)
                     # Pillow turns a TIFF itself
                     turned = image if image.format == "TIFF" else ImageOps.exif_transpose(image)
-                    self._pixels = np.asarray(to_rgb(turned))
+                    self._pixels = _array_of(to_rgb(turned))
             except ImageError as err:
                 raise ImageError(f"{self.path}: {err}.") from err
-            except _BROKEN as err:
-                raise ImageError(f"{self.path} cannot be read as an image ({err}).") from err
+            except Exception as err:  # as above
+                raise ImageError(f"{self.path} cannot be read as an image ({str(err) or type(err).__name__}).") from err
         return self._pixels
+
+
+def _array_of(image: Image.Image) -> np.ndarray:
+    """The pixels of a picture, copied in bands: at once NumPy would need them twice more."""
+    out = np.empty((image.height, image.width, 3), np.uint8)
+    for top in range(0, image.height, _BAND):
+        bottom = min(top + _BAND, image.height)
+        out[top:bottom] = np.asarray(image.crop((0, top, image.width, bottom)))
+    return out
 
 
 def _upright(image: Image.Image) -> tuple[int, int]:

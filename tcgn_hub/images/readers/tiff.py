@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
+import warnings
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -31,6 +33,7 @@ _ASSOCIATED_ALPHA, _ALPHA = 1, 2
 _JPEG = (6, 7, 34892, 33007)  # compressions whose decoders give RGB
 _J2K_YCBCR = 33003  # of Aperio, whatever the tag of the colours says; its decoder leaves them as they are
 _SUBSAMPLING, _OF_EVERY_PIXEL = 530, (1, 1)
+_SHARE = 4  # of what may be decoded at once, that one of several parts may take
 _LIKE = 0.02  # by how much the shape of a level may differ from that of the whole
 _APERIO_MPP = re.compile(r"\|\s*MPP\s*=\s*(\d+\.?\d*)")
 _PRIMARIES = {"red": 0, "r": 0, "green": 1, "g": 1, "blue": 2, "b": 2}
@@ -39,6 +42,7 @@ _NAMELESS = re.compile(r"(c|ch|channel)?[\s_:#-]*\d*(:\d+)*", re.I)
 
 # what tifffile has to say of a file goes into our own errors
 logging.getLogger("tifffile").addHandler(logging.NullHandler())
+warnings.filterwarnings("ignore", module="tifffile")
 
 
 @dataclass
@@ -230,8 +234,14 @@ def _check(page: Any, path: Path, max_pixels: int) -> None:
         raise NotOfThisReader("tifffile: its pixels are stored turned", damaged=False)
     if 0 in (page.imagewidth, page.imagelength):
         raise NotOfThisReader("tifffile: it has no pixels")
+    if len(page.dataoffsets) < math.prod(page.chunked) or len(page.databytecounts) < math.prod(page.chunked):
+        raise NotOfThisReader(
+            f"tifffile: of {math.prod(page.chunked)} parts of {page.imagewidth} x {page.imagelength} px it lists"
+            f" {len(page.dataoffsets)}"
+        )
     at_once = page.tilewidth * page.tilelength if page.is_tiled else page.imagewidth * page.rowsperstrip
-    if at_once > max_pixels:
+    # of several parts those beside each other are decoded over and over; scanners write some of up to 8192 px a side
+    if at_once > (max_pixels if len(page.dataoffsets) == 1 else max_pixels // _SHARE):
         raise ImageError(
             f"{path} has {page.imagewidth} x {page.imagelength} px in parts of {at_once:,}, more than the limit of"
             f" {max_pixels:,}; if you trust the file, raise it with {option('max_pixels')}."
@@ -275,8 +285,9 @@ def _told(images: list[_Image], series: int) -> str:
 def _of_pages(file: Any) -> Iterator[_Image]:
     """The pages of a TIFF, each an image, with those that are marked as reduced as the levels of the one before."""
     found: list[_Image] = []
-    for page in file.pages:
-        page = page.aspage()
+    # counted first, which ends where directories lead back; to go through them does not
+    for number in range(len(file.pages)):
+        page = file.pages[number].aspage()
         last = found[-1] if found else None
         if page.subfiletype & _REDUCED and last is not None and _is_level(page, last.levels[-1][0]):
             last.levels.append([page])
