@@ -94,10 +94,13 @@ def test_tiles_lie_where_openslide_and_tifffile_find_the_same_pixels(tmp_path, d
         old.unlink()
     path = write_levels(tmp_path / f"x{suffix}", numbered(width, height), factors, side, mpp, compression)
     tiles = grid_tiles((width, height), side=tile_px, stride=stride)
+    # as if the model took smaller pictures, so that more than the finest level is read
+    input_px = data.draw(st.sampled_from([16, 64]), label="side of what the model takes")
     with open_slide(path) as slide, openslide.OpenSlide(str(path)) as other, tifffile.TiffFile(path) as file:
         assert slide.size == (width, height)
         assert slide.scale.mpp == pytest.approx(mpp)
-        reader = TileReader(slide, tiles.xy, tile_px)
+        with mock.patch("tcgn_hub.images.tiles.INPUT_PX", input_px):
+            reader = TileReader(slide, tiles.xy, tile_px)
         own, n = reader.downsample, factors[reader.level]
         level = (
             file.series[0].levels[reader.level].asarray() if suffix == ".tif" else file.pages[reader.level].asarray()
