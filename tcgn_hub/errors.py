@@ -1,7 +1,5 @@
 """Every error a user can meet, each saying what was wrong and what to do."""
 
-from tcgn_hub.text import one_line
-
 __all__ = [
     "CheckpointError",
     "DeviceError",
@@ -17,13 +15,15 @@ __all__ = [
     "WeightsError",
 ]
 
+_LONGEST = 560  # characters of a message
+
 
 class TcgnError(Exception):
     """Base of all errors of this package; the command line prints its message and exits with 2."""
 
     def __str__(self) -> str:
         """The message as one line that a terminal can show, whatever a damaged file has put into it."""
-        return one_line(super().__str__())
+        return _one_line(super().__str__())
 
 
 class CheckpointError(TcgnError, RuntimeError):
@@ -68,3 +68,9 @@ class TrainingError(TcgnError, ValueError):
 
 class WeightsError(TcgnError, RuntimeError):
     """Weights cannot be had, or are not what the manifest says."""
+
+
+def _one_line(text: str) -> str:
+    """A text without line breaks and signs that do not print; of a very long one the beginning and the end."""
+    line = "".join(sign if sign.isprintable() else " " for sign in text).rstrip()
+    return line if len(line) <= _LONGEST else f"{line[: _LONGEST * 2 // 3]} ... {line[-_LONGEST // 4 :]}"

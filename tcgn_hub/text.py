@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from contextvars import ContextVar
 
-_LONGEST = 560  # characters of a message
-
 on_command_line: ContextVar[bool] = ContextVar("on_command_line", default=False)
 """Whether who reads a message has typed a command, and not a call from Python."""
 
@@ -22,12 +20,6 @@ def some(names: Iterable[str], most: int = 5) -> str:
     """The first names of what may be a long list, and how many more there are."""
     names = list(names)
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
-
-
-def one_line(text: str) -> str:
-    """A text without line breaks and signs that do not print; of a very long one the beginning and the end."""
-    line = "".join(sign if sign.isprintable() else " " for sign in text).rstrip()
-    return line if len(line) <= _LONGEST else f"{line[: _LONGEST * 2 // 3]} ... {line[-_LONGEST // 4 :]}"
 
 
 def aligned(rows: Sequence[Sequence[str]], *, left: Collection[int] = (0,)) -> str:
