@@ -65,6 +65,7 @@ class PictureReader(ArraySlide):
 
     def __init__(self, path: Path, max_pixels: int) -> None:
         super().__init__(path, None)
+        self._failed: ImageError | None = None  # decoding, which is not tried for every part again
         try:
             with open_picture(path) as image:
                 if image.format == "TIFF" and (getattr(image, "n_frames", 1) > 1 or "<OME" in _description(image)):
@@ -86,6 +87,8 @@ class PictureReader(ArraySlide):
             )
 
     def _whole(self) -> np.ndarray:
+        if self._failed is not None:
+            raise self._failed
         if self._pixels is None:
             try:
                 with open_picture(self.path) as image:
@@ -96,9 +99,11 @@ class PictureReader(ArraySlide):
                     turned = image if image.format == "TIFF" else ImageOps.exif_transpose(image)
                     self._pixels = _array_of(to_rgb(turned))
             except ImageError as err:
-                raise ImageError(f"{self.path}: {err}.") from err
+                self._failed = ImageError(f"{self.path}: {err}.")
+                raise self._failed from err
             except Exception as err:  # as above
-                raise ImageError(f"{self.path} cannot be read as an image ({str(err) or type(err).__name__}).") from err
+                self._failed = ImageError(f"{self.path} cannot be read as an image ({str(err) or type(err).__name__}).")
+                raise self._failed from err
         return self._pixels
 
 
