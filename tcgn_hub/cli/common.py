@@ -9,6 +9,7 @@ import io
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     from tcgn_hub.result import Result
 
 _NAMED = 8  # files that a summary names, before it counts the others
+
+
+_OUTSPOKEN = (r"PIL\.", "tifffile", "pydicom", r"torch\.", r"timm\.")  # whose warnings go into our own errors
 
 
 def make_parser(prog: str, description: str, *, epilog: str | None = None) -> argparse.ArgumentParser:
@@ -88,7 +92,7 @@ def escaping() -> Iterator[None]:
 
 @contextlib.contextmanager
 def log_to_stderr() -> Iterator[None]:
-    """While this lasts, the package's log is shown as it is."""
+    """While this lasts, the package's log is shown as it is, and no warning of a library that reads damaged files."""
     logger = logging.getLogger("tcgn_hub")
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
@@ -96,7 +100,10 @@ def log_to_stderr() -> Iterator[None]:
     logger.setLevel(logging.INFO)
     logger.addHandler(handler)
     try:
-        yield
+        with warnings.catch_warnings():
+            for library in _OUTSPOKEN:
+                warnings.filterwarnings("ignore", module=library)
+            yield
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level)

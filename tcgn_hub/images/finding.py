@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -62,12 +61,10 @@ def _one_a_series(paths: list[Path]) -> list[Path]:
     best: dict[str, tuple[tuple[bool, bool, int, str], Path]] = {}
     for path in dicom:
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                facts = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=_TAGS)
-                series = str(facts.SeriesInstanceUID)
-                kind = [str(value) for value in facts.get("ImageType") or ()]
-                number = int(facts.get("InstanceNumber") or 0)
+            facts = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=_TAGS)
+            series = str(facts.SeriesInstanceUID)
+            kind = [str(value) for value in facts.get("ImageType") or ()]
+            number = int(facts.get("InstanceNumber") or 0)
         except Exception:  # noqa: BLE001 - pydicom fails in many ways on damage, which is told where the file is opened
             series, kind, number = str(path), [], 0
         rank = "VOLUME" not in kind, "ORIGINAL" not in kind, number, path.name

@@ -19,7 +19,7 @@ from tcgn_hub.images.transforms import patch_px, to_rgb
 from tcgn_hub.panels import load_panel
 from tcgn_hub.progress import Progress
 from tcgn_hub.result import Result, gene_table
-from tcgn_hub.text import on_command_line, option, printable
+from tcgn_hub.text import on_command_line, one_line, option, printable
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -245,7 +245,7 @@ def check_patches(
 
 def _named(err: ImageError, name: str) -> ImageError:
     """An error that says which image it is of."""
-    return err if name in str(err) else type(err)(f"{name}: {str(err).rstrip('.')}.")
+    return err if one_line(name) in str(err) else type(err)(f"{name}: {str(err).rstrip('.')}.")
 
 
 def _none_usable(reasons: Sequence[str], kind: type[ImageError] = ImageError) -> ImageError:

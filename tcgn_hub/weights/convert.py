@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import tempfile
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,9 +53,7 @@ def read_parameters(file: Path) -> dict[str, torch.Tensor]:
         raise WeightsError(f"{file} does not exist.")
     unreadable = (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, OSError)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of kinds of pickles, which end in an error if they matter
-            state_dict = load_state_dict(str(file), weights_only=True)
+        state_dict = load_state_dict(str(file), weights_only=True)
     except (*unreadable, AttributeError) as err:  # timm asks whatever it unpacked for its items
         raise WeightsError(f"{file} cannot be read as parameters ({why_unread(err)}).") from err
     if not state_dict or not all(isinstance(value, torch.Tensor) for value in state_dict.values()):

@@ -8,7 +8,7 @@ from pathlib import Path
 from tcgn_hub.errors import ExtraError, ImageError
 from tcgn_hub.images.scale import Scale
 from tcgn_hub.images.slides import MAX_PIXELS, Slide
-from tcgn_hub.text import option
+from tcgn_hub.text import one_line, option
 
 SLIDE_SUFFIXES = {".svs", ".ndpi", ".mrxs", ".scn", ".vms", ".vmu", ".bif", ".svslide", ".dcm", ".czi"}
 """Suffixes of formats that hold whole slides and never patches."""
@@ -58,7 +58,7 @@ def open_slide(path: str | Path, *, max_pixels: int = MAX_PIXELS, series: int | 
                 raise
             missing = missing or err
         except ImageError as err:
-            raise err if str(path) in str(err) else ImageError(f"{path}: {str(err).rstrip('.')}.") from err
+            raise err if one_line(str(path)) in str(err) else ImageError(f"{path}: {str(err).rstrip('.')}.") from err
     if missing is not None:
         raise missing
     why = "; ".join(dict.fromkeys(filter(None, map(str, refused))))

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import logging
 import struct
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,14 +20,6 @@ from tcgn_hub.images.transforms import to_rgb
 from tcgn_hub.text import option
 
 _ORIENTATION = 0x0112
-_BAND = 1024  # rows
-
-# what Pillow has to say of a file goes into our own errors
-warnings.filterwarnings("ignore", module=r"PIL\.")
-logging.getLogger("PIL").addHandler(logging.NullHandler())
-with contextlib.suppress(OSError, AttributeError):
-    # Pillow silences the warnings of libtiff, and leaves its errors to be printed
-    ctypes.CDLL(Image.core.__file__).TIFFSetErrorHandler(None)
 
 
 class ArraySlide(Slide):
@@ -97,7 +85,7 @@ class PictureReader(ArraySlide):
                         image.im = Image.core.new(image.mode, image._tile_size)
                     # Pillow turns a TIFF itself
                     turned = image if image.format == "TIFF" else ImageOps.exif_transpose(image)
-                    self._pixels = _array_of(to_rgb(turned))
+                    self._pixels = np.asarray(to_rgb(turned))
             except ImageError as err:
                 self._failed = ImageError(f"{self.path}: {err}.")
                 raise self._failed from err
@@ -105,15 +93,6 @@ class PictureReader(ArraySlide):
                 self._failed = ImageError(f"{self.path} cannot be read as an image ({str(err) or type(err).__name__}).")
                 raise self._failed from err
         return self._pixels
-
-
-def _array_of(image: Image.Image) -> np.ndarray:
-    """The pixels of a picture, copied in bands: at once NumPy would need them twice more."""
-    out = np.empty((image.height, image.width, 3), np.uint8)
-    for top in range(0, image.height, _BAND):
-        bottom = min(top + _BAND, image.height)
-        out[top:bottom] = np.asarray(image.crop((0, top, image.width, bottom)))
-    return out
 
 
 def _upright(image: Image.Image) -> tuple[int, int]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import re
-import warnings
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -42,7 +41,6 @@ _NAMELESS = re.compile(r"(c|ch|channel)?[\s_:#-]*\d*(:\d+)*", re.I)
 
 # what tifffile has to say of a file goes into our own errors
 logging.getLogger("tifffile").addHandler(logging.NullHandler())
-warnings.filterwarnings("ignore", module="tifffile")
 
 
 @dataclass
