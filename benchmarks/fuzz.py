@@ -4,7 +4,7 @@
 
 A case is a small sound file that is mutated, given to the functions that users call, in a forked process. It may end in
 success or in a `TcgnError` of one line, below 600 characters, that names the file. Anything else is a finding: another
-exception, a case of more than 30 s or 2 GiB, a process that dies, a word of another library on stderr, and on the
+exception, a case of more than 30 s or 2 GiB, a process that dies, a traceback on stderr, and on the
 command line an exit code but 0, 1 and 2. What is found is kept with its file, and tried again by ``--only SEED:NUMBER``.
 """
 
@@ -778,13 +778,13 @@ def work(cases: list[Case], seeds: Path, work_in: Path, out: Connection) -> None
         result = tried(name, path, root, seeds, rng, command=case.command)
         seconds, peak = time.monotonic() - start, _peak()
         sys.stderr.flush()
-        text = os.pread(handle, 2000, 0)
+        text = os.pread(handle, 20_000, 0)
         os.ftruncate(handle, 0)
         os.lseek(handle, 0, os.SEEK_SET)
         if not result.startswith("FOUND"):
             if peak > _MOST_BYTES:
                 result = f"FOUND {peak >> 20} MiB"
-            elif text:
+            elif b"Traceback" in text:
                 result = f"FOUND on stderr: {text.decode('utf-8', 'replace')!r:.500}"
         path.write_bytes(before)
         out.send(("ended", case, name, result, seconds, peak))
