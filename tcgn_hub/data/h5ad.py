@@ -9,17 +9,18 @@ from typing import Any
 import numpy as np
 
 from tcgn_hub.data.flags import in_tissue
-from tcgn_hub.data.hdf5 import check_heaps
+from tcgn_hub.data.hdf5 import check_heaps, check_sizes
 from tcgn_hub.errors import SectionError
 from tcgn_hub.extras import require
 from tcgn_hub.text import some
 
 _SECTION_OF = ("library_id", "library", "section_id", "section", "sample_id", "sample", "slide_id", "batch")
 _X, _Y = (
-    ("x", "pxl_col_in_fullres", "pixel_x", "imagecol", "x_pixel"),
-    ("y", "pxl_row_in_fullres", "pixel_y", "imagerow", "y_pixel"),
+    ("x", "pxl_col_in_fullres", "pixel_x", "imagecol", "x_pixel", "col", "column"),
+    ("y", "pxl_row_in_fullres", "pixel_y", "imagerow", "y_pixel", "row"),
 )
 _LEAST_SPOTS = 3  # a section; a column that differs from spot to spot names no sections
+_SHARED = 0.05  # of the spots may be given a place twice by mistake
 _JOINTS = "-_:."
 
 
@@ -28,6 +29,7 @@ def open_h5ad(path: Path, *, backed: bool = False) -> Any:
     anndata = require("anndata", extra="h5ad", to="read .h5ad files")
     try:
         check_heaps(path)
+        check_sizes(path)
         return anndata.read_h5ad(path, backed="r" if backed else None)
     except Exception as err:  # anndata and h5py fail in many ways on what is damaged, old, or newer than they are
         raise SectionError(f"{path} is no .h5ad file that can be read ({' '.join(str(err).split())[:300]}).") from err
@@ -64,7 +66,21 @@ def chosen(data: Any, path: Path, library: str | None, *, choose: str) -> tuple[
         there = f"there are {some(names, 20)}" if names else "it names none"
         raise SectionError(f"{path} has no section {library}; {there}.")
     name = library or next(iter(names), None)
-    return np.ones(data.n_obs, bool) if owner is None else np.array([one == name for one in owner], bool), name
+    mine = np.ones(data.n_obs, bool) if owner is None else np.array([one == name for one in owner], bool)
+    array = array_of(data)
+    if array is not None:
+        check_one_section(array[mine], path)
+    return mine, name
+
+
+def check_one_section(array: np.ndarray, path: Path) -> None:
+    """Refuse spots that share places of their array, (row, column) of each, as those of several sections do."""
+    places = len(np.unique(array, axis=0))
+    if len(array) - places > _SHARED * len(array):
+        raise SectionError(
+            f"{path} holds several sections, as its {len(array)} spots have but {places} places in the array; save one"
+            " file a section, or name the section of each spot in a column library_id of obs."
+        )
 
 
 def tissue_of(data: Any, of_section: np.ndarray, path: Path) -> np.ndarray:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import mmap
 from pathlib import Path
+from typing import Any
+
+from tcgn_hub.extras import require
 
 _MAGIC, _HEAD = b"GCOL", 16
+_RATIO = 200  # bytes of a dataset per byte of the file, of what is compressed
 _MOST = 1 << 30  # bytes of a file that is searched, which takes a second
 
 
@@ -25,6 +29,22 @@ def check_heaps(path: Path) -> None:
                 if data[start + 4 : start + 8] == b"\1\0\0\0":
                     _check_heap(data, start)
                 start = data.find(_MAGIC, start + 4)
+
+
+def check_sizes(path: Path) -> None:
+    """Raise a ValueError if what is read beside the counts is announced to be out of all proportion to the file."""
+    h5py = require("h5py", extra="h5ad", to="read .h5ad files")
+    announced = 0
+
+    def add(name: str, item: Any) -> None:
+        nonlocal announced
+        if isinstance(item, h5py.Dataset) and name.partition("/")[0] not in ("X", "layers", "raw"):
+            announced += item.nbytes
+
+    with h5py.File(path, "r") as file:
+        file.visititems(add)
+    if announced > max(_MOST, _RATIO * path.stat().st_size):
+        raise ValueError(f"it announces {announced:,} bytes, more than it can hold")
 
 
 def _check_heap(data: mmap.mmap, start: int) -> None:

@@ -208,7 +208,7 @@ def _larger(size: tuple[int, int], factors: Mapping[str, Any], pictures: Mapping
 def _factor(factors: Mapping[str, Any], name: str) -> float | None:
     try:
         value = float(factors[name])
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         return None
     return value if math.isfinite(value) and value > 0 else None
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from tcgn_hub.data.flags import in_tissue
-from tcgn_hub.data.h5ad import array_of, chosen, open_h5ad, positions, tissue_of
+from tcgn_hub.data.h5ad import array_of, check_one_section, chosen, open_h5ad, positions, tissue_of
 from tcgn_hub.data.tables import open_table
 from tcgn_hub.errors import SectionError
 from tcgn_hub.extras import require
@@ -21,7 +21,7 @@ POSITIONS = ("tissue_positions.csv", "tissue_positions_list.csv", "tissue_positi
 """What Space Ranger has called its file of positions, in its folder ``spatial``."""
 
 _VISIUM = ("barcode", "in_tissue", "array_row", "array_col", "pxl_row_in_fullres", "pxl_col_in_fullres")
-_NAMES = ("barcode", "name", "spot", "spot_id", "id")
+_NAMES = ("barcode", "name", "spot", "spot_id", "id", "index", "__index_level_0__", "")
 _ACCEPTED = (
     "give a table with the columns x and y in pixels at full resolution, tissue_positions of Space Ranger, a her2st"
     " selection, or an h5ad with obsm['spatial']"
@@ -88,29 +88,37 @@ def _parquet(path: Path) -> dict[str, Sequence[Any]]:
     parquet = require("pyarrow.parquet", extra="parquet", to="read .parquet files")
     try:
         table = parquet.read_table(path)
+        return {str(name).strip().lower(): table.column(i).to_pylist() for i, name in enumerate(table.column_names)}
     except Exception as err:  # of damage pyarrow says whatever comes of it
         raise SectionError(f"{path} is not a file of spots ({err}); {_ACCEPTED}.") from err
-    return {str(name).strip().lower(): table.column(i).to_pylist() for i, name in enumerate(table.column_names)}
 
 
 def _text(path: Path) -> dict[str, Sequence[Any]]:
     with open_table(path) as lines:
-        rows = [[cell.strip() for cell in row] for row in lines]
+        rows = [row for row in ([cell.strip() for cell in line] for line in lines) if any(row)]
     header = [name.lower() for name in rows[0]] if rows else []
-    if len(header) == len(_VISIUM) and header[1] in ("0", "1"):
+    if len(header) == len(_VISIUM) and header[1] in ("0", "1", "true", "false"):
         # Space Ranger wrote the table without a header before version 2
         header = list(_VISIUM)
     else:
         rows = rows[1:]
-    short = next((row for row in rows if len(row) < len(header)), None)
-    if short is not None:
-        raise SectionError(f"{path} has a row of {len(short)} cells, but {len(header)} columns: {', '.join(short)}.")
+    if rows and all(len(row) == len(header) + 1 for row in rows):
+        # R leaves the column of the names of rows without a name
+        header = ["name", *header]
+    odd = next((row for row in rows if len(row) < len(header) or any(row[len(header) :])), None)
+    if odd is not None:
+        raise SectionError(f"{path} has a row of {len(odd)} cells, but {len(header)} columns: {', '.join(odd)}.")
     return dict(zip(header, zip(*rows, strict=False), strict=False)) if rows else dict.fromkeys(header, ())
 
 
 def _spots_of_table(table: dict[str, Sequence[Any]], path: Path) -> Tiles:
     """The spots of columns by name, in lower case."""
-    for x, y in (("pixel_x", "pixel_y"), ("pxl_col_in_fullres", "pxl_row_in_fullres"), ("x", "y")):
+    for x, y in (
+        ("pixel_x", "pixel_y"),
+        ("pxl_col_in_fullres", "pxl_row_in_fullres"),
+        ("imagecol", "imagerow"),
+        ("x", "y"),
+    ):
         if x in table and y in table:
             break
     else:
@@ -128,6 +136,8 @@ def _spots_of_table(table: dict[str, Sequence[Any]], path: Path) -> Tiles:
         np.array([int(_number(table[name][i], name)) for i in keep] if name in table else keep, int)
         for name in ("array_row", "array_col")
     ]
+    if {"array_row", "array_col"} <= table.keys():
+        check_one_section(np.stack(array, axis=1), path)
     return Tiles([str(i if names is None else names[i]) for i in keep], xy, *array)
 
 

@@ -8,10 +8,8 @@ from pathlib import Path
 from tcgn_hub.errors import ImageError
 from tcgn_hub.extras import require
 from tcgn_hub.files import data_files
-from tcgn_hub.images.readers import IMAGE_SUFFIXES
+from tcgn_hub.images.readers import IMAGE_SUFFIXES, is_dicom
 from tcgn_hub.text import some
-
-_DICOM_AT, _DICOM = 128, b"DICM"
 
 
 def find_images(paths: Iterable[str | Path]) -> list[Path]:
@@ -22,7 +20,7 @@ def find_images(paths: Iterable[str | Path]) -> list[Path]:
     found: list[Path] = []
     for path in map(Path, paths):
         if path.is_dir():
-            inside = [file for file in _listed(path) if file.suffix.lower() in IMAGE_SUFFIXES or _is_dicom(file)]
+            inside = [file for file in _listed(path) if file.suffix.lower() in IMAGE_SUFFIXES or is_dicom(file)]
             if not inside:
                 folders = [folder.name for folder in sorted(path.iterdir()) if folder.is_dir()]
                 hint = f"; its folders are {some(folders)}" if folders else ""
@@ -40,25 +38,12 @@ def _listed(folder: Path) -> list[Path]:
         raise ImageError(f"The folder {folder} cannot be read ({err.strerror}).") from err
 
 
-def _is_dicom(path: Path) -> bool:
-    """Whether a file is of DICOM, whose names often have no suffix."""
-    if path.suffix.lower() == ".dcm":
-        return True
-    if path.suffix:
-        return False
-    try:
-        with open(path, "rb") as file:
-            return file.read(_DICOM_AT + len(_DICOM))[_DICOM_AT:] == _DICOM
-    except OSError:
-        return False
-
-
 def _one_a_series(paths: list[Path]) -> list[Path]:
-    dicom = [path for path in paths if path.is_file() and _is_dicom(path)]
+    dicom = [path for path in paths if path.is_file() and is_dicom(path)]
     if len(dicom) < 2:
         return paths
     pydicom = require("pydicom", extra="slides", to="tell which DICOM files are one slide")
-    best: dict[str, tuple[tuple[bool, bool, int, str], Path]] = {}
+    best: dict[tuple[Path, str], tuple[tuple[bool, bool, int, str], Path]] = {}
     for path in dicom:
         try:
             facts = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=_TAGS)
@@ -67,9 +52,11 @@ def _one_a_series(paths: list[Path]) -> list[Path]:
             number = int(facts.get("InstanceNumber") or 0)
         except Exception:  # noqa: BLE001 - pydicom fails in many ways on damage, which is told where the file is opened
             series, kind, number = str(path), [], 0
+        # a copy elsewhere is a slide of its own
+        key = path.parent, series
         rank = "VOLUME" not in kind, "ORIGINAL" not in kind, number, path.name
-        if series not in best or rank < best[series][0]:
-            best[series] = rank, path
+        if key not in best or rank < best[key][0]:
+            best[key] = rank, path
     chosen = {path for _, path in best.values()}
     return [path for path in paths if path not in dicom or path in chosen]
 

@@ -10,8 +10,8 @@ import numpy as np
 from tcgn_hub.errors import ImageError
 from tcgn_hub.images.scale import Scale
 
-MAX_PIXELS = 500_000_000
-"""Pixels that have to be decoded at once, of a picture that is not in tiles, 1.5 GB; more may be a bomb."""
+MAX_PIXELS = 150_000_000
+"""Pixels that have to be decoded at once, of a picture that is not in tiles, for which 2 GB are needed."""
 
 _BLOCK_PX = 1024  # side of the parts an overview is read in where the slide has no small level
 _LARGEST_PART = 1 << 27  # pixels that one part of an overview may be read from

@@ -6,6 +6,7 @@ import numpy as np
 
 _LEAST = 8.0  # of 255: below, what is left of the stain is the noise of a blank slide
 _LEAST_STAINED = 0.02  # share of a patch that has tissue in it
+_LEAST_VARIANCE = 4.0  # of the brightness of its pixels
 _LEAST_ALIKE = (
     0.05  # variance of means over 64 pixels, as a share of that of pixels: 1/64 of noise, above 0.18 of tissue
 )
@@ -26,6 +27,8 @@ def tissue_mask(overview: np.ndarray, *, um_per_px: float) -> np.ndarray:
     filters, morphology = (
         require(f"skimage.{name}", extra="slides", to="find tissue") for name in ("filters", "morphology")
     )
+    if is_blank(overview):
+        return np.zeros(overview.shape[:2], bool)
     rgb = overview.astype(np.float32)
     stain = np.minimum(rgb[..., 0], rgb[..., 2]) - rgb[..., 1]
     stain = filters.gaussian(np.clip(stain, 0, None), sigma=max(1.0, 10.0 / um_per_px), preserve_range=True)
@@ -40,17 +43,28 @@ def tissue_mask(overview: np.ndarray, *, um_per_px: float) -> np.ndarray:
 def shows_tissue(patch: np.ndarray) -> bool:
     """Whether a patch is stained, by the measure of `tissue_mask` and without its threshold for a slide.
 
-    Noise is not: neighbouring pixels of tissue are alike, so that their means over squares of eight differ, too.
-
     ``patch``: uint8, shape (h, w, 3).
     """
+    small = _small(patch)
+    stained = np.minimum(small[..., 0], small[..., 2]) - small[..., 1] >= _LEAST
+    return not is_blank(patch) and bool(stained.mean() >= _LEAST_STAINED)
+
+
+def is_blank(picture: np.ndarray) -> bool:
+    """Whether a picture, uint8, shape (h, w, 3), is of one colour, or of noise.
+
+    Neighbouring pixels of tissue are alike, so that their means over squares of eight differ, too.
+    """
+    pixels, means = picture.mean(axis=2, dtype=np.float32).var(), _small(picture).mean(axis=2).var()
+    return bool(pixels < _LEAST_VARIANCE or means < _LEAST_ALIKE * pixels)
+
+
+def _small(picture: np.ndarray) -> np.ndarray:
+    """Means over squares of eight pixels."""
     from PIL import Image
 
-    height, width = (max(1, n // 8) for n in patch.shape[:2])
-    rgb = np.asarray(Image.fromarray(patch).resize((width, height), Image.Resampling.BOX)).astype(np.float32)
-    if rgb.mean(axis=2).var() < _LEAST_ALIKE * patch.mean(axis=2).var():
-        return False
-    return bool((np.minimum(rgb[..., 0], rgb[..., 2]) - rgb[..., 1] >= _LEAST).mean() >= _LEAST_STAINED)
+    height, width = (max(1, n // 8) for n in picture.shape[:2])
+    return np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.BOX)).astype(np.float32)
 
 
 def tissue_fraction(mask: np.ndarray, xy: np.ndarray, side: float) -> np.ndarray:

@@ -760,7 +760,10 @@ def checkpoint_filter_fn(state_dict: Dict[str, torch.Tensor], model: nn.Module) 
     reshaped = [
         k
         for k, v in expected.items()
-        if k in state_dict and k not in classifier and k != "stem.conv1.weight" and v.numel() != state_dict[k].numel()
+        if k in state_dict
+        and k not in classifier
+        and k != "stem.conv1.weight"
+        and (v.numel() != state_dict[k].numel() if k.startswith("head.") else v.shape != state_dict[k].shape)
     ]
     problems = [
         f"{len(keys)} {what} ({', '.join(keys[:5])}{', ...' if len(keys) > 5 else ''})"

@@ -11,7 +11,7 @@ import numpy as np
 
 from tcgn_hub.errors import ImageError, NoTissueError
 from tcgn_hub.images.readers import open_slide
-from tcgn_hub.images.readers.picture import ArraySlide
+from tcgn_hub.images.readers.picture import ArraySlide, scale_of
 from tcgn_hub.images.scale import Scale, chosen_scale, given_scale
 from tcgn_hub.images.slides import Slide
 from tcgn_hub.images.tissue import shows_tissue
@@ -285,7 +285,10 @@ def _opened(image: str | Path | Image.Image | np.ndarray, name: str) -> Slide:
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise ImageError(f"{name} is an array of {image.dtype} {image.shape}, not of uint8 (height, width, 3).")
         return ArraySlide(Path(name), image)
-    return ArraySlide(Path(name), np.asarray(to_rgb(image)))
+    from PIL import ImageOps
+
+    turned = ImageOps.exif_transpose(image)
+    return ArraySlide(Path(name), np.asarray(to_rgb(turned)), scale_of(image, swapped=turned.size != image.size))
 
 
 def _cut(
@@ -311,6 +314,8 @@ def _cut(
         return Cut(name, size, short, None, trained, tuple(notes))
     trained = scale.patch_um(info.patch_um, info.nominal_patch_um)
     side = patch_px(scale.mpp, patch_um or trained)
+    if side < _LEAST_PX:
+        raise ImageError(f"a patch of {patch_um or trained:g} um is {side} px of {name}, too small to show tissue.")
     if len(slide.downsamples) > 1 or short > max(_SLIDE_PX, _SLIDE_PATCHES * side):
         raise ImageError(
             f"{name} is a slide, {size[0] * scale.mpp / 1000:.1f} x {size[1] * scale.mpp / 1000:.1f} mm, and no patch:"
@@ -322,7 +327,8 @@ def _cut(
                 f"{name} is {size[0]} x {size[1]} px, smaller than a patch of {side} px; check the scale, or give a"
                 " larger image."
             )
-        notes.append(f"shows {short * scale.mpp:.3g} of the {patch_um or trained:g} um the weights were trained on")
+        whole = f"{trained:g} um the weights were trained on" if patch_um is None else f"{patch_um:g} um asked for"
+        notes.append(f"shows {short * scale.mpp:.3g} of the {whole}")
         side = short
     return Cut(name, size, side, scale, trained, tuple(notes))
 
@@ -340,7 +346,7 @@ def _scale(
     return scale, differs
 
 
-_AS_SLIDE = {False: "predict_slide", True: "-o FILE.h5ad"}
+_AS_SLIDE = {False: "predict_slide", True: "--stride-um, or -o FILE.h5ad"}
 
 
 def no_scale(name: str | Path, *, maybe_slide: bool = False) -> ImageError:

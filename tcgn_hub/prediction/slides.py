@@ -22,6 +22,7 @@ from tcgn_hub.images.readers import open_slide
 from tcgn_hub.images.scale import Scale, chosen_scale
 from tcgn_hub.images.slides import MAX_PIXELS, Slide
 from tcgn_hub.images.tiles import OVERVIEW_PX, TileReader, Tiles, grid_tiles, on_tissue
+from tcgn_hub.images.tissue import is_blank
 from tcgn_hub.panels import load_panel
 from tcgn_hub.prediction.patches import check_options, no_scale
 from tcgn_hub.progress import Progress
@@ -142,7 +143,8 @@ def predict_tiles(
     failed = {tiles.names[i]: why for i, why in sorted(table.failed.items())}
     if len(failed) == len(tiles):
         raise ImageError(f"None of the {len(tiles)} tiles of {path} could be read: {next(iter(failed.values()))}")
-    notes = info.renamed(asked) | {note: [str(path)] for note in (differs, odd, opened.chosen) if note}
+    said = differs, odd, opened.chosen, _frame(opened.origin)
+    notes = info.renamed(asked) | {note: [str(path)] for note in said if note}
     good = np.flatnonzero(table.done)
     arrays, tiles = table.compressed(good), tiles.at(good)
     return Result(
@@ -223,6 +225,13 @@ def slide_scale(slide: Slide, given: Scale | None, *, force: bool = False) -> tu
     return scale, differs
 
 
+def _frame(origin: tuple[int, int]) -> str:
+    """What places are counted from where a slide is larger than what was scanned."""
+    if not any(origin):
+        return ""
+    return f"its scan begins at {origin[0]}, {origin[1]} px of the slide, which places count from, but GeoJSON the scan"
+
+
 def _check_distance(spots: str | Path, tiles: Tiles, scale: Scale, force: bool) -> str:
     array = np.stack([tiles.array_row, tiles.array_col], axis=1)
     return check_spots(spots, array, tiles.xy, scale, force=force)
@@ -257,6 +266,8 @@ def _choose(
                 f"{int(outside.sum())} of the {len(tiles)} spots of {spots}, such as"
                 f" {tiles.names[int(outside.argmax())]}, lie {where}; they may belong to another resolution."
             )
+        if is_blank(overview) and not force:
+            raise _no_tissue(slide.path)
         lost_spots = {tiles.names[i]: f"spot {tiles.names[i]} of {spots} lies {where}" for i in np.flatnonzero(outside)}
         return tiles.at(np.logical_not(outside)), None, lost_spots
     try:
@@ -270,11 +281,14 @@ def _choose(
         tiles, overview, downsample, mpp=scale.mpp, side=side_um / scale.mpp, min_tissue=min_tissue, lost=lost
     )
     if not len(on) and not force:
-        raise NoTissueError(
-            f"{slide.path} shows no tissue, so that nothing is predicted; if it does, predict all of it with"
-            f" {option('force', True)}, or give {option('spots')}."
-        )
+        raise _no_tissue(slide.path)
     return (on, mask, {}) if len(on) else (tiles, None, {})
+
+
+def _no_tissue(path: Path) -> NoTissueError:
+    return NoTissueError(
+        f"{path} shows no tissue, so that nothing is predicted; if it does, insist by {option('force', True)}."
+    )
 
 
 def _collate(items: list[tuple[int, np.ndarray | None, str]]) -> tuple[list[int], torch.Tensor | None, dict[int, str]]:
@@ -382,7 +396,8 @@ class _Store:
             foreign = whole[0]
         if foreign is not None:
             raise OutputError(f"{folder} holds {foreign}, which no run has written there; give another folder.")
-        other = [key for key in run if known and known.get("run", {}).get(key) != run[key]]
+        before = known.get("run") if isinstance(known, dict) else None
+        other = [key for key in run if known and (not isinstance(before, dict) or before.get(key) != run[key])]
         if other:
             raise OutputError(
                 f"{folder} holds a run with other {', '.join(other)}; give another folder, or delete this one."

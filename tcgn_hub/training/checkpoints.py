@@ -61,7 +61,16 @@ def load_checkpoint(folder: Path) -> dict[str, Any] | None:
             continue
         try:
             return torch.load(path, map_location="cpu", weights_only=True)
-        except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as err:
+        except (
+            OSError,
+            RuntimeError,
+            EOFError,
+            ValueError,
+            LookupError,
+            TypeError,
+            AttributeError,
+            pickle.UnpicklingError,
+        ) as err:
             damaged.append(path)
             _logger.warning("%s is damaged and left aside (%s).", path, why_unread(err))
     if damaged:

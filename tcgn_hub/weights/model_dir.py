@@ -96,7 +96,9 @@ def read_model_dir(folder: Path) -> dict[str, Any]:
         raise WeightsError(f"{folder} is no model directory: it has no config.json.") from err
     except (OSError, ValueError, KeyError, TypeError) as err:
         raise WeightsError(f"{path} is not the configuration of a model of ours ({err!r}).") from err
-    if not isinstance(genes, list) or len(genes) != outputs:
+    if not isinstance(genes, list) or not all(isinstance(gene, str) for gene in genes):
+        raise WeightsError(f"{path} is not the configuration of a model of ours (label_names is no list of symbols).")
+    if len(genes) != outputs:
         raise WeightsError(f"{path} names {len(genes)} genes in label_names for {outputs} outputs.")
     if not str(architecture).startswith(("tcgn_", "test_tcgn")):
         raise WeightsError(f"{path} is of architecture {architecture!r}, not of one of this package.")
@@ -107,7 +109,10 @@ def read_info(folder: Path, *, name: str, sha256: str = "") -> WeightsInfo:
     """What the ``config.json`` of a model directory states."""
     config = read_model_dir(folder)
     known: Mapping[str, Any] = {"genes": tuple(config["label_names"]), "architecture": config["architecture"]}
-    return WeightsInfo.from_json(config.get("tcgn") or {}, name=name, sha256=sha256, **known)
+    stated = config.get("tcgn") or {}
+    if not isinstance(stated, dict):
+        raise WeightsError(f"{folder / 'config.json'} is not the configuration of a model of ours (tcgn is no object).")
+    return WeightsInfo.from_json(stated, name=name, sha256=sha256, **known)
 
 
 def info_of(found: Resolved) -> WeightsInfo | None:

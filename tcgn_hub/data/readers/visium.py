@@ -205,7 +205,8 @@ def _read_h5(path: Path) -> tuple[Any, list[str], list[str], list[str], list[str
 
 
 def _read_mtx(folder: Path) -> tuple[Any, list[str], list[str], list[str], list[str]]:
-    scipy_io = require("scipy.io", extra="h5ad", to="read counts of Space Ranger")
+    sparse = require("scipy.sparse", extra="h5ad", to="read counts of Space Ranger")
+    pandas = require("pandas", extra="h5ad", to="read counts of Space Ranger")
 
     def part(name: str) -> Path:
         found = [folder / f"{name}{end}" for end in (".gz", "") if (folder / f"{name}{end}").is_file()]
@@ -220,7 +221,18 @@ def _read_mtx(folder: Path) -> tuple[Any, list[str], list[str], list[str], list[
     if any(len(feature) < 2 for feature in features):
         raise SectionError(f"{part('features.tsv')} has a line without the symbol of a gene.")
     try:
-        matrix = scipy_io.mmread(str(part("matrix.mtx"))).tocsr().T.tocsr()
+        # SciPy's reader ends the process on some damaged files
+        with open_text(part("matrix.mtx")) as handle:
+            if not handle.readline().startswith("%%MatrixMarket matrix coordinate"):
+                raise ValueError("it is not in the format MatrixMarket")
+            sizes = next(line for line in handle if not line.startswith("%"))
+            rows, columns, count = map(int, sizes.split())
+            cells = {"gene": np.int64, "spot": np.int64, "count": np.float64}
+            entries = pandas.read_csv(handle, sep=r"\s+", header=None, names=list(cells), dtype=cells, engine="c")
+        if len(entries) != count:
+            raise ValueError(f"it announces {count} counts and holds {len(entries)}")
+        places = entries["spot"].to_numpy() - 1, entries["gene"].to_numpy() - 1
+        matrix = sparse.coo_matrix((entries["count"].to_numpy(), places), shape=(columns, rows)).tocsr()
     except Exception as err:  # of damage SciPy says whatever comes of it
         raise SectionError(f"{part('matrix.mtx')} is no matrix that can be read ({err}).") from err
     kinds = [feature[2] if len(feature) > 2 else "Gene Expression" for feature in features]

@@ -18,6 +18,7 @@ IMAGE_SUFFIXES = {".tif", ".tiff", ".btf", ".qptiff", *_PICTURE_SUFFIXES, *SLIDE
 """Suffixes of what is taken for an image where a folder is given."""
 
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_DICOM_AT, _DICOM = 128, b"DICM"
 _PICTURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"BM", b"GIF8")
 
 
@@ -33,9 +34,21 @@ class NotOfThisReader(Exception):  # noqa: N818 - it is no error, the next reade
 
 
 def is_slide_file(path: str | Path) -> bool:
-    """Whether a file is, by its name, of a format that holds whole slides and never patches."""
+    """Whether a file is of a format that holds whole slides and never patches, by its name, or as DICOM without one."""
     name = Path(path).name.lower()
-    return Path(name).suffix in SLIDE_SUFFIXES or name.endswith((".ome.tif", ".ome.tiff", ".ome.btf"))
+    return Path(name).suffix in SLIDE_SUFFIXES or name.endswith((".ome.tif", ".ome.tiff", ".ome.btf")) or is_dicom(path)
+
+
+def is_dicom(path: str | Path) -> bool:
+    """Whether a file is of DICOM, whose names often have no suffix."""
+    path = Path(path)
+    if path.suffix:
+        return path.suffix.lower() == ".dcm"
+    try:
+        with open(path, "rb") as file:
+            return file.read(_DICOM_AT + len(_DICOM))[_DICOM_AT:] == _DICOM
+    except OSError:
+        return False
 
 
 def open_slide(path: str | Path, *, max_pixels: int = MAX_PIXELS, series: int | None = None) -> Slide:

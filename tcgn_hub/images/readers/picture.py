@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from tcgn_hub.errors import ExtraError, ImageError
 from tcgn_hub.extras import require
@@ -20,6 +20,12 @@ from tcgn_hub.images.transforms import to_rgb
 from tcgn_hub.text import option
 
 _ORIENTATION = 0x0112
+_TURNS = {
+    **{2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM},
+    **{5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE},
+    8: Image.Transpose.ROTATE_90,
+}
+_SWAPPING = tuple(_TURNS[orientation] for orientation in (5, 6, 7, 8))
 
 
 class ArraySlide(Slide):
@@ -56,23 +62,25 @@ class PictureReader(ArraySlide):
         self._failed: ImageError | None = None  # decoding, which is not tried for every part again
         try:
             with open_picture(path) as image:
+                if image.width * image.height > max_pixels:
+                    raise ImageError(
+                        f"{path} has {image.width} x {image.height} px, more than the limit of {max_pixels:,}; if you"
+                        f" trust the file, raise it with {option('max_pixels')}."
+                    )
+                self._turn = _turn(image)
+                swapped = self._turn in _SWAPPING
+                self.size = image.size[::-1] if swapped else image.size
+                self.scale = scale_of(image, swapped=swapped)
                 if image.format == "TIFF" and (getattr(image, "n_frames", 1) > 1 or "<OME" in _description(image)):
                     # which page is the scan, and what its channels are, Pillow does not tell
                     require("tifffile", extra="slides", to="read a TIFF of several images")
                     self.chosen = "the first of its pages is taken"
-                self.size = _upright(image)
-                self.scale = _scale(image, swapped=self.size != image.size)
         except Image.UnidentifiedImageError as err:
             raise NotOfThisReader from err
         except (ImageError, ExtraError):
             raise
         except Exception as err:  # of damage Pillow says whatever comes of it
             raise NotOfThisReader(f"Pillow: {str(err) or type(err).__name__}") from err
-        if self.size[0] * self.size[1] > max_pixels:
-            raise ImageError(
-                f"{path} has {self.size[0]} x {self.size[1]} px, more than the limit of {max_pixels:,}; if you trust"
-                f" the file, raise it with {option('max_pixels')}."
-            )
 
     def _whole(self) -> np.ndarray:
         if self._failed is not None:
@@ -83,9 +91,8 @@ class PictureReader(ArraySlide):
                     if hasattr(image, "_tile_size"):
                         # of a TIFF without memory Pillow would ask its own limit once more
                         image.im = Image.core.new(image.mode, image._tile_size)
-                    # Pillow turns a TIFF itself
-                    turned = image if image.format == "TIFF" else ImageOps.exif_transpose(image)
-                    self._pixels = np.asarray(to_rgb(turned))
+                    picture = to_rgb(image)
+                    self._pixels = np.asarray(picture if self._turn is None else picture.transpose(self._turn))
             except ImageError as err:
                 self._failed = ImageError(f"{self.path}: {err}.")
                 raise self._failed from err
@@ -95,13 +102,15 @@ class PictureReader(ArraySlide):
         return self._pixels
 
 
-def _upright(image: Image.Image) -> tuple[int, int]:
-    if image.format != "TIFF" and image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8):
-        return image.height, image.width
-    return image.size
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """How a picture is to be turned by its EXIF orientation; a TIFF is turned by Pillow itself."""
+    # of a PNG that has none before its pixels Pillow would decode these to look behind them
+    if image.format == "TIFF" or (image.format == "PNG" and not {"exif", "Raw profile type exif"} & image.info.keys()):
+        return None
+    return _TURNS.get(image.getexif().get(_ORIENTATION, 1))
 
 
-def _scale(image: Image.Image, *, swapped: bool) -> Scale | None:
+def scale_of(image: Image.Image, *, swapped: bool = False) -> Scale | None:
     """Scale by the resolution of a picture, unless that is the 72 or 96 dpi of screens."""
     try:
         x, y = (float(density) for density in image.info.get("dpi", (0, 0)))

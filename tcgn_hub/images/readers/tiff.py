@@ -31,13 +31,16 @@ _MINISWHITE, _MINISBLACK, _RGB, _PALETTE, _YCBCR = 0, 1, 2, 3, 6
 _ASSOCIATED_ALPHA, _ALPHA = 1, 2
 _JPEG = (6, 7, 34892, 33007)  # compressions whose decoders give RGB
 _J2K_YCBCR = 33003  # of Aperio, whatever the tag of the colours says; its decoder leaves them as they are
+_MAX_SAMPLE = 281
 _SUBSAMPLING, _OF_EVERY_PIXEL = 530, (1, 1)
 _SHARE = 4  # of what may be decoded at once, that one of several parts may take
+_LOOKED_AT = 16  # tiles or strips that are looked at for the range of their samples
 _LIKE = 0.02  # by how much the shape of a level may differ from that of the whole
 _APERIO_MPP = re.compile(r"\|\s*MPP\s*=\s*(\d+\.?\d*)")
+_FIRST = {"T": "time", "I": "plane", "Q": "plane"}  # axes that are not those of a picture
 _PRIMARIES = {"red": 0, "r": 0, "green": 1, "g": 1, "blue": 2, "b": 2}
 # what writers call a channel of which they know nothing
-_NAMELESS = re.compile(r"(c|ch|channel)?[\s_:#-]*\d*(:\d+)*", re.I)
+_NAMELESS = re.compile(r"(c|ch|channel)?[\s_:#-]*\d*(:\d+)*|c:\d+/\d+.*|.*\.\w{2,5}(:\d+)?", re.I)
 
 # what tifffile has to say of a file goes into our own errors
 logging.getLogger("tifffile").addHandler(logging.NullHandler())
@@ -104,8 +107,26 @@ class TiffReader(Slide):
             (width / page.keyframe.imagewidth + height / page.keyframe.imagelength) / 2 for page, *_ in image.levels
         )
         self._tiles: OrderedDict[tuple[int, int], np.ndarray] = OrderedDict()
+        self._check_range(image.levels[0][0].keyframe)
         said = [_told(images, self.series)] if len(images) > 1 else []
         self.chosen = "; ".join([*said, *filter(None, [image.note])])
+
+    def _check_range(self, page: Any) -> None:
+        """Refuse samples of 16 bits that use a few of them, where nothing says how many."""
+        if page.dtype.itemsize == 1 or self._bits or page.photometric == _PALETTE:
+            return
+        count, largest = len(page.dataoffsets), 0
+        for index in sorted({count * i // _LOOKED_AT for i in range(_LOOKED_AT)}):
+            try:
+                part = self._segment(self._levels[0][0], index)
+            except Exception:  # noqa: BLE001 - told where it is read
+                part = None
+            largest = max(largest, 0 if part is None else int(part.max()))
+        if 0 < largest < 1 << 15:
+            raise ImageError(
+                f"{self.path}: its samples of 16 bits are at most {largest:,} of 65,535 in the parts that were looked"
+                " at, and nothing says which of them is white; save it as 8-bit RGB."
+            )
 
     def read(self, x: int, y: int, width: int, height: int, *, level: int = 0) -> np.ndarray:
         own = self.downsamples[level]
@@ -139,12 +160,12 @@ class TiffReader(Slide):
             return self._tiles[key]
         try:
             found = [self._decoded(page, index) for page in self._levels[level]]
+            parts = [part for part in found if part is not None]
+            if len(parts) < len(found):
+                return None
+            tile = _as_rgb(parts, self._levels[level][0].keyframe, self._bits)
         except Exception as err:
             raise ImageError(f"{self.path} cannot be decoded at {place[0]}, {place[1]} ({_reason(err)}).") from err
-        parts = [part for part in found if part is not None]
-        if len(parts) < len(found):
-            return None
-        tile = _as_rgb(parts, self._levels[level][0].keyframe, self._bits)
         self._tiles[key] = tile
         while len(self._tiles) > 1 and sum(kept.nbytes for kept in self._tiles.values()) > _CACHE_BYTES:
             self._tiles.popitem(last=False)
@@ -228,6 +249,9 @@ def _check(page: Any, path: Path, max_pixels: int) -> None:
         raise ImageError(
             f"{path}: pixels are stored as {page.dtype}, whose range is unknown; save the image as 8-bit RGB."
         )
+    parts = (page.tilewidth, page.tilelength) if page.is_tiled else (page.imagewidth, page.rowsperstrip)
+    if not all(isinstance(side, int) and side > 0 for side in parts):
+        raise NotOfThisReader("tifffile: its parts have no size")
     if page.tags.valueof(274, default=1) not in (0, 1):
         raise NotOfThisReader("tifffile: its pixels are stored turned", damaged=False)
     if 0 in (page.imagewidth, page.imagelength):
@@ -250,6 +274,8 @@ def _check(page: Any, path: Path, max_pixels: int) -> None:
 
 
 def _images_of(file: Any) -> list[_Image]:
+    # counted first, which ends where directories lead back; to go through them does not
+    len(file.pages)
     if file.is_ome:
         return list(_of_ome(file))
     if file.is_imagej:
@@ -283,14 +309,14 @@ def _told(images: list[_Image], series: int) -> str:
 def _of_pages(file: Any) -> Iterator[_Image]:
     """The pages of a TIFF, each an image, with those that are marked as reduced as the levels of the one before."""
     found: list[_Image] = []
-    # counted first, which ends where directories lead back; to go through them does not
     for number in range(len(file.pages)):
         page = file.pages[number].aspage()
         last = found[-1] if found else None
-        if page.subfiletype & _REDUCED and last is not None and _is_level(page, last.levels[-1][0]):
+        # Aperio marks the picture of the whole glass as reduced and more
+        if page.subfiletype == _REDUCED and last is not None and _is_level(page, last.levels[-1][0]):
             last.levels.append([page])
         elif not (page.subfiletype & _REDUCED and found):
-            found.append(_Image([[page]], scale=_scale_of_tags(page)))
+            found.append(_Image([[page]], scale=_scale_of_tags(page), bits=_bits_of(page)))
             for inner in page.pages or ():
                 if _is_level(inner.aspage(), found[-1].levels[-1][0]):
                     found[-1].levels.append([inner.aspage()])
@@ -324,7 +350,18 @@ def _of_series(series: Any) -> _Image:
     page = series.keyframe
     stated = _APERIO_MPP.search(str(page.description))
     scale = square_scale(float(stated[1]), 0, "Aperio MPP") if stated else _scale_of_tags(page)
-    return _Image([[level.pages[0].aspage()] for level in series.levels], series.name, scale)
+    levels = [[level.pages[0].aspage()] for level in series.levels]
+    return _Image(levels, series.name, scale, bits=_bits_of(page))
+
+
+def _bits_of(page: Any, largest: Any = None) -> int:
+    """How many bits of a sample are used, by its largest value or the one a page states; 0 if neither is known."""
+    try:
+        stated = page.tags.valueof(_MAX_SAMPLE) if largest is None else largest
+        value = int(float(min(stated) if isinstance(stated, (tuple, list)) else stated))
+    except (TypeError, ValueError, OverflowError):
+        return 0
+    return value.bit_length() if 255 <= value < 65535 and page.dtype is not None and page.dtype.itemsize == 2 else 0
 
 
 @dataclass
@@ -343,7 +380,8 @@ def _of_ome(file: Any) -> Iterator[_Image]:
     for i, series in enumerate(file.series):
         known = described[i] if i < len(described) else _Described(series.name, None, 0)
         scale = known.scale or _scale_of_tags(series.keyframe)
-        yield _of_planes(series, known.name, scale, known.names, known.colours, known.bits)
+        bits = known.bits or _bits_of(series.keyframe)
+        yield _of_planes(series, known.name, scale, known.names, known.colours, bits)
 
 
 def _described(xml: str) -> list[_Described]:
@@ -376,7 +414,8 @@ def _of_imagej(file: Any) -> _Image:
     labels = [str(label) for label in known.get("Labels") or ()]
     ends = [np.asarray(table)[:, -1] for table in known.get("LUTs") or ()]
     colours = [int(r) << 24 | int(g) << 16 | int(b) << 8 | 255 for r, g, b in ends if len(ends[0]) == 3]
-    return _of_planes(series, "", scale, labels, colours, 0)
+    bits = _bits_of(page, known.get("max")) or _bits_of(page)
+    return _of_planes(series, "", scale, labels, colours, bits)
 
 
 def _of_planes(
@@ -400,6 +439,12 @@ def _of_planes(
     if counts.get("Z", 1) > 1:
         place["Z"] = counts["Z"] // 2
         note = f"plane {place['Z']} of 0 to {counts['Z'] - 1} of the stack is taken"
+    first = [
+        f"{word} 0 of 0 to {counts[axis] - 1} is taken" for axis, word in _FIRST.items() if counts.get(axis, 1) > 1
+    ]
+    if in_colour and channels > 1:
+        first.append(f"channel 0 of 0 to {channels - 1}, each in colour, is taken")
+    note = "; ".join([*filter(None, [note]), *first])
     levels = []
     for level in series.levels:
         outer = [(axis, n) for axis, n in zip(level.axes, level.shape, strict=True) if axis not in "YXS"]
