@@ -17,13 +17,15 @@ __all__ = [
     "WeightsError",
 ]
 
+_LONGEST = 560  # characters of a message, of which a damaged file may have put in more
+
 
 class TcgnError(Exception):
     """Base of all errors of this package; the command line prints its message and exits with 2."""
 
     def __str__(self) -> str:
         """The message as one line that a terminal can show, whatever a damaged file has put into it."""
-        return one_line(super().__str__())
+        return one_line(super().__str__(), most=_LONGEST)
 
 
 class CheckpointError(TcgnError, RuntimeError):

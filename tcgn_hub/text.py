@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from contextvars import ContextVar
 
-_LONGEST = 560  # characters of a message
-
 on_command_line: ContextVar[bool] = ContextVar("on_command_line", default=False)
 """Whether who reads a message has typed a command, and not a call from Python."""
 
@@ -35,10 +33,10 @@ def some(names: Iterable[str], most: int = 5) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def one_line(text: str) -> str:
-    """A text in which line breaks and other signs that do not print are escaped; of a long one beginning and end."""
+def one_line(text: str, *, most: int | None = None) -> str:
+    """A text in which line breaks and other signs that do not print are escaped; if too long, beginning and end."""
     line = "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in text.rstrip())
-    return line if len(line) <= _LONGEST else f"{line[: _LONGEST * 2 // 3]} ... {line[-_LONGEST // 4 :]}"
+    return line if most is None or len(line) <= most else f"{line[: most * 2 // 3]} ... {line[-most // 4 :]}"
 
 
 def aligned(rows: Sequence[Sequence[str]], *, left: Collection[int] = (0,)) -> str:

@@ -14,6 +14,10 @@ from PIL import Image, ImageCms
 from tcgn_hub.errors import ImageError
 from tcgn_hub.images.finding import find_images
 from tcgn_hub.images.readers import open_slide
+from tcgn_hub.prediction.patches import cut_image
+from tcgn_hub.weights.info import WeightsInfo
+
+INFO = WeightsInfo("x", crop={"patch_um": 20})
 
 
 @pytest.fixture(scope="module")
@@ -716,3 +720,45 @@ def test_a_name_of_a_vendor_does_not_make_a_file_the_vendors(tmp_path, rgb):
         with open_slide(shutil.copy(cases.SVS, tmp_path / name)) as slide:
             assert slide.size == (2220, 2967)
             assert slide.scale.source == "openslide.mpp-x"
+
+
+# what an attack found
+
+
+def test_sixteen_bits_of_which_fewer_are_used(tmp_path, rgb):
+    deep = rgb.astype(np.uint16) << 4
+    refused(write(tmp_path / "x.tif", deep), r"samples of 16 bits are at most .* of 65,535.*save it as 8-bit RGB")
+    stated = write(tmp_path / "y.tif", deep, extratags=[(281, "H", 3, (4095, 4095, 4095), True)])
+    assert np.array_equal(pixels_of(stated), rgb)
+
+
+def test_a_picture_of_the_glass_is_no_level(tmp_path, rgb):
+    path = tmp_path / "x.tif"
+    with tifffile.TiffWriter(path) as file:
+        file.write(rgb, photometric="rgb", tile=(32, 32))
+        file.write(rgb[::2, ::2].copy(), photometric="rgb", tile=(32, 32), subfiletype=1)
+        file.write(np.full_like(rgb[::4, ::4], 200), photometric="rgb", tile=(32, 32), subfiletype=9)
+    with open_slide(path) as slide:
+        assert slide.downsamples == (1.0, 2.0)
+
+
+def test_pictures_in_memory_are_turned_and_scaled_as_their_files(tmp_path, rgb):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = tmp_path / "x.png"
+    Image.fromarray(rgb).save(path, exif=exif, dpi=(50800, 50800))
+    cuts = [cut_image(image, "x", None, 20, INFO, force=True) for image in (path, Image.open(path))]
+    assert np.array_equal(cuts[0][1], cuts[1][1])
+    assert cuts[0][0].scale == cuts[1][0].scale
+    assert cuts[0][0].scale is not None
+
+
+def test_a_png_is_not_decoded_to_learn_its_size(tmp_path, monkeypatch, rgb):
+    Image.fromarray(rgb).save(tmp_path / "x.png")
+
+    def decoded(self):
+        raise AssertionError
+
+    monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", decoded)
+    with open_slide(tmp_path / "x.png") as slide:
+        assert slide.size == rgb.shape[1::-1]

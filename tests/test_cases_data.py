@@ -259,7 +259,9 @@ def test_space_ranger_beside_another_image(tmp_path, image):
 def test_positions_in_a_corner_are_told(tmp_path, images):
     path = visium_h5ad(tmp_path / "s.h5ad", picture(tmp_path / "wide.png", size=(2000, 1600)), factors={})
     data = anndata.read_h5ad(path)
-    anndata.concat([data, data], index_unique="-", merge="same").write_h5ad(path)
+    more = data.copy()
+    more.obs["array_row"] += 1000
+    anndata.concat([data, more], index_unique="-", merge="same").write_h5ad(path)
     _, table = check_sections(read_sections(path), PANEL)
     assert "may belong to another resolution" in table
 
@@ -515,3 +517,32 @@ def test_what_anndata_does_not_know_is_one_sentence(tmp_path):
         file["obsm/spatial"].attrs["encoding-version"] = "9.9.9"
     refuses(tmp_path / "s.h5ad", r"s.h5ad is no \.h5ad file that can be read")
     refused(tmp_path / "s.h5ad", r"s.h5ad is no \.h5ad file that can be read")
+
+
+# what an attack found
+
+
+def test_rows_that_are_longer_than_the_header(tmp_path):
+    path = tmp_path / "r.tsv"
+    path.write_text('"x"\t"y"\n"a"\t500\t600\n"b"\t700\t800\n')
+    tiles = read_spots(path)
+    assert (tiles.names, tiles.xy.tolist()) == (["a", "b"], [[500, 600], [700, 800]])
+    path.write_text("x,y\n500,600,\n700,800\n\n , \n")
+    assert read_spots(path).xy.tolist() == [[500, 600], [700, 800]]
+    path.write_text("x,y\n500,600,7\n700,800\n")
+    refused(path, "has a row of 3 cells, but 2 columns: 500, 600, 7")
+
+
+def test_spots_of_several_sections_share_places_of_the_array(tmp_path):
+    path = tmp_path / "two.csv"
+    rows = "".join(f"{100 * i},{50 + i},{i},{i % 2}\n" for i in range(10))
+    path.write_text(f"x,y,array_row,array_col\n{rows}")
+    assert len(read_spots(path)) == 10
+    path.write_text(f"x,y,array_row,array_col\n{rows}{rows}")
+    refused(path, "holds several sections, as its 20 spots have but 10 places in the array")
+
+
+def test_a_place_that_is_no_number_is_one_sentence(tmp_path):
+    path = tmp_path / "inf.csv"
+    path.write_text("x,y,array_row,array_col\n500,500,inf,0\n")
+    refused(path, "is not a file of spots")

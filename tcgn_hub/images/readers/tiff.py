@@ -113,7 +113,7 @@ class TiffReader(Slide):
 
     def _check_range(self, page: Any) -> None:
         """Refuse samples of 16 bits that use a few of them, where nothing says how many."""
-        if page.dtype.itemsize == 1 or self._bits or page.photometric == _PALETTE:
+        if page.dtype.itemsize == 1 or self._bits or page.photometric not in (_RGB, _YCBCR, _MINISBLACK):
             return
         count, largest = len(page.dataoffsets), 0
         for index in sorted({count * i // _LOOKED_AT for i in range(_LOOKED_AT)}):
