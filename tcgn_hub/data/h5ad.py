@@ -29,7 +29,7 @@ def open_h5ad(path: Path, *, backed: bool = False) -> Any:
     anndata = require("anndata", extra="h5ad", to="read .h5ad files")
     try:
         check_heaps(path)
-        check_sizes(path)
+        check_sizes(path, counts=not backed)
         return anndata.read_h5ad(path, backed="r" if backed else None)
     except Exception as err:  # anndata and h5py fail in many ways on what is damaged, old, or newer than they are
         raise SectionError(f"{path} is no .h5ad file that can be read ({' '.join(str(err).split())[:300]}).") from err

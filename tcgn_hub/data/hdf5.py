@@ -31,14 +31,14 @@ def check_heaps(path: Path) -> None:
                 start = data.find(_MAGIC, start + 4)
 
 
-def check_sizes(path: Path) -> None:
-    """Raise a ValueError if what is read beside the counts is announced to be out of all proportion to the file."""
+def check_sizes(path: Path, *, counts: bool) -> None:
+    """Raise a ValueError if what is read, with or without the counts, is announced out of all proportion to the file."""
     h5py = require("h5py", extra="h5ad", to="read .h5ad files")
     announced = 0
 
     def add(name: str, item: Any) -> None:
         nonlocal announced
-        if isinstance(item, h5py.Dataset) and name.partition("/")[0] not in ("X", "layers", "raw"):
+        if isinstance(item, h5py.Dataset) and (counts or name.partition("/")[0] not in ("X", "layers", "raw")):
             announced += item.nbytes
 
     with h5py.File(path, "r") as file:

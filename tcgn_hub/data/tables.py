@@ -104,12 +104,12 @@ def read_matrix(path: Path, labels: int = 1) -> tuple[list[list[str]], list[str]
         for row in rows:
             short = len(row) - len(header)
             if short not in (0, labels) or (values and len(row) - labels != len(values[0])):
-                raise SectionError(f"Row {row[0]} of {path} has {len(row)} cells, but its header {len(header)}.")
+                raise SectionError(f"Row {row[0]:.60} of {path} has {len(row)} cells, but its header {len(header)}.")
             names.append([cell.strip() for cell in row[:labels]])
             try:
                 values.append(np.array(row[labels:], dtype=np.float32))
             except ValueError as err:
-                raise SectionError(f"Row {row[0]} of {path} has a value that is not a number ({err}).") from err
+                raise SectionError(f"Row {row[0]:.60} of {path} has a value that is not a number ({err}).") from err
     if not values or not len(values[0]):
         raise SectionError(f"{path} has no rows of numbers.")
     twice = [name for name, count in Counter(row[0] for row in names).items() if count > 1]

@@ -93,7 +93,11 @@ def read_sections(
 
 
 def _kind(path: Path) -> str:
-    if not path.exists():
+    try:
+        there = path.exists()
+    except (OSError, ValueError) as err:  # such as a name that is too long
+        raise SectionError(f"{path!s:.200} cannot be a file; {_ACCEPTED}.") from err
+    if not there:
         raise SectionError(f"{path} does not exist; {_ACCEPTED}.")
     if path.is_dir():
         for kind, test in (("her2st", is_her2st), ("visium", is_visium), ("hest", is_hest)):

@@ -227,6 +227,9 @@ def _is_ycbcr(page: Any) -> bool:
 
 def _readable(page: Any) -> bool:
     """Whether the tiles of a page can be decoded to colours or shades by `_as_rgb`."""
+    parts = (page.tilewidth, page.tilelength) if page.is_tiled else (page.imagewidth, page.rowsperstrip)
+    if not all(isinstance(side, int) and side > 0 for side in (*parts, page.imagewidth, page.imagelength)):
+        return False
     try:
         page.decode(None, 0)
     except Exception:  # noqa: BLE001 - a codec that is not known, or no pixels at all
@@ -249,9 +252,6 @@ def _check(page: Any, path: Path, max_pixels: int) -> None:
         raise ImageError(
             f"{path}: pixels are stored as {page.dtype}, whose range is unknown; save the image as 8-bit RGB."
         )
-    parts = (page.tilewidth, page.tilelength) if page.is_tiled else (page.imagewidth, page.rowsperstrip)
-    if not all(isinstance(side, int) and side > 0 for side in parts):
-        raise NotOfThisReader("tifffile: its parts have no size")
     if page.tags.valueof(274, default=1) not in (0, 1):
         raise NotOfThisReader("tifffile: its pixels are stored turned", damaged=False)
     if 0 in (page.imagewidth, page.imagelength):
