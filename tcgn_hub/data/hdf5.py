@@ -32,7 +32,7 @@ def check_heaps(path: Path) -> None:
 
 
 def check_sizes(path: Path, *, counts: bool) -> None:
-    """Raise a ValueError if what is read, with or without the counts, is announced out of all proportion to the file."""
+    """Raise a ValueError if what is read, with or without the counts, is announced to be beyond the file."""
     h5py = require("h5py", extra="h5ad", to="read .h5ad files")
     announced = 0
 
