@@ -85,11 +85,14 @@ def _predict(args: argparse.Namespace, prog: str) -> int:
 
 def _predict_patches(images: list[Path], options: dict[str, Any], args: argparse.Namespace, prog: str) -> int:
     from tcgn_hub.prediction.patches import check_patches
+    from tcgn_hub.prediction.predictor import check_weights
     from tcgn_hub.writing.tables import FORMATS, to_table
 
     output = Path(args.output) if args.output else None
     suffix = _suffix_of(output, args.format) if output else _SUFFIXES[args.format or "table"]
-    check_patches(images, on_error="skip", **options)
+    asked = {"genes": options["genes"], **given(args, ("significant_only", "backend"))}
+    info = check_weights(args.weights, **asked)
+    check_patches(images, info=info, on_error="skip", **options)
     began = monotonic()
     result = load_predictor(args, genes=options["genes"]).patches(images, on_error="skip", progress=True, **options)
     say_notes(prog, result)

@@ -222,25 +222,36 @@ def check_options(
 def check_patches(
     images: Sequence[str | Path | Image.Image | np.ndarray],
     *,
+    info: WeightsInfo | None = None,
+    patch_um: float | None = None,
     scale: str = "auto",
     force_scale: bool = False,
+    force: bool = False,
     on_error: str = "raise",
     **options: Any,
 ) -> None:
-    """Refuse options that no weights could make sense of, and a few images of which none can be predicted."""
-    given = check_options(scale=scale, on_error=on_error, **options)
+    """Refuse options that no weights could make sense of, and a few images of which none can be predicted.
+
+    ``info``: what is known of the weights, without which it is not known how large a patch is.
+    """
+    given = check_options(patch_um=patch_um, scale=scale, on_error=on_error, **options)
     paths = [image for image in images if isinstance(image, (str, Path))]
+    insists = {"strict": scale == "strict", "force_scale": force_scale}
     refused: list[ImageError] = []
     for path in paths if len(images) <= _LOOKED_AT else []:
         try:
+            if info is not None:
+                cut_image(path, str(path), given, patch_um, info, force=force, **insists)
+                continue
             with open_slide(path) as slide:
-                _scale(slide, str(path), given, strict=scale == "strict", force_scale=force_scale)
+                _scale(slide, str(path), given, **insists)
         except ImageError as err:
             refused.append(_named(err, str(path)))
             if on_error == "raise":
                 raise refused[0] from err
     if refused and len(refused) == len(images):
-        raise _none_usable([str(err) for err in refused])
+        kind = NoTissueError if all(isinstance(err, NoTissueError) for err in refused) else ImageError
+        raise _none_usable([str(err) for err in refused], kind)
 
 
 def _named(err: ImageError, name: str) -> ImageError:

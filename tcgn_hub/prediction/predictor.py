@@ -315,8 +315,7 @@ def predict(
         TcgnError: As of `load` and `Predictor.patches`.
     """
     _known(Predictor.patches, options)
-    check_patches(images, **options)
-    check_weights(weights, backend=backend, **options)
+    check_patches(images, info=check_weights(weights, backend=backend, **options), **options)
     return load_weights(weights, device=device, precision=precision, backend=backend).patches(images, **options)
 
 
@@ -349,13 +348,17 @@ def check_weights(
     significant_only: bool = False,
     backend: str | None = None,
     **_: Any,
-) -> None:
-    """Refuse weights that are not there, or genes that they do not predict, before PyTorch is imported."""
+) -> WeightsInfo | None:
+    """Refuse weights that are not there, or genes that they do not predict, before PyTorch is imported.
+
+    Returns what is known of them so far.
+    """
     if _uses_onnx(locate(weights).get("path"), backend):
-        return
+        return None
     info = info_of(resolve(weights))
     if info is not None and info.genes:
         info.columns(genes, significant_only=significant_only)
+    return info
 
 
 def check_resume(

@@ -467,17 +467,16 @@ def _of_planes(
 
 def _order_of(count: int, names: list[str], colours: Sequence[int | None]) -> list[int]:
     """Which channels are red, green and blue, by their names, or else by their colours; none if they are not."""
-    if count != 3:
-        return []
     said = [text.strip().lower() for text in names]
     if any(not _NAMELESS.fullmatch(text) or text in _PRIMARIES for text in said):
         primaries = [_PRIMARIES.get(text) for text in said]
+        # a fourth one that is named so is no colour
+        count -= sum(text in ("alpha", "a") for text in said)
     else:
         pure = {0xFF0000: 0, 0x00FF00: 1, 0x0000FF: 2}
         primaries = [None if colour is None else pure.get((colour & 0xFFFFFFFF) >> 8) for colour in colours]
-    if sorted(-1 if primary is None else primary for primary in primaries) != [0, 1, 2]:
-        return []
-    return [primaries.index(primary) for primary in range(3)]
+    known = [primary for primary in primaries if primary is not None]
+    return [primaries.index(primary) for primary in range(3)] if count == 3 and sorted(known) == [0, 1, 2] else []
 
 
 def _scale_of_tags(page: Any) -> Scale | None:
