@@ -76,7 +76,7 @@ def write_levels(path: Path, pixels: np.ndarray, factors: list[int], side: int, 
     return path
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(data=st.data())
 def test_tiles_lie_where_openslide_and_tifffile_find_the_same_pixels(tmp_path, data):
     width, height = (data.draw(st.integers(200, 1100), label=name) for name in ("width", "height"))
@@ -202,7 +202,7 @@ def st_written(kinds=FORMATS):
     return st.tuples(st.sampled_from(kinds), st.sampled_from(CODECS), st.booleans(), st_parts)
 
 
-@settings(max_examples=120)
+@settings(max_examples=60)
 @given(
     width=st.integers(16, 420),
     height=st.integers(16, 420),
@@ -221,7 +221,7 @@ def test_what_is_cut_does_not_depend_on_the_format(tmp_path, predictor, width, h
     assert np.array_equal(got, pixels[top : top + side, left : left + side])
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(
     width=st.integers(32, 420),
     height=st.integers(32, 420),
@@ -337,7 +337,7 @@ def check_places(result, pixels, square, origin, tile_px):
             assert shown[py, px] == (within > 0)
 
 
-@settings(max_examples=25)
+@settings(max_examples=12)
 @given(data=st.data())
 def test_files_that_are_written_point_to_the_same_pixels(tmp_path, predictor, data):
     width, height = (data.draw(st.integers(500, 900), label=name) for name in ("width", "height"))
@@ -366,7 +366,7 @@ def test_files_that_are_written_point_to_the_same_pixels(tmp_path, predictor, da
     check_places(result, pixels, (left, top, left + across, top + down), (0, 0), patch_um / mpp)
 
 
-@settings(max_examples=8)
+@settings(max_examples=4)
 @given(data=st.data())
 def test_files_of_a_scan_off_the_origin_point_to_the_same_pixels(tmp_path, predictor, data):
     across, down = (data.draw(st.integers(240, 300), label=name) for name in ("across", "down"))

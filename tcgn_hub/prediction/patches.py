@@ -330,7 +330,7 @@ def _cut(
     if len(slide.downsamples) > 1 or short > max(_SLIDE_PX, _SLIDE_PATCHES * side):
         raise ImageError(
             f"{name} is a slide, {size[0] * scale.mpp / 1000:.1f} x {size[1] * scale.mpp / 1000:.1f} mm, and no patch:"
-            f" predict its tissue with {_AS_SLIDE[on_command_line.get()]}, or cut the patch out of it first."
+            f" predict its tissue with {_as_slide()}, or cut the patch out of it first."
         )
     if side > short:
         if strict:
@@ -357,12 +357,14 @@ def _scale(
     return scale, differs
 
 
-_AS_SLIDE = {False: "predict_slide", True: "--stride-um, or -o FILE.h5ad"}
+def _as_slide() -> str:
+    """How a picture is predicted as a slide."""
+    return f"{option('stride_um')}, or -o FILE.h5ad" if on_command_line.get() else "predict_slide"
 
 
 def no_scale(name: str | Path, *, maybe_slide: bool = False) -> ImageError:
     """What to do about an image of unknown scale."""
-    also = f"; if it is a slide, predict its tissue with {_AS_SLIDE[on_command_line.get()]}" if maybe_slide else ""
+    also = f"; if it is a slide, predict its tissue with {_as_slide()}" if maybe_slide else ""
     return ImageError(
         f"{name} does not say how large its pixels are: give {option('mpp')} with the micrometres per pixel, or"
         f" {option('magnification')}{also}."

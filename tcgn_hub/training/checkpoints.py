@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -61,16 +60,7 @@ def load_checkpoint(folder: Path) -> dict[str, Any] | None:
             continue
         try:
             return torch.load(path, map_location="cpu", weights_only=True)
-        except (
-            OSError,
-            RuntimeError,
-            EOFError,
-            ValueError,
-            LookupError,
-            TypeError,
-            AttributeError,
-            pickle.UnpicklingError,
-        ) as err:
+        except Exception as err:  # noqa: BLE001 - of damage PyTorch says whatever comes of it
             damaged.append(path)
             _logger.warning("%s is damaged and left aside (%s).", path, why_unread(err))
     if damaged:

@@ -90,6 +90,8 @@ class WeightsInfo:
         except (PanelError, AttributeError) as err:
             raise refused(f"panel is no panel: {stated['panel']!r:.80}") from err
         pcc = (stated.get("held_out") or {}).get("pcc")
+        if pcc is not None and not isinstance(pcc, (list, tuple)):
+            raise refused("held_out.pcc is no list")
         if pcc is not None and len(pcc) != len(genes):
             raise refused(f"held_out.pcc has {len(pcc)} values for {len(genes)} genes")
         try:
