@@ -546,3 +546,9 @@ def test_a_place_that_is_no_number_is_one_sentence(tmp_path):
     path = tmp_path / "inf.csv"
     path.write_text("x,y,array_row,array_col\n500,500,inf,0\n")
     refused(path, "is not a file of spots")
+
+
+def test_one_place_for_all_spots_says_nothing(tmp_path):
+    path = tmp_path / "s.csv"
+    path.write_text("x,y,array_row,array_col\n" + "".join(f"{100 * i},50,0,0\n" for i in range(10)))
+    assert len(read_spots(path)) == 10

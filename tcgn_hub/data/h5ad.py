@@ -76,7 +76,8 @@ def chosen(data: Any, path: Path, library: str | None, *, choose: str) -> tuple[
 def check_one_section(array: np.ndarray, path: Path) -> None:
     """Refuse spots that share places of their array, (row, column) of each, as those of several sections do."""
     places = len(np.unique(array, axis=0))
-    if len(array) - places > _SHARED * len(array):
+    # where all are given one place, it says nothing
+    if places >= _LEAST_SPOTS and len(array) - places > _SHARED * len(array):
         raise SectionError(
             f"{path} holds several sections, as its {len(array)} spots have but {places} places in the array; save one"
             " file a section, or name the section of each spot in a column library_id of obs."

@@ -6,7 +6,8 @@ import numpy as np
 
 _LEAST = 8.0  # of 255: below, what is left of the stain is the noise of a blank slide
 _LEAST_STAINED = 0.02  # share of a patch that has tissue in it
-_LEAST_VARIANCE = 4.0  # of the brightness of its pixels
+_LEAST_RANGE = 5.0  # of 255, between means over 64 pixels of anything but glass
+_NOISY = 100.0  # variance of pixels from which noise may look stained
 _LEAST_ALIKE = (
     0.05  # variance of means over 64 pixels, as a share of that of pixels: 1/64 of noise, above 0.18 of tissue
 )
@@ -55,8 +56,11 @@ def is_blank(picture: np.ndarray) -> bool:
 
     Neighbouring pixels of tissue are alike, so that their means over squares of eight differ, too.
     """
-    pixels, means = picture.mean(axis=2, dtype=np.float32).var(), _small(picture).mean(axis=2).var()
-    return bool(pixels < _LEAST_VARIANCE or means < _LEAST_ALIKE * pixels)
+    small = _small(picture)
+    if (small.max(axis=(0, 1)) - small.min(axis=(0, 1))).max() < _LEAST_RANGE:
+        return True
+    pixels, means = picture.mean(axis=2, dtype=np.float32).var(), small.mean(axis=2).var()
+    return bool(pixels > _NOISY and means < _LEAST_ALIKE * pixels)
 
 
 def _small(picture: np.ndarray) -> np.ndarray:
