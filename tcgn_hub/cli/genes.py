@@ -33,7 +33,7 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
 
 def _genes(args: argparse.Namespace, prog: str) -> int:
     from tcgn_hub.errors import PanelError
-    from tcgn_hub.panels import names_of
+    from tcgn_hub.panels import names_of, symbol_of_today
     from tcgn_hub.text import aligned
 
     info = _info(args.which)
@@ -49,7 +49,11 @@ def _genes(args: argparse.Namespace, prog: str) -> int:
         if any(asked in name.upper() for name in (gene, *names))
     ]
     if not rows:
-        raise PanelError(f"None of the {len(info.genes)} genes of {info.name} has {args.grep!r} in one of its names.")
+        today = symbol_of_today(args.grep)
+        known = f"; it is a name of {today}, which is not among them" if today != args.grep else ""
+        raise PanelError(
+            f"None of the {len(info.genes)} genes of {info.name} has {args.grep!r} in one of its names{known}."
+        )
     if args.json:
         print(json.dumps(rows, indent=1))
         return 0
