@@ -60,7 +60,9 @@ class _Image:
     @property
     def size(self) -> tuple[int, int]:
         page = self.levels[0][0].keyframe
-        return page.imagewidth, page.imagelength
+        # of a damaged file they may be text
+        width, height = (side if isinstance(side, int) else 0 for side in (page.imagewidth, page.imagelength))
+        return width, height
 
 
 class TiffReader(Slide):
