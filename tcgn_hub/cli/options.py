@@ -110,7 +110,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "min_tissue": _value(
         "least share of tissue in a tile, 0 to 1 (default: 0.5; 0: every tile)", "SHARE", _number(float, 0, 1)
     ),
-    "max_pixels": _value("largest picture to decode as a whole (default: 150,000,000)", "N", _COUNT),
+    "max_pixels": _value("largest picture to decode as a whole (default: 150000000)", "N", _COUNT),
     "tiles": _value("slides: so many highest and lowest tiles (default: 4)", "N", _COUNT),
     # what is written
     "output": _value("where to write, see above", "FILE|DIR", flags=("-o", "--output")),
