@@ -195,3 +195,8 @@ def test_a_finding_is_told(tmp_path, monkeypatch, said):
     fuzz._fair(TcgnError(f"{path} is damaged."), path)
     with pytest.raises(AssertionError, match=r"no file|characters"):
         fuzz._fair(Exception(said), Path("/elsewhere/b/a.csv") if "x" in said else Path("/elsewhere/b/c.csv"))
+
+
+def test_a_name_that_no_file_can_have():
+    with pytest.raises(ImageError, match="cannot be read"):
+        open_slide("a\0b.png")

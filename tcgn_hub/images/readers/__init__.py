@@ -143,8 +143,8 @@ def _start_of(path: Path) -> bytes:
         raise ImageError(f"{path} does not exist.") from err
     except IsADirectoryError as err:
         raise ImageError(f"{path} is a folder.") from err
-    except OSError as err:
-        raise ImageError(f"{path} cannot be read ({err.strerror or err}).") from err
+    except (OSError, ValueError) as err:  # a name may hold what no name of a file can
+        raise ImageError(f"{path} cannot be read ({getattr(err, 'strerror', None) or err}).") from err
     if not start:
         raise ImageError(f"{path} is empty.")
     return start
