@@ -458,3 +458,8 @@ def test_what_the_onnx_backend_refuses(tiny, tmp_path):
     for file in (tmp_path / "text.onnx", foreign):
         with pytest.raises(WeightsError, match=rf"{file.name} is not a model that `tcgn export` wrote"):
             tcgn_hub.load(path=file)
+
+
+def test_a_patch_of_a_few_pixels_is_refused(tiny):
+    with pytest.raises(ImageError, match=r"a patch of 5 um is 7 px of .*, too small to show tissue"):
+        tiny.patches([PATCH], patch_um=5)

@@ -198,6 +198,15 @@ def test_pens_and_glass_are_not_tissue(colour):
     assert not tissue_mask(drawn(colour), um_per_px=8).any()
 
 
+def test_noise_and_a_cast_are_not_tissue():
+    rng = np.random.default_rng(0)
+    assert not tissue_mask(rng.integers(0, 255, (600, 600, 3), dtype=np.uint8), um_per_px=0.5).any()
+    cast = (np.array((228, 216, 226)) + rng.integers(-2, 3, (600, 600, 3))).astype(np.uint8)
+    assert not tissue_mask(cast, um_per_px=8).any()
+    cast[300:340, 300:340] = (200, 90, 160)
+    assert tissue_mask(cast, um_per_px=8)[310:330, 310:330].all()
+
+
 def test_pen_beside_tissue():
     overview = drawn((200, 110, 170))
     overview[20:180, 220:240] = (30, 50, 200)
@@ -313,6 +322,13 @@ def test_formats_by_name():
     assert is_slide_file("x.SVS")
     assert is_slide_file("a/b.ome.tif")
     assert not is_slide_file("patch.tif")
+
+
+def test_dicom_is_known_without_its_suffix(tmp_path):
+    (tmp_path / "IM0001").write_bytes(b"\0" * 128 + b"DICM")
+    (tmp_path / "README").write_text("no slide")
+    assert is_slide_file(tmp_path / "IM0001")
+    assert not is_slide_file(tmp_path / "README")
 
 
 def test_bad_slides_are_refused(tmp_path, monkeypatch):
