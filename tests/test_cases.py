@@ -730,6 +730,9 @@ def test_sixteen_bits_of_which_fewer_are_used(tmp_path, rgb):
     refused(write(tmp_path / "x.tif", deep), r"samples of 16 bits are at most .* of 65,535.*save it as 8-bit RGB")
     stated = write(tmp_path / "y.tif", deep, extratags=[(281, "H", 3, (4095, 4095, 4095), True)])
     assert np.array_equal(pixels_of(stated), rgb)
+    # such as the brightest that ImageJ was set to show
+    less = write(tmp_path / "z.tif", deep, extratags=[(281, "H", 3, (1023, 1023, 1023), True)])
+    refused(less, "are as large as .*, above what the file says of their range")
 
 
 def test_a_picture_of_the_glass_is_no_level(tmp_path, rgb):

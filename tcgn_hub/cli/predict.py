@@ -226,7 +226,6 @@ def _outputs(slides: list[Path], args: argparse.Namespace) -> tuple[list[Path] |
 
 def _check_slides(outputs: Sequence[Path | None], suffix: str, args: argparse.Namespace) -> None:
     """Refuse, before anything is loaded, what cannot be done or would do nothing."""
-    from tcgn_hub.data.spots import read_spots
     from tcgn_hub.errors import OutputError, SectionError
     from tcgn_hub.extras import require
 
@@ -238,8 +237,6 @@ def _check_slides(outputs: Sequence[Path | None], suffix: str, args: argparse.Na
         raise SectionError("--stride-um and --min-tissue are of a grid of tiles; leave them out, or --spots.")
     if args.library and not args.spots:
         raise SectionError("--library is of a file of spots; give --spots, or leave it out.")
-    if args.spots:
-        read_spots(args.spots, library=args.library)
     if outputs[0] is None:
         if not args.bulk:
             message = "Say where to write the tiles: -o FILE for one slide, -o DIR for several, or --bulk FILE."

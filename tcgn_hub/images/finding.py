@@ -11,6 +11,8 @@ from tcgn_hub.files import data_files
 from tcgn_hub.images.readers import IMAGE_SUFFIXES, is_dicom
 from tcgn_hub.text import some
 
+_TAGS = ["SeriesInstanceUID", "ImageType", "InstanceNumber"]
+
 
 def find_images(paths: Iterable[str | Path]) -> list[Path]:
     """The given files, and in place of a folder the images and slides in it by name.
@@ -39,7 +41,7 @@ def _listed(folder: Path) -> list[Path]:
 
 
 def _one_a_series(paths: list[Path]) -> list[Path]:
-    dicom = [path for path in paths if path.is_file() and is_dicom(path)]
+    dicom = {path for path in paths if path.is_file() and is_dicom(path)}
     if len(dicom) < 2:
         return paths
     pydicom = require("pydicom", extra="slides", to="tell which DICOM files are one slide")
@@ -59,6 +61,3 @@ def _one_a_series(paths: list[Path]) -> list[Path]:
             best[key] = rank, path
     chosen = {path for _, path in best.values()}
     return [path for path in paths if path not in dicom or path in chosen]
-
-
-_TAGS = ["SeriesInstanceUID", "ImageType", "InstanceNumber"]

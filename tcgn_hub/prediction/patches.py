@@ -11,11 +11,11 @@ import numpy as np
 
 from tcgn_hub.errors import ImageError, NoTissueError
 from tcgn_hub.images.readers import open_slide
-from tcgn_hub.images.readers.picture import ArraySlide, scale_of
+from tcgn_hub.images.readers.picture import ArraySlide, slide_of
 from tcgn_hub.images.scale import Scale, chosen_scale, given_scale
 from tcgn_hub.images.slides import Slide
 from tcgn_hub.images.tissue import shows_tissue
-from tcgn_hub.images.transforms import patch_px, to_rgb
+from tcgn_hub.images.transforms import patch_px
 from tcgn_hub.panels import load_panel
 from tcgn_hub.progress import Progress
 from tcgn_hub.result import Result, gene_table
@@ -296,10 +296,7 @@ def _opened(image: str | Path | Image.Image | np.ndarray, name: str) -> Slide:
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise ImageError(f"{name} is an array of {image.dtype} {image.shape}, not of uint8 (height, width, 3).")
         return ArraySlide(Path(name), image)
-    from PIL import ImageOps
-
-    turned = ImageOps.exif_transpose(image)
-    return ArraySlide(Path(name), np.asarray(to_rgb(turned)), scale_of(image, swapped=turned.size != image.size))
+    return slide_of(image, name)
 
 
 def _cut(

@@ -116,8 +116,7 @@ def predict_tiles(
     """
     path, info = Path(path), predictor.info
     options: dict[str, Any] = {name: asked for name, asked in locals().items() if name in _FOLLOWED}
-    unstored: dict[str, Any] = {"force_scale": force_scale, "max_pixels": max_pixels}
-    given = check_slide(path, batch_size=batch_size, workers=workers, **unstored, **options)
+    given = _check_tiling(path, batch_size=batch_size, workers=workers, **options)
     store = None
     if resume is not None:
         backend = predictor.backend
@@ -183,17 +182,32 @@ def predict_tiles(
 def check_slide(
     path: str | Path,
     *,
+    spots: str | Path | None = None,
+    library: str | None = None,
+    series: int | None = None,
+    force_scale: bool = False,
+    max_pixels: int = MAX_PIXELS,
+    **options: Any,
+) -> None:
+    """Refuse options that no weights could make sense of, a slide without a scale, and spots that contradict it."""
+    given = _check_tiling(path, spots=spots, library=library, **options)
+    with open_slide(path, max_pixels=max_pixels, series=series) as slide:
+        scale, _ = slide_scale(slide, given, force=force_scale)
+    if spots is not None:
+        _check_distance(spots, read_spots(spots, library=library), scale, force_scale)
+
+
+def _check_tiling(
+    path: str | Path,
+    *,
     stride_um: float | None = None,
     spots: str | Path | None = None,
     library: str | None = None,
     min_tissue: float = 0.5,
     workers: int = 1,
-    series: int | None = None,
-    force_scale: bool = False,
-    max_pixels: int = MAX_PIXELS,
     **options: Any,
 ) -> Scale | None:
-    """Refuse options that no weights could make sense of, and a slide without a scale; gives the scale they state."""
+    """Refuse options that no slide could be tiled by; gives the scale that they state."""
     given = check_options(**options)
     if workers < 0:
         raise ValueError(f"workers is {workers}, but must be at least 0")
@@ -207,10 +221,6 @@ def check_slide(
         check_spots_file(spots)
     elif library is not None:
         raise SectionError(f"{option('library')} is of a file of spots; give {option('spots')}, or leave it out.")
-    with open_slide(path, max_pixels=max_pixels, series=series) as slide:
-        scale, _ = slide_scale(slide, given, force=force_scale)
-    if spots is not None:
-        _check_distance(spots, read_spots(spots, library=library), scale, force_scale)
     return given
 
 

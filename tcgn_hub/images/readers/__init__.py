@@ -81,7 +81,7 @@ def open_slide(path: str | Path, *, max_pixels: int = MAX_PIXELS, series: int | 
 
 
 def size_and_scale(path: str | Path) -> tuple[tuple[int, int], Scale | None]:
-    """(width, height) in pixels at full resolution, and the scale the file states; decodes no pixels."""
+    """(width, height) in pixels at full resolution, and the scale the file states; the picture is not decoded."""
     with open_slide(path) as slide:
         return slide.size, slide.scale
 
@@ -93,11 +93,11 @@ def _readers(path: Path) -> Iterator[Callable[[Path, int, int | None], Slide]]:
         raise ImageError(
             f"{path} needs the folder {path.stem} beside it, which holds its pixels; move the two together."
         )
-    if start.startswith(_TIFF):
-        yield _vendor
-        yield _tiff
-    elif suffix in SLIDE_SUFFIXES or (suffix not in _PICTURE_SUFFIXES and not start.startswith(_PICTURES)):
+    is_tiff, is_picture = start.startswith(_TIFF), start.startswith(_PICTURES) or suffix in _PICTURE_SUFFIXES
+    if is_tiff or suffix in SLIDE_SUFFIXES or not is_picture:
         yield _openslide
+    if is_tiff:
+        yield _tiff
     # the file of a slide may be the picture of its label
     if suffix not in SLIDE_SUFFIXES:
         yield _picture
@@ -107,12 +107,6 @@ def _openslide(path: Path, max_pixels: int, series: int | None) -> Slide:
     from tcgn_hub.images.readers.openslide import OpenSlideReader
 
     return _the_only(OpenSlideReader(path), series)
-
-
-def _vendor(path: Path, max_pixels: int, series: int | None) -> Slide:
-    from tcgn_hub.images.readers.openslide import OpenSlideReader
-
-    return _the_only(OpenSlideReader(path, generic=False), series)
 
 
 def _tiff(path: Path, max_pixels: int, series: int | None) -> Slide:

@@ -15,19 +15,15 @@ from tcgn_hub.images.transforms import to_rgb
 
 
 class OpenSlideReader(Slide):
-    """A slide that OpenSlide reads.
-
-    ``path``: the file; ``generic``: whether it may be a TIFF of no vendor, whose colours and series OpenSlide does not
-    tell apart.
-    """
+    """A slide that OpenSlide reads, but no TIFF of no vendor, whose colours and series it does not tell apart."""
 
     reopens = True
 
-    def __init__(self, path: Path, *, generic: bool = True) -> None:
+    def __init__(self, path: Path) -> None:
         openslide = require("openslide", extra="slides", to="read slides")
         self.path = path
         try:
-            if not generic and openslide.OpenSlide.detect_format(str(path)) in (None, "generic-tiff"):
+            if openslide.OpenSlide.detect_format(str(path)) in (None, "generic-tiff"):
                 raise NotOfThisReader
             self._handle = openslide.OpenSlide(str(path))
         except openslide.OpenSlideUnsupportedFormatError as err:

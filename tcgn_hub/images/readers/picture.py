@@ -54,6 +54,14 @@ class ArraySlide(Slide):
         return self._pixels
 
 
+def slide_of(image: Image.Image, name: str) -> ArraySlide:
+    """A picture in memory as its file would be read: upright, and with the scale that it states."""
+    turn = _turn(image)
+    picture = to_rgb(image)
+    pixels = np.asarray(picture if turn is None else picture.transpose(turn))
+    return ArraySlide(Path(name), pixels, _scale_of(image, swapped=turn in _SWAPPING))
+
+
 class PictureReader(ArraySlide):
     """A picture that Pillow reads, upright by its EXIF orientation; of several pages, the first."""
 
@@ -70,7 +78,7 @@ class PictureReader(ArraySlide):
                 self._turn = _turn(image)
                 swapped = self._turn in _SWAPPING
                 self.size = image.size[::-1] if swapped else image.size
-                self.scale = scale_of(image, swapped=swapped)
+                self.scale = _scale_of(image, swapped=swapped)
                 if image.format == "TIFF" and (getattr(image, "n_frames", 1) > 1 or "<OME" in _description(image)):
                     # which page is the scan, and what its channels are, Pillow does not tell
                     require("tifffile", extra="slides", to="read a TIFF of several images")
@@ -110,7 +118,7 @@ def _turn(image: Image.Image) -> Image.Transpose | None:
     return _TURNS.get(image.getexif().get(_ORIENTATION, 1))
 
 
-def scale_of(image: Image.Image, *, swapped: bool = False) -> Scale | None:
+def _scale_of(image: Image.Image, *, swapped: bool) -> Scale | None:
     """Scale by the resolution of a picture, unless that is the 72 or 96 dpi of screens."""
     try:
         x, y = (float(density) for density in image.info.get("dpi", (0, 0)))

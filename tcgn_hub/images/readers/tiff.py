@@ -114,8 +114,8 @@ class TiffReader(Slide):
         self.chosen = "; ".join([*said, *filter(None, [image.note])])
 
     def _check_range(self, page: Any) -> None:
-        """Refuse samples of 16 bits that use a few of them, where nothing says how many."""
-        if page.dtype.itemsize == 1 or self._bits or page.photometric not in (_RGB, _YCBCR, _MINISBLACK):
+        """Refuse samples of 16 bits that use a few of them though nothing says so, or more of them than are stated."""
+        if page.dtype.itemsize == 1 or page.photometric not in (_RGB, _YCBCR, _MINISBLACK):
             return
         count, largest = len(page.dataoffsets), 0
         for index in sorted({count * i // _LOOKED_AT for i in range(_LOOKED_AT)}):
@@ -124,7 +124,12 @@ class TiffReader(Slide):
             except Exception:  # noqa: BLE001 - told where it is read
                 part = None
             largest = max(largest, 0 if part is None else int(part.max()))
-        if 0 < largest < 1 << 15:
+        if self._bits and largest >> self._bits:
+            raise ImageError(
+                f"{self.path}: its samples of 16 bits are as large as {largest:,}, above what the file says of their"
+                " range; save it as 8-bit RGB."
+            )
+        if not self._bits and 0 < largest < 1 << 15:
             raise ImageError(
                 f"{self.path}: its samples of 16 bits are at most {largest:,} of 65,535 in the parts that were looked"
                 " at, and nothing says which of them is white; save it as 8-bit RGB."
