@@ -48,7 +48,7 @@ def writing(path: str | Path) -> Iterator[Path]:
     except BaseException as err:
         with suppress(OSError):
             part.unlink()
-        if isinstance(err, OSError):
+        if isinstance(err, OSError) and not isinstance(err, OutputError):
             raise OutputError(f"{path} cannot be written ({err.strerror or err}).") from err
         raise
 

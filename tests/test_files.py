@@ -64,3 +64,14 @@ def test_overlapping_writers_neither_ask_for_the_umask_nor_change_it(tmp_path, m
 
 def test_columns_are_as_wide_as_their_longest_cell():
     assert aligned([["gene", "value", "why"], ["A", "1", "no"]], left=(0, 2)) == "gene  value  why\nA         1  no\n"
+
+
+def test_of_two_files_the_one_that_cannot_be_written_is_named_once(tmp_path):
+    with (
+        pytest.raises(OutputError) as raised,
+        writing(tmp_path / "beside.json"),
+        writing(tmp_path / "x.csv"),
+    ):
+        raise OSError(27, "File too large")
+    assert str(raised.value) == f"{tmp_path / 'x.csv'} cannot be written (File too large)."
+    assert not list(tmp_path.iterdir())

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tcgn_hub.errors import TcgnError, TrainingError
+from tcgn_hub.files import make_folder, read_json, write_text
 
 _NAME = "run.json"
 _NOT_KEPT = ("resume", "output")
@@ -48,8 +49,6 @@ def keeping(args: argparse.Namespace, *, afterwards: bool) -> Iterator[None]:
     if int(os.environ.get("RANK", 0)):  # torchrun: the first process writes
         yield
         return
-    from tcgn_hub.files import make_folder, write_text
-
     before = path.read_text(encoding="utf-8") if path.exists() else None
     asked = {name: value for name, value in vars(args).items() if name not in _NOT_KEPT and value not in (None, [])}
     make_folder(folder)
@@ -74,7 +73,7 @@ def _read(folder: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        kept = json.loads(path.read_text(encoding="utf-8"))
+        kept = read_json(path)
         asked, began = dict(kept["asked"]), Path(kept["folder"])
     except (OSError, ValueError, KeyError, TypeError) as err:
         raise TrainingError(f"{path} is damaged ({err}); give the data and all options of the run again.") from err
