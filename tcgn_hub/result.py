@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 _BLOCK = 64  # genes at a time where float64 is needed, so that no second table of many tiles is held
 _HIRES, _LOWRES = 2000, 600  # longest sides of overviews, as Space Ranger makes them
 
+OURS = "TCGN"
+"""What the weights that are measured are called beside other methods."""
+
 Write = Callable[[Path, "Result"], None]
 _WRITERS: dict[str, tuple[Write, str, str]] = {}
 
@@ -536,11 +539,33 @@ class Measured:
     # measurements, shape (n, genes); NaN in the columns of genes not measured, and in the rows of spots without
     # counts, which are left out
     targets: np.ndarray
-    predicted: np.ndarray  # predictions of the model in the same units, shape (n, genes)
-    # predictions of 'ridge' and 'mean', each of shape (n, genes); either may be missing
+    # predictions of the weights that are measured in the same units, shape (n, genes); None where only predictions
+    # of others are
+    predicted: np.ndarray | None
+    # predictions of 'mean', 'depth', 'ridge' and 'ridge ENCODER', each of shape (n, genes); any may be missing
     baselines: dict[str, np.ndarray]
-    # raw counts of the panel's genes for the noise ceiling, shape (n, genes); None if there are none
+    # raw counts of the panel's genes, shape (n, genes); None if there are none
     counts: np.ndarray | None = None
+    # predictions of other methods by their labels, each of shape (n, genes); NaN where a spot or a gene is missing
+    predictions: dict[str, np.ndarray] = field(default_factory=dict)
+    # how well each method predicts the sections that it was fitted on, PCC by gene, shape (genes,), by its label
+    train_pcc: dict[str, np.ndarray] = field(default_factory=dict)
+    # variance of each gene's Pearson residuals on the training sections, shape (genes,); None without any
+    train_variance: np.ndarray | None = None
+
+    @property
+    def depth(self) -> np.ndarray | None:
+        """log10 of the sum of the panel's counts of each spot, shape (n,), NaN without any; None without counts."""
+        if self.counts is None:
+            return None
+        total = np.nansum(self.counts, axis=1)
+        return np.log10(total, out=np.full(len(total), np.nan), where=total > 0)
+
+    @property
+    def methods(self) -> dict[str, np.ndarray]:
+        """Every prediction by its label: the weights as 'TCGN', those of other methods, the baselines."""
+        own = {} if self.predicted is None else {OURS: self.predicted}
+        return {**own, **self.predictions, **self.baselines}
 
 
 @dataclass(frozen=True)
