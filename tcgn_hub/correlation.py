@@ -31,6 +31,13 @@ def centred(values: np.ndarray) -> np.ndarray:
     return np.where(np.ptp(values, axis=0) == 0, 0, centred)
 
 
+def standardised(values: np.ndarray) -> np.ndarray:
+    """Columns less their mean over their standard deviation, float64; a constant column gives zeros."""
+    own = centred(values)
+    spread = np.sqrt((own**2).mean(axis=0))
+    return np.divide(own, spread, out=np.zeros_like(own), where=spread != 0)
+
+
 def _ranks(values: np.ndarray) -> np.ndarray:
     """Ranks within each column, from 0, the average of them for ties; NaN stays NaN."""
     order = np.argsort(values, axis=0)

@@ -12,19 +12,12 @@ from scipy.spatial import KDTree
 
 from tcgn_hub.correlation import pearson, spearman
 from tcgn_hub.errors import SectionError
-from tcgn_hub.evaluation import metrics
+from tcgn_hub.evaluation import spots
 from tcgn_hub.evaluation.baselines import color_texture_features, mean_predict, ridge_predict
 from tcgn_hub.evaluation.ceiling import noise_ceiling
 from tcgn_hub.evaluation.evaluate import summarise
-from tcgn_hub.evaluation.metrics import (
-    benjamini_hochberg,
-    block_bootstrap,
-    bootstrap_pearson,
-    interval,
-    nrmse,
-    p_values,
-    rmse,
-)
+from tcgn_hub.evaluation.intervals import block_bootstrap, bootstrap_pearson, interval
+from tcgn_hub.evaluation.metrics import nrmse, rmse
 from tcgn_hub.evaluation.tables import section_table
 from tcgn_hub.result import Measured
 
@@ -98,7 +91,7 @@ def test_genes_that_were_not_measured(metric):
 
 @pytest.mark.parametrize("block", [1, 2])
 def test_correlations_are_those_of_the_drawn_spots(monkeypatch, block):
-    monkeypatch.setattr(metrics, "_VALUES_AT_ONCE", 50)
+    monkeypatch.setattr(spots, "_VALUES_AT_ONCE", 50)
     rng = np.random.default_rng(0)
     p, m = rng.normal(5, 1, (2, 49, 5)).astype(np.float32)
     m[:, 1] = np.nan
@@ -118,12 +111,12 @@ def test_correlations_are_those_of_the_drawn_spots(monkeypatch, block):
 def test_parts_change_nothing(monkeypatch):
     xy = grid(30) + np.random.default_rng(0).uniform(-40, 40, (900, 2))
     want = block_bootstrap(xy, repeats=50, seed=(1, 2))
-    monkeypatch.setattr(metrics, "_VALUES_AT_ONCE", 700)
+    monkeypatch.setattr(spots, "_VALUES_AT_ONCE", 700)
     for got, array in zip(block_bootstrap(xy, repeats=50, seed=(1, 2)), want, strict=True):
         assert np.array_equal(got, array)
     # blocks are 3 pitches wide, and the pitch is the median distance of nearest neighbours
     nearest, _ = KDTree(xy).query(xy[np.linspace(0, 899, 500).astype(int)], 2)
-    assert metrics._pitch(xy) == pytest.approx(np.median(nearest[:, 1]), rel=1e-12)
+    assert spots.spot_pitch(xy) == pytest.approx(np.median(nearest[:, 1]), rel=1e-12)
 
 
 def test_the_memory_of_the_bootstrap_does_not_grow_with_spots_times_repeats():
@@ -186,31 +179,6 @@ def test_blocks_know_that_neighbours_are_alike():
         low, high = interval(bootstrap_pearson(p, m, *block_bootstrap(xy, repeats=300)))
         covered.append(((low < 0) & (high > 0)).mean())
     assert covered[0] > 0.8 > 0.65 > covered[1]
-
-
-def test_p_values_of_nothing_are_uniform():
-    p, m = np.random.default_rng(0).normal(size=(2, 196, 800))
-    m[:, 0] = np.nan
-    m[:, 1] = 1
-    values = p_values(pearson(p, m), bootstrap_pearson(p, m, *block_bootstrap(grid(14), repeats=300)))
-    assert np.isnan(values[0])
-    assert values[1] == 1
-    assert np.mean(values[2:] < 0.05) == pytest.approx(0.05, abs=0.025)
-    assert np.median(values[2:]) == pytest.approx(0.5, abs=0.05)
-
-
-# ------------------------------------------------------------------------------------------------------- significance
-
-
-@pytest.mark.parametrize("fdr", [0.01, 0.05, 0.5])
-def test_benjamini_hochberg_equals_scipy(fdr):
-    rng = np.random.default_rng(0)
-    for p in (rng.uniform(size=200), rng.uniform(size=200) ** 4, rng.uniform(size=3) / 100, np.ones(4)):
-        want = stats.false_discovery_control(p) <= fdr
-        assert benjamini_hochberg(p, fdr).tolist() == want.tolist()
-        with_unknown = benjamini_hochberg(np.append(p, [np.nan] * 50), fdr)
-        assert with_unknown.tolist() == [*want, *[False] * 50]
-    assert benjamini_hochberg(np.array([])).shape == (0,)
 
 
 # ----------------------------------------------------------------------------------------------------- noise ceiling

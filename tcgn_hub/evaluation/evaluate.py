@@ -13,15 +13,9 @@ from tcgn_hub.correlation import pearson, spearman
 from tcgn_hub.errors import SectionError
 from tcgn_hub.evaluation.ceiling import noise_ceiling
 from tcgn_hub.evaluation.conformal import coverage_across, interval_radius
-from tcgn_hub.evaluation.metrics import (
-    benjamini_hochberg,
-    block_bootstrap,
-    bootstrap_pearson,
-    interval,
-    nrmse,
-    p_values,
-    rmse,
-)
+from tcgn_hub.evaluation.intervals import block_bootstrap, bootstrap_pearson, interval
+from tcgn_hub.evaluation.metrics import nrmse, rmse
+from tcgn_hub.evaluation.significance import SpatialTest, benjamini_hochberg, spatial_test, stouffer
 from tcgn_hub.result import Evaluation, Measured
 from tcgn_hub.weights.info import INTERVAL_LEVEL
 
@@ -32,6 +26,8 @@ _MOST_NRMSE = 1.5
 """Error from which weights are not believed, where the error of the training spots' mean is not known."""
 
 _TOP = 50
+
+_PER_GENE = ["rmse", "nrmse", "rmse_mean", "variance", "pcc", "effective", "z", "p", "spearman", "pcc_ridge", "ceiling"]
 
 
 def summarise(
@@ -80,20 +76,21 @@ def summarise(
         raise SectionError(f"Section {max(names, key=names.count)} is to be measured twice; give it once.")
     sections: dict[str, Any] = {}
     pcc: dict[str, dict[str, np.ndarray]] = {}
-    mean = _Mean()
+    mean, tests = _Mean(), []
     errors: dict[str, np.ndarray] = {}
     for i, section in enumerate(map(_with_counts, measured)):
         errors[section.name] = section.predicted - section.targets
         values = _values(section, repeats, (seed, i))
         mean.add(values)
+        tests.append(SpatialTest(values["pcc"], values["effective"], values["z"], values["p"]))
         pcc[section.name] = {"TCGN": values["pcc"], "ridge": values["pcc_ridge"], "ceiling": values["ceiling"]}
         known: dict[str, Any] = {"patient": section.patient, "spots": len(section.targets)}
         if len(section.targets) < _LEAST_SPOTS:
             known["note"] = f"fewer than {_LEAST_SPOTS} spots, so no correlations"
         sections[section.name] = {**known, **_over_genes(values)}
 
-    values = mean.values()
-    p, passed = _significant(values)
+    values = mean.values() | {"p": stouffer(tests)}
+    passed = benjamini_hochberg(values["p"])
     low, high = interval(values["samples"])
     overall = _over_genes(values)
     reason = _not_marked_because(overall)
@@ -116,7 +113,7 @@ def summarise(
         "pcc_low": low,
         "pcc_high": high,
         **{key: values[key] for key in ("spearman", "rmse", "nrmse", "pcc_ridge", "rmse_mean", "ceiling")},
-        "p": p,
+        "p": values["p"],
         "significant": passed,
         "interval_radius": interval_radius(np.concatenate(list(errors.values()))),
     }
@@ -145,7 +142,7 @@ def _values(section: Measured, repeats: int, seed: tuple[int, int]) -> dict[str,
     unknown = np.full(targets.shape, np.nan)
     ridge, mean = (section.baselines.get(name, unknown) for name in ("ridge", "mean"))
     none = np.full(targets.shape[1], np.nan)
-    values = dict.fromkeys(("rmse", "nrmse", "rmse_mean", "variance", "pcc", "spearman", "pcc_ridge", "ceiling"), none)
+    values = dict.fromkeys(_PER_GENE, none)
     values |= dict.fromkeys(("samples", "samples_ridge"), np.tile(none, (repeats, 1)))
     if len(targets):
         values["rmse"], values["nrmse"] = rmse(predicted, targets), nrmse(predicted, targets)
@@ -155,8 +152,12 @@ def _values(section: Measured, repeats: int, seed: tuple[int, int]) -> dict[str,
         return values
     blocks = block_bootstrap(section.xy, repeats=repeats, seed=seed)
     counts = unknown if section.counts is None else section.counts
+    test = spatial_test(predicted, targets, section.xy)
     return values | {
-        "pcc": pearson(predicted, targets),
+        "pcc": test.r,
+        "effective": test.effective,
+        "z": test.z,
+        "p": test.p,
         "spearman": spearman(predicted, targets),
         "pcc_ridge": pearson(ridge, targets),
         "ceiling": noise_ceiling(counts, seed=seed[0]),
@@ -185,11 +186,6 @@ class _Mean:
         }
 
 
-def _significant(values: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    p = p_values(values["pcc"], values["samples"])
-    return p, benjamini_hochberg(p)
-
-
 def _over_genes(values: dict[str, np.ndarray]) -> dict[str, Any]:
     """The part of a summary that one section and the mean over sections share."""
     pcc, ridge = values["pcc"], values["pcc_ridge"]
@@ -197,7 +193,7 @@ def _over_genes(values: dict[str, np.ndarray]) -> dict[str, Any]:
     # a gene that no training section measured has no prediction of ridge
     both = known & ~np.isnan(ridge)
     gain = np.median(pcc[both]) - np.median(ridge[both]) if both.any() else math.nan
-    passed = _significant(values)[1]
+    passed = benjamini_hochberg(values["p"])
     return {
         "median_pcc": _median(pcc),
         "median_pcc_interval": _interval_of_median(values["samples"][:, known]),
