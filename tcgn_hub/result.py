@@ -554,14 +554,6 @@ class Measured:
     train_variance: np.ndarray | None = None
 
     @property
-    def depth(self) -> np.ndarray | None:
-        """log10 of the sum of the panel's counts of each spot, shape (n,), NaN without any; None without counts."""
-        if self.counts is None:
-            return None
-        total = np.nansum(self.counts, axis=1)
-        return np.log10(total, out=np.full(len(total), np.nan), where=total > 0)
-
-    @property
     def methods(self) -> dict[str, np.ndarray]:
         """Every prediction by its label: the weights as 'TCGN', those of other methods, the baselines."""
         own = {} if self.predicted is None else {OURS: self.predicted}
@@ -573,17 +565,20 @@ class Evaluation:
     """What is known of a model from sections held out.
 
     Attributes:
-        summary: What to write as JSON, see `summarise`; null where something is unknown.
-        per_gene: One row a gene, with ``gene``, ``pcc``, ``pcc_low``, ``pcc_high``, ``spearman``, ``rmse``, ``nrmse``,
-            ``pcc_ridge``, ``rmse_mean``, ``ceiling``, ``p``, ``significant`` and ``interval_radius`` of the prediction
-            interval; None where something is unknown.
-        pcc: Of each section the correlations of 'TCGN' and 'ridge' and the 'ceiling', each of shape (genes,), with NaN
-            where they are unknown.
+        summary: What to write as JSON, see `tcgn_hub.evaluation.evaluate.summarise`; null where something is unknown.
+        per_gene: One row a gene, with ``gene``, ``pcc`` and ``pcc_given_depth``, each with its ``_low`` and ``_high``,
+            ``one_factor``, ``beyond_one_factor``, ``significant``, ``p``, ``ceiling``, ``ceiling_given_depth``,
+            ``spearman``, ``rmse``, ``nrmse``, ``interval_radius`` of the prediction interval, and ``pcc LABEL`` and
+            ``pcc_given_depth LABEL`` of every other method; None where something is unknown.
+        pcc: Of each section the correlations of every method by its label, and the 'ceiling', each of shape (genes,),
+            with NaN where they are unknown.
+        given_depth: The same given depth.
     """
 
     summary: dict[str, Any]
     per_gene: list[dict[str, Any]]
     pcc: dict[str, dict[str, np.ndarray]]
+    given_depth: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
 
 
 def _pooled(maps: np.ndarray, side: int) -> np.ndarray:

@@ -289,11 +289,12 @@ def test_the_summary_knows_what_was_simulated(evaluation):
         low, high = values["median_pcc_interval"]
         assert low < values["median_pcc"] < high
         assert values["median_spearman"] == pytest.approx(values["median_pcc"], abs=0.1)
-        assert values["top50_best"] > values["top50_variable"]
-        low, high = values["gain_over_ridge_interval"]
-        assert 0 < low < values["gain_over_ridge"] < high
-        assert values["gain_over_ridge"] == pytest.approx(values["median_pcc"] - values["median_pcc_ridge"])
-        assert values["median_rmse_mean"] == pytest.approx(math.sqrt(2), abs=0.1)
+        ridge, mean = values["methods"]["ridge"], values["methods"]["mean"]
+        low, high = ridge["gain_interval"]
+        assert 0 < low < ridge["gain"] < high
+        assert ridge["gain"] == pytest.approx(values["median_pcc"] - ridge["median_pcc"])
+        assert mean["median_rmse"] == pytest.approx(math.sqrt(2), abs=0.1)
+        assert mean["median_pcc"] == mean["significant_genes"] == 0
         assert values["median_nrmse"] == pytest.approx(values["median_rmse"], abs=0.1)
         # nothing but chance is in the counts
         assert values["median_ceiling"] < 0.4
@@ -316,7 +317,7 @@ def test_a_gene_is_the_mean_over_sections(evaluation):
         summarise([section(name, seed=seed, side=side)], GENES, repeats=2).per_gene
         for name, seed, side in (("B1", 1, 12), ("C1", 2, 12), ("C2", 3, 9))
     ]
-    for key in ("pcc", "spearman", "rmse", "nrmse", "pcc_ridge", "rmse_mean"):
+    for key in ("pcc", "spearman", "rmse", "nrmse", "pcc ridge", "one_factor", "pcc_given_depth", "ceiling"):
         want = [np.mean([rows[i][key] for rows in values]) for i in range(60)]
         assert [row[key] for row in evaluation.per_gene] == pytest.approx(want)
     # more sections, less chance
@@ -336,8 +337,9 @@ def test_each_section_has_draws_of_its_own():
 def test_the_gain_is_paired():
     one = section("C6", seed=0)
     same = summarise([section("C6", seed=0, baselines={"ridge": one.predicted})], GENES, repeats=50).summary
-    assert same["gain_over_ridge"] == 0
-    assert same["gain_over_ridge_interval"] == [0, 0]
+    assert same["methods"]["ridge"]["gain"] == 0
+    assert same["methods"]["ridge"]["gain_interval"] == [0, 0]
+    assert same["ranking"][1]["behind_interval"] == [0, 0]
     assert same["median_pcc_interval"][0] < same["median_pcc_interval"][1]
 
 
@@ -408,13 +410,15 @@ def test_the_table_is_aligned_and_the_same_in_markdown(evaluation):
     assert [line.split()[0] for line in lines] == ["section", "B1", "C1", "C2", "all"]
     assert "2 patients" in lines[-1]
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in markdown[0].splitlines()]
-    assert {len(row) for row in rows} == {10}
+    assert {len(row) for row in rows} == {13}
     for line, row in zip(lines, [rows[0], *rows[2:]], strict=True):
         assert "".join(row).replace(" ", "") == line.replace(" ", "")
     assert table[1] == markdown[1]
     low, high = evaluation.summary["median_pcc_interval"]
     assert f"{evaluation.summary['median_pcc']:.3f} [{low:.3f}, {high:.3f}]" in lines[-1]
-    assert f"+{evaluation.summary['gain_over_ridge']:.3f} [+" in lines[-1]
+    low, high = evaluation.summary["median_pcc_given_depth_interval"]
+    assert f"{evaluation.summary['median_pcc_given_depth']:.3f} [{low:.3f}, {high:.3f}]" in lines[-1]
+    assert f"in {evaluation.summary['interval_simulated']:.0%} of simulated sections" in table[1]
 
 
 # ------------------------------------------------------------------------------------------------------------ marking

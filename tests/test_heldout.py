@@ -91,13 +91,13 @@ def test_sections_of_a_lab_may_have_any_names(sections, predictor, caplog):
     evaluation = measured(own, predictor)
     assert list(evaluation.summary["sections"]) == ["B1", "A1"]
     # and no baseline is fitted on them
-    assert evaluation.summary["median_pcc_ridge"] is None
+    assert "ridge" not in evaluation.summary["methods"]
     assert "No baselines" in caplog.text
 
 
 def test_baselines_are_fitted_on_sections_that_were_seen_and_no_others(sections, predictor):
     evaluation = measured(sections, predictor, test=["C2"])
-    assert evaluation.summary["median_pcc_ridge"] is not None
+    assert evaluation.summary["methods"]["ridge"]["median_pcc"] is not None
     own = replace(sections[1], name="A1", patient="Z", study="own")
     with_other = measured([own, *sections[2:]], predictor, test=["C2"])
     assert with_other.per_gene == measured(sections[2:], predictor, test=["C2"]).per_gene

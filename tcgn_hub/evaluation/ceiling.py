@@ -5,9 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from tcgn_hub.correlation import pearson
+from tcgn_hub.evaluation.significance import residuals
+from tcgn_hub.evaluation.skill import log_depth
 
 
-def noise_ceiling(counts: np.ndarray, *, repeats: int = 10, seed: int = 0) -> np.ndarray:
+def noise_ceiling(counts: np.ndarray, *, given_depth: bool = False, repeats: int = 10, seed: int = 0) -> np.ndarray:
     """Correlation with the measurement that a perfect prediction could reach, gene by gene.
 
     Few molecules of a gene are counted in a spot, and chance decides which. Each repeat splits the counts binomially
@@ -23,6 +25,7 @@ def noise_ceiling(counts: np.ndarray, *, repeats: int = 10, seed: int = 0) -> np
     real counts 0.46 to 0.54.
 
     ``counts``: raw counts of the panel's genes, shape (n, genes); NaN in the columns of genes not measured;
+    ``given_depth``: whether to hold the log depth of each half fixed, for the ceiling of a correlation given depth;
     ``repeats``: number of random halvings; ``seed``: seed of the halvings. Returns correlations from 0 to 1, float64,
     shape (genes,); 0 where the halves do not correlate, NaN for genes not measured, and for all genes if counts are no
     whole numbers, which cannot be halved, or if at most one spot has counts in both halves.
@@ -41,10 +44,14 @@ def noise_ceiling(counts: np.ndarray, *, repeats: int = 10, seed: int = 0) -> np
         counted = halves[0].any(axis=1) & halves[1].any(axis=1)
         if counted.sum() < 2:
             return unknown
-        first, second = (
-            np.log10(1 + 1e4 * part[counted] / part[counted].sum(axis=1, keepdims=True)) for part in halves
-        )
+        first, second = (_values(part[counted], given_depth) for part in halves)
         correlations.append(pearson(first, second))
     r = np.maximum(np.mean(correlations, axis=0), 0)
     unknown[measured] = np.sqrt(2 * r / (1 + r))
     return unknown
+
+
+def _values(counts: np.ndarray, given_depth: bool) -> np.ndarray:
+    """Targets from counts of which no spot is empty, shape (n, genes)."""
+    values = np.log10(1 + 1e4 * counts / counts.sum(axis=1, keepdims=True))
+    return residuals(values, log_depth(counts)) if given_depth else values

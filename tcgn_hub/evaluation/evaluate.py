@@ -1,10 +1,10 @@
-"""All that is said of a model on sections held out: a summary, a row a gene, and the values to draw."""
+"""All that is said of predictions on sections held out: a summary, a row a gene, and the values to draw."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,10 +13,19 @@ from tcgn_hub.correlation import pearson, spearman
 from tcgn_hub.errors import SectionError
 from tcgn_hub.evaluation.ceiling import noise_ceiling
 from tcgn_hub.evaluation.conformal import coverage_across, interval_radius
-from tcgn_hub.evaluation.intervals import block_bootstrap, bootstrap_pearson, interval
+from tcgn_hub.evaluation.intervals import (
+    block_bootstrap,
+    bootstrap_partial,
+    bootstrap_pearson,
+    fisher_interval,
+    interval_of,
+    simulated_coverage,
+    widening,
+)
 from tcgn_hub.evaluation.metrics import nrmse, rmse
 from tcgn_hub.evaluation.significance import SpatialTest, benjamini_hochberg, spatial_test, stouffer
-from tcgn_hub.result import Evaluation, Measured
+from tcgn_hub.evaluation.skill import effective_rank, highest, log_depth, pearson_residuals, split_axis
+from tcgn_hub.result import OURS, Evaluation, Measured
 from tcgn_hub.weights.info import INTERVAL_LEVEL
 
 _LEAST_SPOTS = 4
@@ -25,9 +34,16 @@ _LEAST_SPOTS = 4
 _MOST_NRMSE = 1.5
 """Error from which weights are not believed, where the error of the training spots' mean is not known."""
 
-_TOP = 50
+_MOST_SAMPLES = 400_000_000
+"""Bootstrap samples in memory at once, which are float32: of wide panels fewer are drawn."""
 
-_PER_GENE = ["rmse", "nrmse", "rmse_mean", "variance", "pcc", "effective", "z", "p", "spearman", "pcc_ridge", "ceiling"]
+_LEAST_REPEATS = 100
+
+_SAMPLED = ("pcc", "pcc_given_depth", "one_factor", "beyond_one_factor", "pcc_residuals")
+"""What is known of each gene with bootstrap samples."""
+
+_MEDIANS = ("pcc", "pcc_given_depth", "one_factor", "beyond_one_factor", "spearman", "rmse", "nrmse")
+_CHOSEN = ("hvg50", "hvg50_residuals", "hvg50_train", "top50_own")
 
 
 def summarise(
@@ -35,197 +51,405 @@ def summarise(
     genes: Sequence[str],
     *,
     allowed_seen: Sequence[str] = (),
-    repeats: int = 1000,
+    repeats: int = 500,
     seed: int = 0,
 ) -> Evaluation:
     """Compare predictions with measurements on sections held out, of one split or of all folds of a cross-validation.
 
     The summary has, over all sections and for each of them under ``sections``:
 
-    - ``spots``, and ``patient`` of a section;
-    - ``median_pcc``, ``median_spearman``, ``median_rmse``, ``median_nrmse``: medians over genes, see `metrics`;
-    - ``median_pcc_interval``: its 95 % interval by `block_bootstrap`;
-    - ``median_pcc_ridge``, ``gain_over_ridge``, ``gain_over_ridge_interval``: ridge regression, and the median PCC
-      less that of ridge, with an interval from the same draws of spots for both;
-    - ``median_rmse_mean``: RMSE of the training spots' mean;
-    - ``median_ceiling``: see `tcgn_hub.evaluation.ceiling.noise_ceiling`;
-    - ``top50_variable``: mean PCC of the 50 genes that vary most in the measurement, the convention of HEST-1k (Jaume
-      et al. 2024);
-    - ``top50_best``: mean PCC of the 50 genes predicted best. They are chosen on the test itself, which flatters: use
-      it to compare with papers that report it, and for nothing else;
-    - ``significant_genes``, ``share_significant``: genes whose PCC is above 0 at a false discovery rate of 5 %, and
-      their share of the genes measured; ``significant`` names them, over all sections only;
-    - ``not_marked_because``, over all sections only: why no gene is called significant although its PCC may be, else
-      null. It is so where ridge regression predicts better, ``gain_over_ridge`` below 0, and where errors are larger
-      than without an image: ``median_rmse`` above ``median_rmse_mean`` or, where that is not known, ``median_nrmse``
-      above 1.5. An NRMSE a little above 1 is no reason: 1 takes the mean of the very section, which nobody knows
-      beforehand;
-    - ``interval_level`` and ``interval_coverage``, over all sections only: what prediction intervals are to hold, and
-      what they hold of each section if they come from the others, see `tcgn_hub.evaluation.conformal`;
-    - ``allowed_seen``, over all sections only: sections that the weights, or those they were started from, have seen;
+    - ``spots``, and ``patient`` of a section; ``spots_left_out``: those that a method which is compared lacks;
+    - ``median_pcc``: median over genes of the Pearson correlation over the spots of a section; likewise
+      ``median_spearman``, ``median_rmse`` and ``median_nrmse``, see `tcgn_hub.evaluation.metrics`;
+    - ``median_pcc_given_depth``: of the partial correlation with log10(1 + the panel's counts of the spot) held fixed
+      on both sides: what is known beyond how much there is in a spot;
+    - ``median_one_factor``, ``median_beyond_one_factor``: of the correlation of the predictions as far as one picture
+      explains them all, and of the rest, see `tcgn_hub.evaluation.skill.split_axis`;
+    - ``hvg50``: median PCC of the 50 genes whose analytic Pearson residuals vary most in the section;
+      ``hvg50_residuals``: the same with these residuals as what was measured; ``hvg50_train``: of 50 genes chosen so
+      on the training sections; ``top50_own``: of those that the method predicts best on its training sections;
+    - ``effective_rank`` of the predictions, see `tcgn_hub.evaluation.skill.effective_rank`, beside that of the
+      measurement, ``effective_rank_measured``;
+    - ``significant_genes``: whose correlation given depth is above 0 at a false discovery rate of 5 % by a test that
+      allows for neighbouring spots being alike, see `tcgn_hub.evaluation.significance`; ``share_significant`` of those
+      measured; ``significant_genes_pcc``: the same of the plain correlation;
+    - ``median_ceiling``, ``median_ceiling_given_depth``: see `tcgn_hub.evaluation.ceiling.noise_ceiling`;
+    - ``interval_simulated``: how often 95 % intervals of the median PCC held the truth in simulated sections like
+      these, see `tcgn_hub.evaluation.intervals.simulated_coverage`;
+    - ``methods``: all of these but the last three of every method by its label, with ``gain``, the median PCC of the
+      first less that of the method over the genes that both predict. The first stands beside, too: that of the weights,
+      or the first of the predictions of others;
+    - ``ranking``, over all sections only: labels by median PCC, the best first, each with ``behind``, how much lower
+      than the one before it.
+
+    Every one of the medians, ``hvg50`` and its like, ``gain`` and ``behind`` has a 95 % interval, ``KEY_interval``.
+    Those of differences are paired: from the same draws of spots for both. The others, over all sections only:
+
+    - ``significant``: names of the genes that are;
+    - ``not_marked_because``: why none is called significant although it may be, else null. It is so where ridge
+      regression on colour and texture predicts better, and where errors are larger than without an image:
+      ``median_rmse`` above that of the training spots' mean or, where that is not known, ``median_nrmse`` above 1.5. An
+      NRMSE a little above 1 is no reason: 1 takes the mean of the very section, which nobody knows beforehand;
+    - ``interval_level`` and ``interval_coverage``: what prediction intervals are to hold, and what they hold of each
+      section if they come from the others, see `tcgn_hub.evaluation.conformal`;
+    - ``allowed_seen``: sections that the weights, or those they were started from, have seen;
     - ``note``: of a section of fewer than four spots, that it has no correlations.
 
-    Over several sections the value of a gene is its mean over those that measured it, and so are its bootstrap samples:
-    spots pooled would reward knowing the section. Intervals and significance hold for these sections: what another
-    section or patient would add is not in them.
+    Over several sections the value of a gene is its mean over those that measured it, so are its bootstrap samples, and
+    its evidence is combined: spots pooled would reward knowing the section. What concerns 50 genes, chosen section by
+    section, and ranks are means over sections. Intervals and significance hold for these sections: what another section
+    or patient would add is not in them.
     """
     names = [section.name for section in measured]
     if not names:
         raise SectionError("There is no section to measure on.")
     if len(set(names)) < len(names):
         raise SectionError(f"Section {max(names, key=names.count)} is to be measured twice; give it once.")
+    labels = list(dict.fromkeys(label for section in measured for label in section.methods))
+    if not labels:
+        raise SectionError("There are no predictions to measure.")
+    repeats = min(repeats, max(_LEAST_REPEATS, _MOST_SAMPLES // (len(labels) * len(_SAMPLED) * max(len(genes), 1))))
+    main = labels[0]
+    methods = {label: _Method() for label in labels}
+    of_sections, errors, simulated = _Mean(), {}, []
     sections: dict[str, Any] = {}
     pcc: dict[str, dict[str, np.ndarray]] = {}
-    mean, tests = _Mean(), []
-    errors: dict[str, np.ndarray] = {}
-    for i, section in enumerate(map(_with_counts, measured)):
-        errors[section.name] = section.predicted - section.targets
-        values = _values(section, repeats, (seed, i))
-        mean.add(values)
-        tests.append(SpatialTest(values["pcc"], values["effective"], values["z"], values["p"]))
-        pcc[section.name] = {"TCGN": values["pcc"], "ridge": values["pcc_ridge"], "ceiling": values["ceiling"]}
-        known: dict[str, Any] = {"patient": section.patient, "spots": len(section.targets)}
-        if len(section.targets) < _LEAST_SPOTS:
-            known["note"] = f"fewer than {_LEAST_SPOTS} spots, so no correlations"
-        sections[section.name] = {**known, **_over_genes(values)}
+    given_depth: dict[str, dict[str, np.ndarray]] = {}
+    for i, section in enumerate(measured):
+        kept, left_out = _common(section)
+        scores = _score(kept, repeats, (seed, i))
+        for label, score in scores.items():
+            methods[label].add(score)
+        own = _of_section(kept, seed)
+        of_sections.add(own)
+        name, few = section.name, len(kept.targets) < _LEAST_SPOTS
+        pcc[name] = {label: score.values["pcc"] for label, score in scores.items()} | {"ceiling": own["ceiling"]}
+        given_depth[name] = {label: score.values["pcc_given_depth"] for label, score in scores.items()}
+        given_depth[name]["ceiling"] = own["ceiling_given_depth"]
+        if kept.predicted is not None:
+            errors[name] = kept.predicted - kept.targets
+        covered = None
+        if main in scores and not few:
+            covered = simulated_coverage(kept.xy, kept.methods[main], kept.targets, seed=seed)
+            simulated += [] if covered is None else [covered]
+        sections[name] = {
+            "patient": section.patient,
+            "spots": len(kept.targets),
+            "spots_left_out": left_out,
+            **({"note": f"fewer than {_LEAST_SPOTS} spots, so no correlations"} if few else {}),
+            **_compared({label: _Method([score]) for label, score in scores.items()}, main),
+            **_once(own),
+            "interval_simulated": covered,
+        }
 
-    values = mean.values() | {"p": stouffer(tests)}
-    passed = benjamini_hochberg(values["p"])
-    low, high = interval(values["samples"])
-    overall = _over_genes(values)
-    reason = _not_marked_because(overall)
+    known, first = of_sections.values(), methods[main]
+    overall = _compared(methods, main)
+    reason = _not_marked_because(overall, main)
+    p, passed = first.significant()
     if reason:
         passed = np.zeros_like(passed)
         for part in (overall, *sections.values()):
-            part.update(significant_genes=0, share_significant=part["share_significant"] * 0)
+            for values in (part, part["methods"].get(main, part)):
+                values.update(significant_genes=0, share_significant=(values["share_significant"] or 0) * 0)
     summary = {
+        "main": main,
         "sections": sections,
         **overall,
+        **_once(known),
+        "interval_simulated": float(np.mean(simulated)) if simulated else None,
+        "ranking": _ranking(methods),
         "not_marked_because": reason,
         "spots": sum(part["spots"] for part in sections.values()),
+        "spots_left_out": sum(part["spots_left_out"] for part in sections.values()),
         "significant": [gene for gene, is_significant in zip(genes, passed, strict=True) if is_significant],
         "interval_level": INTERVAL_LEVEL,
         "interval_coverage": coverage_across(errors),
         "allowed_seen": list(allowed_seen),
     }
+    unknown = np.full(len(genes), np.nan)
+    others = {label: method for label, method in methods.items() if label != main}
     columns = {
-        "pcc": values["pcc"],
-        "pcc_low": low,
-        "pcc_high": high,
-        **{key: values[key] for key in ("spearman", "rmse", "nrmse", "pcc_ridge", "rmse_mean", "ceiling")},
-        "p": values["p"],
+        **first.with_interval("pcc"),
+        **first.with_interval("pcc_given_depth"),
+        **{key: first.value(key) for key in ("one_factor", "beyond_one_factor")},
         "significant": passed,
-        "interval_radius": interval_radius(np.concatenate(list(errors.values()))),
+        "p": p,
+        **{key: known[key] for key in ("ceiling", "ceiling_given_depth")},
+        **{key: first.value(key) for key in ("spearman", "rmse", "nrmse")},
+        "interval_radius": interval_radius(np.concatenate(list(errors.values()))) if errors else unknown,
+        **{f"pcc {label}": method.value("pcc") for label, method in others.items()},
+        **{f"pcc_given_depth {label}": method.value("pcc_given_depth") for label, method in others.items()},
     }
     rows = [
         {"gene": gene, **{key: column[i].item() for key, column in columns.items()}} for i, gene in enumerate(genes)
     ]
-    return Evaluation(summary=_plain(summary), per_gene=_plain(rows), pcc=pcc)
+    return Evaluation(summary=_plain(summary), per_gene=_plain(rows), pcc=pcc, given_depth=given_depth)
 
 
-def _with_counts(section: Measured) -> Measured:
-    """The section without the spots that have no measurement of any gene."""
-    keep = ~np.isnan(section.targets).all(axis=1)
-    return replace(
+def _common(section: Measured) -> tuple[Measured, int]:
+    """The section with the spots that are measured and that every given prediction has, and how many lack one."""
+    was_measured = ~np.isnan(section.targets).all(axis=1)
+    keep = was_measured.copy()
+    for values in section.predictions.values():
+        keep &= ~np.isnan(values).all(axis=1)
+
+    def of(tables: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {label: values[keep] for label, values in tables.items()}
+
+    kept = replace(
         section,
         xy=section.xy[keep],
         targets=section.targets[keep],
-        predicted=section.predicted[keep],
-        baselines={name: values[keep] for name, values in section.baselines.items()},
+        predicted=None if section.predicted is None else section.predicted[keep],
+        baselines=of(section.baselines),
+        predictions=of(section.predictions),
         counts=None if section.counts is None else section.counts[keep],
     )
+    return kept, int((was_measured & ~keep).sum())
 
 
-def _values(section: Measured, repeats: int, seed: tuple[int, int]) -> dict[str, np.ndarray]:
-    """All metrics of a section, each of shape (genes,), and bootstrap samples, of shape (repeats, genes)."""
-    targets, predicted = section.targets, section.predicted
-    unknown = np.full(targets.shape, np.nan)
-    ridge, mean = (section.baselines.get(name, unknown) for name in ("ridge", "mean"))
-    none = np.full(targets.shape[1], np.nan)
-    values = dict.fromkeys(_PER_GENE, none)
-    values |= dict.fromkeys(("samples", "samples_ridge"), np.tile(none, (repeats, 1)))
-    if len(targets):
-        values["rmse"], values["nrmse"] = rmse(predicted, targets), nrmse(predicted, targets)
-        values["rmse_mean"] = rmse(mean, targets)
-        values["variance"] = targets.var(axis=0, dtype=np.float64)
-    if len(targets) < _LEAST_SPOTS:
-        return values
-    blocks = block_bootstrap(section.xy, repeats=repeats, seed=seed)
-    counts = unknown if section.counts is None else section.counts
-    test = spatial_test(predicted, targets, section.xy)
-    return values | {
-        "pcc": test.r,
-        "effective": test.effective,
-        "z": test.z,
-        "p": test.p,
-        "spearman": spearman(predicted, targets),
-        "pcc_ridge": pearson(ridge, targets),
-        "ceiling": noise_ceiling(counts, seed=seed[0]),
-        "samples": bootstrap_pearson(predicted, targets, *blocks),
-        "samples_ridge": bootstrap_pearson(ridge, targets, *blocks),
+@dataclass
+class _Score:
+    """What is known of a method on one section; all NaN for too few spots.
+
+    ``values``: of shape (genes,); ``samples``: bootstrap samples, float32, shape (repeats, genes), as wide as they
+    should be; ``tests``: of 'pcc' and 'pcc_given_depth'; ``chosen``: of each choice of genes the key of
+    ``values`` and their columns; ``rank``: effective rank.
+    """
+
+    values: dict[str, np.ndarray]
+    samples: dict[str, np.ndarray]
+    tests: dict[str, SpatialTest]
+    chosen: dict[str, tuple[str, np.ndarray]]
+    rank: float
+
+
+def _score(section: Measured, repeats: int, seed: tuple[int, int]) -> dict[str, _Score]:
+    """Each method of a section."""
+    targets = section.targets.astype(np.float64)
+    shape, enough = targets.shape[1:], len(targets) >= _LEAST_SPOTS
+    depth, labels = None, targets * np.nan
+    if section.counts is not None and enough:
+        depth, labels = log_depth(section.counts), pearson_residuals(section.counts)
+    blocks = block_bootstrap(section.xy, repeats=repeats, seed=seed) if enough else None
+    nothing = np.full(shape, np.nan)
+    no_test = SpatialTest(*np.full((4, *shape), np.nan))
+    scores = {}
+    for label, predicted in section.methods.items():
+        predicted = predicted.astype(np.float64)
+        values = dict.fromkeys((*_SAMPLED, "spearman", "rmse", "nrmse"), nothing)
+        samples = dict.fromkeys(_SAMPLED, np.full((repeats, *shape), np.nan, np.float32))
+        if len(targets) and label not in section.predictions:  # theirs may be in any units
+            values |= {"rmse": rmse(predicted, targets), "nrmse": nrmse(predicted, targets)}
+        if blocks is None:
+            scores[label] = _Score(values, samples, {"pcc": no_test, "pcc_given_depth": no_test}, {}, math.nan)
+            continue
+        one, beyond = split_axis(predicted)
+        test = spatial_test(predicted, targets, section.xy)
+        given = no_test if depth is None else spatial_test(predicted, targets, section.xy, given=depth)
+        values |= {
+            "pcc": pearson(predicted, targets),
+            "spearman": spearman(predicted, targets),
+            "one_factor": pearson(one, targets),
+            "beyond_one_factor": pearson(beyond, targets),
+            "pcc_given_depth": given.r,
+            "pcc_residuals": pearson(predicted, labels),
+        }
+        drawn = {
+            "pcc": bootstrap_pearson(predicted, targets, *blocks),
+            "one_factor": bootstrap_pearson(one, targets, *blocks),
+            "beyond_one_factor": bootstrap_pearson(beyond, targets, *blocks),
+        }
+        if depth is not None:
+            drawn["pcc_given_depth"] = bootstrap_partial(predicted, targets, depth, *blocks)
+            drawn["pcc_residuals"] = bootstrap_pearson(predicted, labels, *blocks)
+        plain = widening(drawn["pcc"], test.effective)
+        for key, each in drawn.items():
+            wide = widening(each, given.effective) if key == "pcc_given_depth" else plain
+            middle = np.median(each, axis=0)
+            samples[key] = (values[key] + wide * (each - middle)).astype(np.float32)
+        tests = {"pcc": test, "pcc_given_depth": given}
+        scores[label] = _Score(values, samples, tests, _choices(section, label, labels), effective_rank(predicted))
+    return scores
+
+
+def _choices(section: Measured, label: str, labels: np.ndarray) -> dict[str, tuple[str, np.ndarray]]:
+    """Which 50 genes each summary of `_CHOSEN` is of, and what is summarised."""
+    chosen = {}
+    variance = labels.var(axis=0)
+    if not np.isnan(variance).all():
+        chosen = {"hvg50": ("pcc", highest(variance)), "hvg50_residuals": ("pcc_residuals", highest(variance))}
+    measured = np.where(np.isnan(section.targets).any(axis=0), np.nan, 1.0)
+    if section.train_variance is not None:
+        chosen["hvg50_train"] = "pcc", highest(section.train_variance * measured)
+    if label in section.train_pcc:
+        chosen["top50_own"] = "pcc", highest(section.train_pcc[label] * measured)
+    return chosen
+
+
+def _of_section(section: Measured, seed: int) -> dict[str, np.ndarray]:
+    """What is known of the measurement of a section: ceilings, shape (genes,), and the effective rank, shape ()."""
+    nothing = np.full(section.targets.shape[1], np.nan)
+    known = {"ceiling": nothing, "ceiling_given_depth": nothing, "effective_rank_measured": np.array(np.nan)}
+    if len(section.targets) < _LEAST_SPOTS:
+        return known
+    known["effective_rank_measured"] = np.array(effective_rank(section.targets))
+    if section.counts is not None:
+        known["ceiling"] = noise_ceiling(section.counts, seed=seed)
+        known["ceiling_given_depth"] = noise_ceiling(section.counts, given_depth=True, seed=seed)
+    return known
+
+
+def _once(known: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """The part of a summary that no method changes, from what `_of_section` gives or its mean."""
+    return {
+        "median_ceiling": _median(known["ceiling"]),
+        "median_ceiling_given_depth": _median(known["ceiling_given_depth"]),
+        "effective_rank_measured": float(known["effective_rank_measured"]),
     }
 
 
 class _Mean:
-    """The mean over sections of all that `_values` gives, over those where it is known."""
+    """Means of arrays by name, added one after the other, over those where a value is known."""
 
     def __init__(self) -> None:
         self._sum: dict[str, np.ndarray] = {}
         self._number: dict[str, np.ndarray] = {}
 
-    def add(self, values: dict[str, np.ndarray]) -> None:
+    def add(self, values: Mapping[str, np.ndarray]) -> None:
         for key, value in values.items():
             self._sum[key] = self._sum.get(key, 0) + np.nan_to_num(value)
-            self._number[key] = self._number.get(key, 0) + ~np.isnan(value)
+            # of a gene all bootstrap samples are known or none is
+            self._number[key] = self._number.get(key, 0) + ~np.isnan(value[:1] if value.ndim > 1 else value)
 
     def values(self) -> dict[str, np.ndarray]:
-        return {
-            key: np.divide(total, number, out=np.full(total.shape, np.nan), where=number > 0)
-            for key, total in self._sum.items()
-            for number in (self._number[key],)
+        return {key: self[key] for key in self._sum}
+
+    def __getitem__(self, key: str) -> np.ndarray:
+        total, number = self._sum[key], self._number[key]
+        number = np.broadcast_to(number, total.shape)
+        return np.divide(total, number, out=np.full_like(total, np.nan), where=number > 0)
+
+
+class _Method:
+    """A method over sections."""
+
+    def __init__(self, scores: Sequence[_Score] = ()) -> None:
+        self._values, self._samples, self._squares = _Mean(), _Mean(), _Mean()
+        self._tests: dict[str, list[SpatialTest]] = {"pcc": [], "pcc_given_depth": []}
+        self._chosen: dict[str, list[tuple[float, np.ndarray]]] = {key: [] for key in _CHOSEN}
+        self._ranks: list[float] = []
+        for score in scores:
+            self.add(score)
+
+    def add(self, score: _Score) -> None:
+        """One section more."""
+        self._values.add(score.values)
+        self._samples.add(score.samples)
+        for key, test in score.tests.items():
+            self._tests[key].append(test)
+            self._squares.add({key: (1 - test.r**2) ** 2 / np.maximum(test.effective - 3, 0.01)})
+        for key, (of, columns) in score.chosen.items():
+            values, samples = score.values[of][columns], score.samples[of][:, columns]
+            known = ~np.isnan(values)
+            if known.any():
+                self._chosen[key].append((float(np.median(values[known])), np.median(samples[:, known], axis=1)))
+        if score.rank == score.rank:
+            self._ranks.append(score.rank)
+
+    def value(self, key: str) -> np.ndarray:
+        """Of each gene, shape (genes,)."""
+        return self._values[key]
+
+    def samples(self, key: str) -> np.ndarray:
+        """Bootstrap samples of each gene, shape (repeats, genes)."""
+        return self._samples[key]
+
+    def significant(self, of: str | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """p-values and which genes pass, of the correlation given depth or, where no depth is known, as it is."""
+        depth_known = any(not np.isnan(test.p).all() for test in self._tests["pcc_given_depth"])
+        p = stouffer(self._tests[of or ("pcc_given_depth" if depth_known else "pcc")])
+        return p, benjamini_hochberg(p)
+
+    def with_interval(self, key: str) -> dict[str, np.ndarray]:
+        """A correlation of each gene with the ends of its 95 % interval, by the independent spots of all sections."""
+        value, number = self.value(key), len(self._tests[key])
+        variance = self._squares[key] / max(number, 1)
+        effective = 3 + np.divide((1 - value**2) ** 2, variance, out=np.zeros_like(value), where=variance > 0)
+        low, high = fisher_interval(value, effective)
+        return {key: value, f"{key}_low": low, f"{key}_high": high}
+
+    def summary(self) -> dict[str, Any]:
+        """What it comes to."""
+        out: dict[str, Any] = {}
+        for key in _MEDIANS:
+            value = self.value(key)
+            out[f"median_{key}"] = _median(value)
+            if key in _SAMPLED:
+                known = ~np.isnan(value)
+                samples = np.median(self.samples(key)[:, known], axis=1) if known.any() else None
+                out[f"median_{key}_interval"] = _around(samples, out[f"median_{key}"])
+        for key, parts in self._chosen.items():
+            out[key] = float(np.mean([value for value, _ in parts])) if parts else math.nan
+            draws = np.mean([draw for _, draw in parts], axis=0) if parts else None
+            out[f"{key}_interval"] = _around(draws, out[key])
+        passed, measured = self.significant()[1], ~np.isnan(self.value("pcc"))
+        return out | {
+            "effective_rank": float(np.mean(self._ranks)) if self._ranks else math.nan,
+            "significant_genes": int(passed.sum()),
+            "share_significant": float(passed[measured].mean()) if measured.any() else math.nan,
+            "significant_genes_pcc": int(self.significant("pcc")[1].sum()),
         }
 
-
-def _over_genes(values: dict[str, np.ndarray]) -> dict[str, Any]:
-    """The part of a summary that one section and the mean over sections share."""
-    pcc, ridge = values["pcc"], values["pcc_ridge"]
-    known = ~np.isnan(pcc)
-    # a gene that no training section measured has no prediction of ridge
-    both = known & ~np.isnan(ridge)
-    gain = np.median(pcc[both]) - np.median(ridge[both]) if both.any() else math.nan
-    passed = benjamini_hochberg(values["p"])
-    return {
-        "median_pcc": _median(pcc),
-        "median_pcc_interval": _interval_of_median(values["samples"][:, known]),
-        "median_spearman": _median(values["spearman"]),
-        "median_rmse": _median(values["rmse"]),
-        "median_nrmse": _median(values["nrmse"]),
-        "top50_best": _mean_of_highest(pcc[known], pcc[known]),
-        "top50_variable": _mean_of_highest(pcc[known], values["variance"][known]),
-        "median_pcc_ridge": _median(ridge),
-        "gain_over_ridge": float(gain),
-        "gain_over_ridge_interval": _interval_of_median(values["samples"][:, both], values["samples_ridge"][:, both]),
-        "median_rmse_mean": _median(values["rmse_mean"]),
-        "median_ceiling": _median(values["ceiling"]),
-        "significant_genes": int(passed.sum()),
-        "share_significant": float(passed[known].mean()) if known.any() else math.nan,
-    }
+    def less(self, other: _Method) -> tuple[float, list[float] | None]:
+        """Its median PCC less that of another over the genes that both predict, and the interval of the difference."""
+        ours, theirs = self.value("pcc"), other.value("pcc")
+        both = ~np.isnan(ours) & ~np.isnan(theirs)
+        if not both.any():
+            return math.nan, None
+        value = float(np.median(ours[both]) - np.median(theirs[both]))
+        draws = [np.median(method.samples("pcc")[:, both], axis=1) for method in (self, other)]
+        return value, _around(draws[0] - draws[1], value)
 
 
-def _not_marked_because(overall: dict[str, Any]) -> str | None:
+def _compared(methods: Mapping[str, _Method], main: str) -> dict[str, Any]:
+    """The part of a summary that one section and all of them share: that of the main method, and of each."""
+    summaries = {label: method.summary() for label, method in methods.items()}
+    for label, method in methods.items():
+        if label != main and main in methods:
+            summaries[label]["gain"], summaries[label]["gain_interval"] = methods[main].less(method)
+    first = summaries.get(main) or _Method([]).summary()
+    return {**first, "methods": summaries}
+
+
+def _ranking(methods: Mapping[str, _Method]) -> list[dict[str, Any]]:
+    """Methods by their median PCC, the best first, each with how much it is behind the one before it."""
+    medians = {label: _median(method.value("pcc")) for label, method in methods.items()}
+    order = sorted((label for label in medians if medians[label] == medians[label]), key=lambda label: -medians[label])
+    rows: list[dict[str, Any]] = []
+    for i, label in enumerate(order):
+        behind, ends = methods[order[i - 1]].less(methods[label]) if i else (None, None)
+        rows.append({"label": label, "median_pcc": medians[label], "behind": behind, "behind_interval": ends})
+    return rows
+
+
+def _not_marked_because(overall: dict[str, Any], main: str) -> str | None:
     """Why nothing is called significant, see `summarise`; comparisons with what is not known are false."""
     reasons = []
-    if overall["gain_over_ridge"] < 0:
+    ridge, mean = (overall["methods"].get(label, {}) for label in ("ridge", "mean"))
+    rmse_of_mean = mean.get("median_rmse", math.nan)
+    what = "the weights" if main == OURS else main
+    if ridge.get("gain", math.nan) < 0:
         reasons.append(
-            f"ridge regression on colour and texture predicts better (median PCC {overall['median_pcc_ridge']:.3f},"
-            f" the weights {overall['median_pcc']:.3f})"
+            f"ridge regression on colour and texture predicts better (median PCC {ridge['median_pcc']:.3f}, {what}"
+            f" {overall['median_pcc']:.3f})"
         )
-    if overall["median_rmse"] > overall["median_rmse_mean"]:
+    if overall["median_rmse"] > rmse_of_mean:
         reasons.append(
-            f"the mean of the training spots is nearer to the measurement (median RMSE"
-            f" {overall['median_rmse_mean']:.3f}, the weights {overall['median_rmse']:.3f})"
+            f"the mean of the training spots is nearer to the measurement (median RMSE {rmse_of_mean:.3f}, {what}"
+            f" {overall['median_rmse']:.3f})"
         )
-    elif math.isnan(overall["median_rmse_mean"]) and overall["median_nrmse"] > _MOST_NRMSE:
+    elif math.isnan(rmse_of_mean) and overall["median_nrmse"] > _MOST_NRMSE:
         reasons.append(
             f"errors are {overall['median_nrmse']:.1f} times the standard deviation of the measurement (median NRMSE)"
         )
@@ -237,16 +461,9 @@ def _median(values: np.ndarray) -> float:
     return float(np.median(known)) if len(known) else math.nan
 
 
-def _interval_of_median(samples: np.ndarray, less: np.ndarray | None = None) -> list[float] | None:
-    """Interval of the median over genes, or of its difference to that of other samples, from (repeats, genes)."""
-    if not samples.shape[1]:
-        return None
-    medians = np.median(samples, axis=1) - (0 if less is None else np.median(less, axis=1))
-    return [float(end) for end in interval(medians)]
-
-
-def _mean_of_highest(values: np.ndarray, by: np.ndarray) -> float:
-    return float(values[np.argsort(-by, kind="stable")[:_TOP]].mean()) if len(values) else math.nan
+def _around(samples: np.ndarray | None, value: float) -> list[float] | None:
+    """95 % interval of a value from its bootstrap samples, shape (repeats,)."""
+    return None if samples is None or math.isnan(value) else interval_of(samples.astype(np.float64), value)
 
 
 def _plain(value: Any) -> Any:

@@ -12,18 +12,25 @@ _COLUMNS = (
     "patient",
     "spots",
     "PCC [95 %]",
+    "given depth [95 %]",
+    "one factor",
+    "HVG-50",
+    "rank",
     "ridge",
-    "gain [95 %]",
-    "Spearman",
+    "depth",
     "NRMSE",
     "ceiling",
     "significant",
 )
 _LEFT = 2
 _LEGEND = (
-    "Medians over genes, [95 % intervals]. Ridge: PCC of ridge regression on colour and texture.\n"
-    "Gain: PCC less that of ridge. NRMSE: 1 is what the mean of the section reaches. Ceiling: PCC that the noise of\n"
-    "the counts leaves to a perfect prediction. Significant: genes with a PCC above 0 at a false discovery rate of 5 %."
+    "PCC: correlation over the spots of a section, median over genes. Given depth: with log10(1 + the panel's counts\n"
+    "of a spot) held fixed. One factor: if one picture stood for all genes. HVG-50: PCC of the 50 genes that vary\n"
+    "most beyond what counting explains. Rank: how many different pictures the genes are worth. Ridge: PCC of ridge\n"
+    "regression on colour and texture; depth: of the spot's own depth, which no image tells. NRMSE: 1 is what the\n"
+    "mean of the section reaches. Ceiling: PCC that the noise of the counts leaves to a perfect prediction.\n"
+    "Significant: genes whose correlation given depth is above 0 at a false discovery rate of 5 %, by a test that\n"
+    "allows for neighbouring spots being alike."
 )
 
 
@@ -41,6 +48,8 @@ def section_table(evaluation: Evaluation, *, markdown: bool = False) -> str:
         notes.append(
             f"The weights, or those they were started from, have seen {', '.join(seen)}: no measure of new tissue."
         )
+    if (held := summary["interval_simulated"]) is not None:
+        notes.insert(0, f"The 95 % intervals held the truth in {held:.0%} of simulated sections like these.")
     after = "\n".join([_LEGEND, *notes]) + "\n"
     if markdown:
         rule = ["---" if i < _LEFT else "---:" for i in range(len(_COLUMNS))]
@@ -55,9 +64,11 @@ def _row(name: str, patient: str, values: dict[str, Any]) -> list[str]:
         patient,
         str(values["spots"]),
         _with_interval(values["median_pcc"], values["median_pcc_interval"], ".3f"),
-        _number(values["median_pcc_ridge"], ".3f"),
-        _with_interval(values["gain_over_ridge"], values["gain_over_ridge_interval"], "+.3f"),
-        _number(values["median_spearman"], ".3f"),
+        _with_interval(values["median_pcc_given_depth"], values["median_pcc_given_depth_interval"], ".3f"),
+        _number(values["median_one_factor"], ".3f"),
+        _number(values["hvg50"], ".3f"),
+        _number(values["effective_rank"], ".1f"),
+        *(_number(values["methods"].get(label, {}).get("median_pcc"), ".3f") for label in ("ridge", "depth")),
         _number(values["median_nrmse"], ".2f"),
         _number(values["median_ceiling"], ".2f"),
         str(values["significant_genes"]),

@@ -88,14 +88,26 @@ def write_results(
 
 
 def held_out_of(evaluation: Evaluation) -> dict[str, Any]:
-    """Held-out metrics as ``config.json`` and the manifest state them."""
-    pcc, widths = (
-        [None if row[key] is None else round(row[key], 4) for row in evaluation.per_gene]
-        for key in ("pcc", "interval_radius")
-    )
+    """Held-out metrics as ``config.json`` and the manifest state them; of other methods the two medians."""
+    lists = {
+        key: [None if row[key] is None else round(row[key], 4) for row in evaluation.per_gene]
+        for key in ("pcc", "pcc_given_depth", "interval_radius")
+    }
     significant = [row["gene"] for row in evaluation.per_gene if row["significant"]]
-    known = {"interval_radius": widths} if any(width is not None for width in widths) else {}
-    return {**evaluation.summary, "pcc": pcc, "significant": significant, **known}
+    known = {key: values for key, values in lists.items() if key == "pcc" or any(v is not None for v in values)}
+    summary = {**evaluation.summary, "methods": _medians(evaluation.summary)}
+    summary["sections"] = {
+        name: {**section, "methods": _medians(section)} for name, section in summary["sections"].items()
+    }
+    return {**summary, **known, "significant": significant}
+
+
+def _medians(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """Of every method the medians that compare it with others."""
+    return {
+        label: {key: values[key] for key in ("median_pcc", "median_pcc_given_depth", "hvg50")}
+        for label, values in summary["methods"].items()
+    }
 
 
 def _crop(trainer: Trainer) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tcgn_hub.correlation import column_means
+from tcgn_hub.evaluation.skill import pearson_residuals
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,8 @@ def training_targets(targets: Sequence[np.ndarray], components: int) -> Training
 def variable_genes(counts: Sequence[np.ndarray], genes: Sequence[Sequence[str]], number: int) -> list[str]:
     """The genes that vary most beyond what counting explains, by the variance of their analytic Pearson residuals.
 
-    Lause, Berens and Kobak, Genome Biology 22, 258 (2021), with theta 100 and residuals clipped to the root of the
-    number of spots. Of several sections, the genes of the best median rank, measured in all of them.
+    See `tcgn_hub.evaluation.skill.pearson_residuals`. Of several sections, the genes of the best median rank, measured
+    in all of them.
 
     ``counts``: raw counts of each section, shape (spots, genes of that section); ``genes``: symbols of the columns of
     each section; ``number``: how many genes to take; fewer if fewer were measured in all sections.
@@ -62,9 +63,7 @@ def variable_genes(counts: Sequence[np.ndarray], genes: Sequence[Sequence[str]],
         some = table[:, [column[gene] for gene in common]]
         x = (some.toarray() if hasattr(some, "toarray") else some).astype(np.float64)
         x = x[x.sum(axis=1) > 0]
-        mu = x.sum(axis=1, keepdims=True) * x.sum(axis=0) / max(x.sum(), 1)
-        residuals = np.divide(x - mu, np.sqrt(mu + mu**2 / 100), where=mu > 0, out=np.zeros_like(x))
-        variance = np.clip(residuals, -np.sqrt(len(x)), np.sqrt(len(x))).var(axis=0)
+        variance = pearson_residuals(x).var(axis=0)
         ranks.append(np.argsort(np.argsort(-variance, kind="stable")))
     best = np.argsort(np.median(ranks, axis=0), kind="stable")[:number]
     return [common[i] for i in sorted(best)]

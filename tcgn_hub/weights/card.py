@@ -44,10 +44,29 @@ def model_card(repo_id: str, info: WeightsInfo) -> str:
         rows=[
             (name, f"{value:.3f}" if isinstance(value, float) else value)
             for name, value in (
-                ("Median Pearson correlation over genes", info.held_out.get("median_pcc")),
-                ("The same of ridge regression on colour and texture", info.held_out.get("median_pcc_ridge")),
-                ("Genes better than chance at a false discovery rate of 5 %", len(info.significant or ())),
+                ("Median Pearson correlation over genes", _stated(info, "median_pcc")),
+                ("The same given the depth of each spot", _stated(info, "median_pcc_given_depth")),
+                ("The same if one picture stood for all genes", _stated(info, "median_one_factor")),
+                ("The same of ridge regression on colour and texture", _of_method(info, "ridge")),
+                ("The same of the depth of each spot alone, which no image tells", _of_method(info, "depth")),
+                ("The same of the 50 most variable genes", _stated(info, "hvg50")),
+                ("Different pictures that the genes are worth (effective rank)", info.held_out.get("effective_rank")),
+                ("Genes better than chance given depth, at a false discovery rate of 5 %", len(info.significant or ())),
                 ("Spots", info.held_out.get("spots")),
             )
+            if value is not None
         ],
     )
+
+
+def _stated(info: WeightsInfo, key: str) -> str | None:
+    """A held-out metric with its interval."""
+    value, ends = info.held_out.get(key), info.held_out.get(f"{key}_interval")
+    if value is None:
+        return None
+    return f"{value:.3f}" + (f" [{ends[0]:.3f}, {ends[1]:.3f}]" if ends else "")
+
+
+def _of_method(info: WeightsInfo, label: str) -> float | None:
+    """The median correlation of another method, measured beside the weights."""
+    return (info.held_out.get("methods") or {}).get(label, {}).get("median_pcc")

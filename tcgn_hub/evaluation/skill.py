@@ -1,0 +1,70 @@
+"""What predictions tell of genes apart from depth, and apart from what all of their maps share."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tcgn_hub.correlation import standardised
+
+_THETA = 100
+_HIGHLY_VARIABLE = 50
+_NOTHING_LEFT = 1e-10  # of the variance
+
+
+def log_depth(counts: np.ndarray) -> np.ndarray:
+    """log10(1 + sum of the counts of a spot), shape (n,), from raw counts of the panel, shape (n, genes).
+
+    Genes not measured, whose column is NaN, do not count.
+    """
+    return np.log10(1 + np.nansum(counts, axis=1))
+
+
+def split_axis(predicted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Predictions as far as one picture explains them all, and what is left, each of shape (n, genes).
+
+    The picture is the first principal component of the predictions, each gene standardised. ``predicted``: shape (n,
+    genes); columns with a NaN take no part and stay NaN.
+    """
+    values = standardised(predicted)
+    known = ~np.isnan(values).any(axis=0)
+    one = np.full(values.shape, np.nan)
+    maps, size, loadings = np.linalg.svd(values[:, known], full_matrices=False)
+    one[:, known] = maps[:, :1] * size[:1] @ loadings[:1]
+    rest = values - one
+    # what rounding leaves would be standardised into a map
+    nothing = (rest**2).sum(axis=0) < _NOTHING_LEFT * len(values)
+    return one, np.where(nothing, 0, rest)
+
+
+def effective_rank(values: np.ndarray) -> float:
+    """How many different pictures the columns are worth (Roy and Vetterli, EUSIPCO 2007).
+
+    The exponential of the entropy of the squared singular values of the standardised columns: 1 if all are one picture,
+    their number if none has to do with another. ``values``: shape (n, genes); columns with a NaN and constant ones do
+    not count. NaN if none is left.
+    """
+    own = standardised(values)
+    share = np.linalg.svd(own[:, ~np.isnan(own).any(axis=0)], compute_uv=False) ** 2
+    total = share.sum()
+    if not total > 0:
+        return float("nan")
+    share = share[share > 1e-12 * total] / total
+    return float(np.exp(-(share * np.log(share)).sum()))
+
+
+def pearson_residuals(counts: np.ndarray) -> np.ndarray:
+    """Analytic Pearson residuals (Lause, Berens and Kobak, Genome Biology 22, 258 (2021)), theta 100.
+
+    Clipped to the root of the number of spots. ``counts``: raw counts, float64, shape (n, genes); NaN in the columns of
+    genes not measured, which stay NaN, and spots should have counts. Returns shape (n, genes).
+    """
+    total = np.nansum(counts, axis=1, keepdims=True)
+    mu = total * counts.sum(axis=0) / max(total.sum(), 1)
+    residuals = np.divide(counts - mu, np.sqrt(mu + mu**2 / _THETA), where=~(mu <= 0), out=np.zeros(counts.shape))
+    return np.clip(residuals, -np.sqrt(len(counts)), np.sqrt(len(counts)))
+
+
+def highest(values: np.ndarray, number: int = _HIGHLY_VARIABLE) -> np.ndarray:
+    """Columns of the ``number`` highest values, NaN left out, the highest first."""
+    order = np.argsort(-values, kind="stable")
+    return order[~np.isnan(values[order])][:number]
