@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tcgn_hub.correlation import spearman
+from tcgn_hub.correlation import pearson, spearman
 from tcgn_hub.errors import OutputError, PanelError
 from tcgn_hub.extras import require
 from tcgn_hub.text import printable
@@ -507,6 +507,28 @@ class Explanation:
         side = min(coarse.shape[1], self.occlusion.shape[1])
         return spearman(*(_pooled(maps, side).reshape(len(maps), -1).T for maps in (coarse, self.occlusion)))
 
+    def alike(self, *, above: float = 0.95) -> dict[tuple[str, ...], dict[str, tuple[float, float]]]:
+        """Genes whose maps are one picture, and so no findings of their own.
+
+        Args:
+            above: The Pearson correlation over the positions of a map above which two genes are joined.
+
+        Returns:
+            Of each group of genes the maps, by their layer or 'occlusion', that join them, and the lowest and the
+            highest correlation of two of them: the lowest is below ``above`` where others between them join two. A map
+            of one value everywhere is like no other.
+        """
+        found: dict[tuple[str, ...], dict[str, tuple[float, float]]] = {}
+        occlusion = {} if self.occlusion is None else {"occlusion": self.occlusion}
+        for kind, maps in {**self.maps, **occlusion}.items():
+            flat = maps.reshape(len(maps), -1).T
+            r = np.array([pearson(flat, flat[:, [i]]) for i in range(len(maps))])
+            for group in _joined(r > above):
+                pairs = r[np.ix_(group, group)][np.triu_indices(len(group), 1)]
+                genes = tuple(self.result.genes[i] for i in group)
+                found.setdefault(genes, {})[kind] = float(pairs.min()), float(pairs.max())
+        return found
+
 
 @dataclass(frozen=True)
 class Gallery:
@@ -579,6 +601,15 @@ class Evaluation:
     per_gene: list[dict[str, Any]]
     pcc: dict[str, dict[str, np.ndarray]]
     given_depth: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
+
+
+def _joined(linked: np.ndarray) -> list[list[int]]:
+    """Groups of two and more that links (n, n), symmetric, join, each in ascending order."""
+    label = np.arange(len(linked))
+    for i, j in zip(*np.nonzero(np.triu(linked, 1)), strict=True):
+        label[label == label[j]] = label[i]
+    groups = [np.flatnonzero(label == name).tolist() for name in dict.fromkeys(label.tolist())]
+    return [group for group in groups if len(group) > 1]
 
 
 def _pooled(maps: np.ndarray, side: int) -> np.ndarray:

@@ -21,7 +21,8 @@ from tcgn_hub.errors import ImageError, PanelError, WeightsError
 from tcgn_hub.images.transforms import to_input
 from tcgn_hub.models.loading import load_model
 from tcgn_hub.prediction.explain import LAYERS, activation_maps, learned_graphs, occlusion_maps
-from tcgn_hub.result import LearnedGraph, Result
+from tcgn_hub.result import Explanation, LearnedGraph, Result
+from tcgn_hub.writing.canvas import Canvas
 from tcgn_hub.writing.explanations import draw_explanation, draw_gallery, explanation_text
 from tcgn_hub.writing.report import write_report
 
@@ -194,14 +195,135 @@ def test_the_picture(explanation):
     picture = Image.open(io.BytesIO(draw_explanation(explanation)))
     text = explanation_text(explanation)
     assert picture.width > 1200
-    # a row of panels for the patch and its graphs, and one for each gene
+    # a row of panels for each gene, and a line for what genes share
     row = picture.height - Image.open(io.BytesIO(draw_explanation(_one_gene(explanation)))).height
-    assert 250 < row < 350
+    assert 300 < row < 400
     assert re.search(
         r"GNAS  \d\.\d+ \+- 0\.\d+ .*significant: yes  Grad-CAM and occlusion: rank correlation -?\d\.\d\d", text
     )
-    assert re.search(r"graph of stages.1: 784 edges, \d+ self-loops", text)
+    assert re.search(r"graph of stages.1: 784 edges, \d+ self-loops.*; of any two squares 79\)", text)
     assert "values in log10(1 + 10^4 count / sum of the panel's counts)" in text
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """What is drawn, as figures of matplotlib in place of bytes."""
+    monkeypatch.setattr(Canvas, "png", lambda self: self.figure)
+
+
+def _panels(figure, title):
+    return [axes for axes in figure.axes if axes.get_title().startswith(title)]
+
+
+def test_the_graph_can_be_read(explanation, figures):
+    figure = draw_explanation(explanation)
+    edges, degree, length = (_panels(figure, "graph")[i::3] for i in range(3))
+    assert len(edges) == len(degree) == len(length) == 2
+    for i, graph in enumerate(explanation.graphs):
+        arrows = [arrow.xy for arrow in edges[i].texts if not arrow.get_text()]
+        # the strongest, without self-loops
+        strongest = graph.edges[~graph.loops][:30, 1]
+        ends = [((node % 14 + 0.5) / 14, (node // 14 + 0.5) / 14) for node in strongest]
+        np.testing.assert_allclose(sorted(arrows), sorted(ends))
+        np.testing.assert_array_equal(degree[i].images[1].get_array().ravel(), graph.degree)
+        bars, outline = length[i].patches[:-1], length[i].patches[-1].get_xy()
+        steps, heights = np.diff(outline[:, 0]), outline[1:, 1]
+        assert sum(bar.get_height() for bar in bars) == (~graph.loops).sum()
+        # both histograms have the same area
+        width = bars[0].get_width()
+        assert np.sum(np.clip(steps, 0, None) * heights) / width == pytest.approx((~graph.loops).sum())
+    assert degree[0].images[1].get_clim() == degree[1].images[1].get_clim()
+
+
+def test_a_graph_of_loops_alone_is_drawn(explanation):
+    loops = LearnedGraph("stages.0", 14, np.array([[1, 1], [2, 2]]), np.ones(2, np.float32))
+    equal = LearnedGraph("stages.1", 14, np.array([[1, 2], [2, 3]]), np.ones(2, np.float32))
+    coarse = {"final_conv": explanation.maps["final_conv"]}
+    few = replace(explanation, maps=coarse, occlusion=None, graphs=[loops, equal])
+    assert draw_explanation(few)
+    assert "median length 0 um" in explanation_text(few)
+
+
+def test_occlusion_is_drawn_on_one_scale_that_shows_it(explanation, figures):
+    occlusion = np.linspace(-0.1, 0.3, 2 * 196, dtype=np.float32).reshape(2, 14, 14)
+    occlusion[0, 0, 0] = 100
+    figure = draw_explanation(replace(explanation, occlusion=occlusion))
+    panels = _panels(figure, "occlusion")
+    assert len(panels) == 2
+    for axes in panels:
+        low, high = axes.images[1].get_clim()
+        assert low == -high
+        assert high == pytest.approx(0.3, abs=0.01)
+    assert panels[1].get_title() == "occlusion (14 x 14):\n0.1 to 0.3, median 0.2"
+    numbers = [text.get_text() for text in figure.texts]
+    assert {f"{high:.2g}", f"{low:.2g}"} <= set(numbers)
+
+
+def test_genes_whose_maps_are_one_picture(figures):
+    result = tcgn_hub.predict([PATCH], genes=["GNAS", "FASN", "FUS", "GATC"])
+    rng = np.random.default_rng(0)
+    first, second = rng.standard_normal((2, 14, 14))
+    between = first + 0.22 * second
+    chain = np.stack([first, first + 0.44 * second, 3 * between + 7, -first]).astype(np.float32)
+    same = np.stack([first, second, second, 0 * first]).astype(np.float32)
+    nothing = np.zeros((4, 7, 7), np.float32)
+    explanation = Explanation(
+        result=result,
+        patch=np.asarray(Image.open(PATCH).convert("RGB")),
+        maps={"final_conv": nothing, "stages.2": chain},
+        graphs=[LearnedGraph("stages.0", 14, np.array([[0, 3]]), np.ones(1, np.float32))],
+        occlusion=same,
+    )
+    r = [np.corrcoef(chain[i].ravel(), chain[j].ravel())[0, 1] for i, j in ((0, 1), (0, 2), (1, 2))]
+    assert r[0] < 0.95 < min(r[1:])  # the third joins the others
+    found = explanation.alike()
+    assert list(found) == [("GNAS", "FASN", "FUS"), ("FASN", "FUS")]
+    assert found["GNAS", "FASN", "FUS"] == {"stages.2": pytest.approx((r[0], max(r)))}
+    assert found["FASN", "FUS"] == {"occlusion": pytest.approx((1, 1))}
+    assert explanation.alike(above=0.9999) == {("FASN", "FUS"): found["FASN", "FUS"]}
+    sentences = [
+        f"GNAS, FASN and FUS: the same LayerCAM of stage 3 (r = {r[0]:.2f} to {max(r):.2f}): one picture, not three"
+        " findings",
+        "FASN and FUS: the same occlusion (r = 1.00): one picture, not two findings",
+    ]
+    drawn = " ".join(text.get_text() for text in draw_explanation(explanation).texts)
+    for sentence in sentences:
+        assert sentence in explanation_text(explanation).splitlines()
+        assert sentence in re.sub(r"\s+", " ", drawn)
+    alone = replace(explanation, maps={"final_conv": nothing}, occlusion=None)
+    assert alone.alike() == {}
+    assert "one picture" not in explanation_text(alone)
+
+
+@pytest.mark.parametrize("layers", [["final_conv"], list(LAYERS)])
+def test_no_text_is_cut_off(explanation, slide, figures, layers):
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    gallery = tcgn_hub.load().galleries(slide, ["FASN"], count=1)[0]
+    shown = replace(explanation, maps={layer: explanation.maps[layer] for layer in layers})
+    for figure in (draw_explanation(shown), draw_gallery(slide, gallery)):
+        FigureCanvasAgg(figure).draw()
+        for text in [*figure.texts, *(axes.title for axes in figure.axes)]:
+            box = text.get_window_extent()
+            assert box.x0 >= 0 <= box.y0, text
+            assert box.x1 <= figure.bbox.x1, text
+            assert box.y1 <= figure.bbox.y1, text
+
+
+def test_maps_of_tiles_are_on_one_scale(slide, figures):
+    gallery = tcgn_hub.load().galleries(slide, ["FASN"], count=2)[0]
+    figure = draw_gallery(slide, gallery)
+    panels = _panels(figure, "Grad-CAM")
+    limit = np.quantile(gallery.maps, 0.99)
+    assert len(panels) == 4
+    for axes, values in zip(panels, gallery.maps, strict=True):
+        assert axes.images[1].get_clim() == pytest.approx((0, limit))
+        assert axes.get_title() == f"Grad-CAM, at most {values.max():.2g}"
+    assert f"{limit:.2g} or more" in [text.get_text() for text in figure.texts]
+    # a tile without any evidence says so
+    nothing = replace(gallery, maps=gallery.maps * np.array([1, 0, 1, 1], np.float32)[:, None, None])
+    panel = _panels(draw_gallery(slide, nothing), "Grad-CAM")[1]
+    assert panel.texts[0].get_text() == "no evidence for\na higher value"
 
 
 def _one_gene(explanation):
