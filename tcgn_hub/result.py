@@ -15,7 +15,7 @@ from tcgn_hub.correlation import spearman
 from tcgn_hub.errors import OutputError, PanelError
 from tcgn_hub.extras import require
 from tcgn_hub.text import printable
-from tcgn_hub.units import UNITS, mean_in_linear
+from tcgn_hub.units import UNITS, depth, mean_in_linear
 from tcgn_hub.version import __version__
 from tcgn_hub.weights.info import WeightsInfo
 
@@ -555,11 +555,8 @@ class Measured:
 
     @property
     def depth(self) -> np.ndarray | None:
-        """log10 of the sum of the panel's counts of each spot, shape (n,), NaN without any; None without counts."""
-        if self.counts is None:
-            return None
-        total = np.nansum(self.counts, axis=1)
-        return np.log10(total, out=np.full(len(total), np.nan), where=total > 0)
+        """log10 of 1 + the panel's counts of each spot, shape (n,), NaN without any; None without counts."""
+        return None if self.counts is None else depth(self.counts)
 
     @property
     def methods(self) -> dict[str, np.ndarray]:
