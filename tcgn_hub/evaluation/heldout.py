@@ -15,11 +15,12 @@ from tcgn_hub.data.checks import check_sections
 from tcgn_hub.data.crops import SpotCrops, spot_crops
 from tcgn_hub.data.readers import Data, as_sections
 from tcgn_hub.data.sections import Section, expression_targets, panel_counts
+from tcgn_hub.data.targets import pearson_residuals, training_targets
 from tcgn_hub.errors import SectionError
 from tcgn_hub.evaluation.baselines import color_texture_features, depth_predict, mean_predict, ridge_predict
 from tcgn_hub.evaluation.encoders import encoder_features, load_encoder
 from tcgn_hub.evaluation.evaluate import summarise
-from tcgn_hub.evaluation.residuals import pearson_residuals
+from tcgn_hub.evaluation.protocols import hest_probes, protocol_scores
 from tcgn_hub.evaluation.splits import check_seen
 from tcgn_hub.prediction.predictor import Predictor, load_weights
 from tcgn_hub.progress import Progress
@@ -29,6 +30,7 @@ from tcgn_hub.units import depth, mean_in_linear
 from tcgn_hub.writing.evaluations import write_evaluation
 
 _logger = logging.getLogger(__name__)
+_COMPONENTS = 20  # of the targets that ridge regression on many features is fitted on, as by default in training
 
 
 def evaluate(
@@ -108,23 +110,21 @@ def evaluate(
     _logger.info("%s", table)
     size: dict[str, Any] = {"crop_px": crop_px} if crop_px else {"patch_um": info.patch_um}
     seen_by_encoders: dict[str, Any] = {"patch_um": encoder_um} if encoder_um else {k: [v] for k, v in size.items()}
-    measured = measure(
-        predictor,
-        train=checked[: len(fitted)],
-        test=checked[len(fitted) :],
-        panel=info.genes,
-        crops={section.name: spot_crops(section, cache=cache, progress=progress, **size) for section in checked},
-        features={
-            label: {
-                section.name: encoder_features(encoder, section, cache=cache, progress=progress, **seen_by_encoders)
-                for section in checked
-            }
-            for label, encoder in loaded.items()
-        },
-        tta=tta,
-        progress=progress,
-    )
+    sides: dict[str, Any] = {"train": checked[: len(fitted)], "test": checked[len(fitted) :], "panel": info.genes}
+    crops = {section.name: spot_crops(section, cache=cache, progress=progress, **size) for section in checked}
+    features = {
+        label: {
+            section.name: encoder_features(encoder, section, cache=cache, progress=progress, **seen_by_encoders)
+            for section in checked
+        }
+        for label, encoder in loaded.items()
+    }
+    measured = measure(predictor, **sides, crops=crops, features=features, tta=tta, progress=progress)
+    if features:
+        features[OURS] = {name: pooled_features(predictor, own) for name, own in crops.items()}
+    genes, probes = hest_probes(**sides, features=features)
     evaluation = summarise(measured, info.genes, allowed_seen=allowed)
+    evaluation.summary["protocols"] = protocol_scores(measured, hest=genes, probes=probes)
     if out is not None:
         stated = {"weights": info.name, "sha256": info.sha256, "by": by, "tta": tta, "allowed_seen": allowed}
         write_evaluation(evaluation, measured, out, metadata=stated)
@@ -188,9 +188,9 @@ def measure(
 ) -> list[Measured]:
     """Predictions of a model for held-out sections, beside those of baselines fitted on the training sections, if any.
 
-    ``features``: features of the spots by section, under the label of the baseline that is fitted on them, whose
-    penalty is chosen on the training sections. Sections with one bulk measurement become one, whose spots are the
-    slides: means of their tiles in linear space.
+    ``features``: features of the spots by section, under the label of the baseline that is fitted on them. Its penalty
+    is chosen on the training sections, and noise is removed from its targets as from those of a network. Sections with
+    one bulk measurement become one, whose spots are the slides: means of their tiles in linear space.
 
     ``train_pcc`` of a method is the mean over training sections of each gene's PCC there. Every method has seen these,
     so that it chooses a method's own genes, and says nothing of its skill.
@@ -242,7 +242,7 @@ def _baselines(
     def by_section(values: np.ndarray) -> dict[str, np.ndarray]:
         return dict(zip([s.name for s in sections], np.split(values, places), strict=True))
 
-    def ridge(of: Mapping[str, np.ndarray], parts: np.ndarray | None = None) -> dict[str, np.ndarray]:
+    def ridge(of: Mapping[str, np.ndarray], y: np.ndarray, parts: np.ndarray | None = None) -> dict[str, np.ndarray]:
         x = [of[s.name] for s in sections]
         return by_section(ridge_predict(np.concatenate(x[: len(train)]), y, np.concatenate(x), parts=parts))
 
@@ -251,9 +251,11 @@ def _baselines(
     baselines = {"mean": by_section(mean_predict(y, sum(len(t) for t in targets.values())))}
     if not np.isnan(np.concatenate(list(known.values()))).all():
         baselines["depth"] = by_section(depth_predict(depths, y, np.concatenate([known[s.name] for s in sections])))
-    baselines["ridge"] = ridge({s.name: _of_section(s, _colours(crops[s.name])) for s in sections})
+    baselines["ridge"] = ridge({s.name: _of_section(s, _colours(crops[s.name])) for s in sections}, y)
+    without_noise = np.concatenate(training_targets([targets[s.name] for s in train], _COMPONENTS).targets)
     for label, of in features.items():
-        baselines[label] = ridge({s.name: _of_section(s, of[s.name]) for s in sections}, _parts(train))
+        own = {s.name: _of_section(s, of[s.name]) for s in sections}
+        baselines[label] = ridge(own, without_noise, _parts(train))
     return baselines
 
 
