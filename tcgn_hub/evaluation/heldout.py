@@ -93,7 +93,7 @@ def evaluate(
     info = predictor.info
     sections = as_sections(data)
     was_seen = {s.name: any(map(s.seen().is_same, info.seen)) for s in sections}
-    chosen = [s for s in sections if (not was_seen[s.name] if test is None else {s.name, s.patient}.intersection(test))]
+    chosen = [section for section in sections if _is_chosen(section, test, train, was_seen)]
     unknown = set(test or ()) - {name for section in sections for name in (section.name, section.patient)}
     if unknown or not chosen:
         what = f"There is no section or patient {', '.join(sorted(unknown))}" if unknown else "No section is left"
@@ -104,17 +104,17 @@ def evaluate(
     fitted = _to_fit(sections, chosen, train, was_seen)
     if not fitted:
         _logger.warning("No baselines: none of the sections that %s has seen is among the data.", info.name)
-    loaded = {f"ridge {name}": load_encoder(name, device=device) for name in encoders if fitted}
+    loaded = {label: load_encoder(name, device=device) for label, name in _labels(encoders).items() if fitted}
 
     checked, table = check_sections([*fitted, *chosen], info.genes)
     _logger.info("%s", table)
     size: dict[str, Any] = {"crop_px": crop_px} if crop_px else {"patch_um": info.patch_um}
-    seen_by_encoders: dict[str, Any] = {"patch_um": encoder_um} if encoder_um else {k: [v] for k, v in size.items()}
+    fields: dict[str, Any] = size if crop_px and not encoder_um else {"patch_um": encoder_um or [info.patch_um]}
     sides: dict[str, Any] = {"train": checked[: len(fitted)], "test": checked[len(fitted) :], "panel": info.genes}
     crops = {section.name: spot_crops(section, cache=cache, progress=progress, **size) for section in checked}
     features = {
         label: {
-            section.name: encoder_features(encoder, section, cache=cache, progress=progress, **seen_by_encoders)
+            section.name: encoder_features(encoder, section, cache=cache, progress=progress, **fields)
             for section in checked
         }
         for label, encoder in loaded.items()
@@ -127,8 +127,29 @@ def evaluate(
     evaluation.summary["protocols"] = protocol_scores(measured, hest=genes, probes=probes)
     if out is not None:
         stated = {"weights": info.name, "sha256": info.sha256, "by": by, "tta": tta, "allowed_seen": allowed}
+        stated |= {
+            "baselines_fitted_on": [s.name for s in fitted],
+            "encoders": list(encoders),
+            "encoder_um": encoder_um,
+        }
         write_evaluation(evaluation, measured, out, metadata=stated)
     return evaluation
+
+
+def _is_chosen(
+    section: Section, test: Sequence[str] | None, train: Sequence[str] | None, seen: Mapping[str, bool]
+) -> bool:
+    """Whether to measure on a section: it is named, or nothing has seen it or is to be fitted on it."""
+    names = {section.name, section.patient}
+    return not (seen[section.name] or names.intersection(train or ())) if test is None else bool(names & set(test))
+
+
+def _labels(encoders: Sequence[str]) -> dict[str, str]:
+    """Names of frozen networks by the label of their baseline, without folders where that leaves them apart."""
+    short = [name.removeprefix("hf-hub:") for name in encoders]
+    short = [Path(name).name if name.startswith("local-dir:") else name for name in short]
+    apart = len(set(short)) == len(set(encoders))
+    return {f"ridge {label}": name for label, name in zip(short if apart else encoders, encoders, strict=True)}
 
 
 def _to_fit(
