@@ -26,9 +26,9 @@ from tcgn_hub.data.checks import check_sections
 from tcgn_hub.data.crops import spot_crops
 from tcgn_hub.data.readers.her2st import read_her2st
 from tcgn_hub.data.sections import Section, expression_targets
+from tcgn_hub.data.targets import training_targets
 from tcgn_hub.evaluation.baselines import color_texture_features, ridge_predict
 from tcgn_hub.panels import load_panel
-from tcgn_hub.training.targets import training_targets
 
 FIELDS = (40, 56, 77, 150, 230)
 Targets = Callable[[Sequence[Section], list[np.ndarray]], list[np.ndarray]]

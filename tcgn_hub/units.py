@@ -20,6 +20,15 @@ def from_linear(values: np.ndarray) -> np.ndarray:
     return np.log1p(values) / math.log(10)
 
 
+def depth(counts: np.ndarray) -> np.ndarray:
+    """log10 of 1 + the sum of the panel's counts of each spot, shape (n,); NaN of a spot without any.
+
+    ``counts``: raw counts, shape (n, genes), NaN where a gene was not measured.
+    """
+    total = np.nansum(counts, axis=1)
+    return np.where(total > 0, np.log10(1 + total), np.nan)
+
+
 def mean_in_linear(values: np.ndarray, axis: int = 0) -> np.ndarray:
     """Mean of values in `UNITS`, taken of the counts and not of their logarithms, as a bulk measurement takes it.
 

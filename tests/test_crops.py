@@ -304,7 +304,7 @@ def test_a_full_disk_is_an_error_and_not_the_end(noise):
         pytest.skip("no /dev/full")
     shape = len(noise.spots), 3, 100, 100
     with pytest.raises(OSError, match="No space"):
-        crops._write(Path("/dev/full"), crops._cut(noise, crops._Plan(100, 100, 100), False), shape)
+        crops._write(Path("/dev/full"), crops._cut(noise, crops._Plan(100, 100, 100, 224), False), shape)
 
 
 def test_crops_of_her2st_are_those_of_its_spots(tmp_path):

@@ -11,9 +11,16 @@ from scipy.ndimage import gaussian_filter
 from scipy.spatial import KDTree
 
 from tcgn_hub.correlation import pearson, spearman
+from tcgn_hub.data.targets import pearson_residuals
 from tcgn_hub.errors import SectionError
 from tcgn_hub.evaluation import spots
-from tcgn_hub.evaluation.baselines import color_texture_features, mean_predict, ridge_predict
+from tcgn_hub.evaluation.baselines import (
+    PENALTIES,
+    color_texture_features,
+    depth_predict,
+    mean_predict,
+    ridge_predict,
+)
 from tcgn_hub.evaluation.ceiling import noise_ceiling
 from tcgn_hub.evaluation.evaluate import summarise
 from tcgn_hub.evaluation.intervals import block_bootstrap, bootstrap_pearson, interval
@@ -231,6 +238,85 @@ def test_ridge_finds_a_linear_relation():
     x = rng.normal(size=(200, 6)) * 5 + 3
     y = x @ rng.normal(size=(6, 3)) + 2
     assert pearson(ridge_predict(x[:150], y[:150], x[150:], penalty=0.1), y[150:]) == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize("shape", [(200, 6), (40, 90)])
+@pytest.mark.parametrize("penalty", [1.0, 1e4])
+def test_ridge_is_that_of_scikit_learn(shape, penalty):
+    linear_model = pytest.importorskip("sklearn.linear_model")
+    rng = np.random.default_rng(0)
+    x, test = rng.normal(3, 2, shape).astype(np.float32), rng.normal(3, 2, (20, shape[1])).astype(np.float32)
+    y = rng.normal(size=(shape[0], 4))
+    mean, std = x.mean(axis=0), x.std(axis=0)
+    want = linear_model.Ridge(alpha=penalty).fit((x - mean) / std, y).predict((test - mean) / std)
+    assert ridge_predict(x, y, test, penalty=penalty) == pytest.approx(want, abs=1e-5)
+
+
+def test_the_penalty_is_the_one_that_predicts_parts_left_out_best():
+    rng = np.random.default_rng(0)
+    parts = np.repeat([0, 1, 2], 40)
+    x, test = rng.normal(size=(120, 200)), rng.normal(size=(60, 200))
+    chosen = {}
+    for noise in (0.1, 30.0):
+        weights = rng.normal(size=(200, 5))
+        y = x @ weights + noise * rng.normal(size=(120, 5))
+        y[40:80, 2] = np.nan
+        scores = []
+        for penalty in PENALTIES:
+            left_out = [
+                pearson(ridge_predict(x[parts != i], y[parts != i], x[parts == i], penalty=penalty), y[parts == i])
+                for i in range(3)
+            ]
+            scores.append(sum(np.nanmedian(pcc) for pcc in left_out))
+        chosen[noise] = PENALTIES[int(np.argmax(scores))]
+        want = ridge_predict(x, y, test, penalty=chosen[noise])
+        assert ridge_predict(x, y, test, parts=parts) == pytest.approx(want, abs=1e-9)
+        # what a part is called, and the order of the spots, change nothing
+        mixed = rng.permutation(120)
+        assert ridge_predict(x[mixed], y[mixed], test, parts=7 - parts[mixed]) == pytest.approx(want, abs=1e-7)
+    assert chosen[0.1] < chosen[30.0]
+
+
+def test_a_penalty_can_be_chosen_without_parts_to_leave_out():
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(30, 4)), rng.normal(size=(30, 3))
+    want = ridge_predict(x, y, x, penalty=PENALTIES[len(PENALTIES) // 2])
+    assert ridge_predict(x, y, x, parts=np.zeros(30)) == pytest.approx(want)
+
+
+def test_depth_predicts_what_follows_it_and_nothing_else():
+    rng = np.random.default_rng(0)
+    depth, other = rng.normal(3, 0.5, 300), rng.normal(3, 0.5, 200)
+    slopes = np.array([1.0, -2.0, 0.0])
+    noise = rng.normal(size=(300, 3))
+    predicted = depth_predict(depth, depth[:, None] * slopes + 0.1 * noise, other)
+    assert predicted == pytest.approx(other[:, None] * slopes, abs=0.1)
+    want = [
+        np.polyval(np.polyfit(depth, depth * slope + 0.1 * noise[:, i], 1), other) for i, slope in enumerate(slopes)
+    ]
+    assert predicted == pytest.approx(np.stack(want, axis=1), abs=1e-6)
+    gaps = np.where(np.arange(300) % 3 == 0, np.nan, depth)
+    targets = depth[:, None] * slopes
+    targets[:100, 1] = np.nan
+    with_gaps = depth_predict(gaps, targets, np.append(other, np.nan))
+    assert with_gaps[:-1] == pytest.approx(other[:, None] * slopes, abs=1e-5)
+    assert np.isnan(with_gaps[-1]).all()
+
+
+def test_residuals_of_counts_are_of_mean_0_and_variance_1_where_only_chance_varies():
+    rng = np.random.default_rng(0)
+    depth = rng.lognormal(0, 0.5, (500, 1))
+    counts = rng.poisson(depth * rng.lognormal(1, 1, 80)).astype(float)
+    counts[:, 3] = np.nan
+    counts[:, 4] = 0
+    residuals = pearson_residuals(counts)
+    assert np.isnan(residuals[:, 3]).all()
+    assert (residuals[:, 4] == 0).all()
+    usual = np.delete(residuals, [3, 4], axis=1)
+    assert usual.mean(axis=0) == pytest.approx(0, abs=0.1)
+    assert np.median(usual.var(axis=0)) == pytest.approx(1, abs=0.1)
+    # counts ten times as many spread more than chance has it
+    assert pearson_residuals(10 * np.nan_to_num(counts)).var(axis=0).mean() > 2
 
 
 def test_baselines_fit_a_gene_on_the_spots_that_have_it():

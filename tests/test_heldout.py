@@ -6,16 +6,20 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from encoders import write_encoder
 from sections import PANEL, write_section
 
-from tcgn_hub.data.crops import SpotCrops
+from tcgn_hub.correlation import pearson
+from tcgn_hub.data.crops import SpotCrops, spot_crops
 from tcgn_hub.data.readers.her2st import read_her2st
-from tcgn_hub.data.sections import expression_targets
-from tcgn_hub.errors import SectionError
-from tcgn_hub.evaluation.baselines import color_texture_features, ridge_predict
-from tcgn_hub.evaluation.heldout import evaluate, measure
+from tcgn_hub.data.sections import expression_targets, panel_counts
+from tcgn_hub.data.targets import pearson_residuals, training_targets
+from tcgn_hub.errors import SectionError, WeightsError
+from tcgn_hub.evaluation.baselines import color_texture_features, depth_predict, ridge_predict
+from tcgn_hub.evaluation.heldout import _labels, _parts, evaluate, measure, predict_crops
 from tcgn_hub.evaluation.tables import section_table
 from tcgn_hub.prediction.predictor import Predictor
+from tcgn_hub.units import depth
 from tcgn_hub.weights.info import WeightsInfo
 
 
@@ -142,3 +146,100 @@ def test_the_memory_of_baselines_does_not_grow_with_the_spots(predictor, section
     features = color_texture_features(pixels[:, :, 8:-8, 8:-8])
     targets = expression_targets(section, PANEL)
     assert measured.baselines["ridge"] == pytest.approx(ridge_predict(features, targets, features), abs=1e-5)
+
+
+# ------------------------------------------------------------------------------------------------- baselines of measure
+
+
+def test_baselines_and_what_they_reach_on_their_own_sections(sections, predictor):
+    train, test = sections[:3], sections[3:]
+    rng = np.random.default_rng(0)
+    features = {"ridge net": {section.name: rng.normal(size=(12, 30)) for section in sections}}
+    crops = {section.name: spot_crops(section, crop_px=112) for section in sections}
+    (found,) = measure(predictor, train=train, test=test, panel=PANEL, crops=crops, features=features)
+    assert list(found.baselines) == ["mean", "depth", "ridge", "ridge net"]
+    targets = {section.name: expression_targets(section, PANEL) for section in sections}
+    y = np.concatenate([targets[section.name] for section in train])
+    depths = {section.name: depth(panel_counts(section, PANEL)) for section in sections}
+    train_depth = np.concatenate([depths[section.name] for section in train])
+    assert found.baselines["depth"] == pytest.approx(depth_predict(train_depth, y, depths["C2"]))
+    assert found.depth == pytest.approx(depths["C2"])
+    x = np.concatenate([features["ridge net"][section.name] for section in train])
+    clean = np.concatenate(training_targets([targets[section.name] for section in train], 20).targets)
+    own = ridge_predict(x, clean, features["ridge net"]["C2"], parts=np.repeat([0, 1, 2], 12))
+    assert found.baselines["ridge net"] == pytest.approx(own)
+    assert found.train_pcc.keys() == {"TCGN", *found.baselines}
+    fitted = ridge_predict(x, clean, x, parts=np.repeat([0, 1, 2], 12)).reshape(3, 12, -1)
+    want = np.mean([pearson(fitted[i], targets[section.name]) for i, section in enumerate(train)], axis=0)
+    assert found.train_pcc["ridge net"] == pytest.approx(want)
+    shown = [pearson(predict_crops(predictor, crops[s.name]), targets[s.name]) for s in train]
+    assert found.train_pcc["TCGN"] == pytest.approx(np.mean(shown, axis=0))
+    variance = np.mean([pearson_residuals(panel_counts(s, PANEL)).var(axis=0) for s in train], axis=0)
+    assert found.train_variance == pytest.approx(variance)
+    alone = measure(predictor, train=[], test=test, panel=PANEL, crops=crops)[0]
+    assert (alone.baselines, alone.train_pcc, alone.train_variance) == ({}, {}, None)
+    assert np.array_equal(alone.predicted, found.predicted)
+
+
+def test_one_training_section_is_left_out_in_strips(sections):
+    parts = _parts(sections[:1])
+    along = sections[0].xy[:, np.argmax(np.ptp(sections[0].xy, axis=0))]
+    assert np.bincount(parts).min() >= 2
+    assert len(np.unique(parts)) == 5
+    assert all(along[parts == i].max() < along[parts == i + 1].min() for i in range(4))
+    slides = [replace(sections[0], bulk=True, counts=sections[0].counts[:1]) for _ in range(2)]
+    slides = [replace(slide, name=f"S{i}") for i, slide in enumerate(slides)]
+    assert _parts([slides[0], sections[1], slides[1]]).tolist() == [3, *[1] * 12, 3]
+
+
+def test_baselines_of_slides_and_of_spots(sections, predictor):
+    slides = [replace(s, name=f"S{s.name}", bulk=True, counts=s.counts[:1]) for s in sections]
+    crops = {slide.name: spot_crops(slide, crop_px=112) for slide in slides}
+    (found,) = measure(predictor, train=slides[:2], test=slides[2:], panel=PANEL, crops=crops)
+    assert list(found.baselines) == ["mean", "ridge"]
+    assert found.predicted.shape == found.baselines["ridge"].shape == (2, len(PANEL))
+    assert found.train_variance is None
+
+
+def test_sections_to_fit_on_can_be_named(sections, predictor):
+    unseen = Predictor(Brightness(), WeightsInfo("mine", genes=tuple(PANEL)))
+    alone = measured(sections, unseen, test=["C2"])
+    assert alone.summary["median_pcc_ridge"] is None
+    fitted = measured(sections, unseen, test=["C2"], train=["A", "B1"])
+    assert fitted.per_gene == measured(sections, unseen, test=["C2"], train=["A1", "A2", "B1"]).per_gene
+    assert fitted.summary["median_pcc_ridge"] is not None
+    rest = measured(sections, unseen, train=["A", "B1"])
+    assert list(rest.summary["sections"]) == ["C2"]
+    with pytest.raises(SectionError, match=r"C2 is both to fit baselines on and to measure on"):
+        measured(sections, unseen, test=["C2"], train=["A1", "C"])
+    with pytest.raises(SectionError, match=r"no section or patient X9 to fit baselines on; the sections are A1, A2"):
+        measured(sections, unseen, test=["C2"], train=["A1", "X9"])
+
+
+def test_encoders_stand_beside_the_weights(sections, predictor, tmp_path):
+    name = write_encoder(tmp_path / "net")
+    sections = [replace(section, mpp=0.5) for section in sections]
+    options = {"test": ["C2"], "encoders": [name], "cache": tmp_path / "cache", "out": tmp_path / "out"}
+    first = measured(sections, predictor, **options)
+    protocols = first.summary["protocols"]
+    assert protocols["per section"].keys() == {"TCGN", "mean", "depth", "ridge", "ridge net"}
+    assert protocols["HEST-Bench"].keys() == {"TCGN", "ridge net"}
+    assert measured(sections, predictor, **options).summary == first.summary
+    stated = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert stated["baselines_fitted_on"] == ["A1", "B1"]
+    assert (stated["encoders"], stated["encoder_um"]) == ([name], None)
+    # one patch of 112 px is one of 56 um, and two patches are something else
+    same = measured(sections, predictor, encoder_um=[56], **options).summary["protocols"]
+    assert same["pooled"]["ridge net"] == pytest.approx(protocols["pooled"]["ridge net"], abs=1e-6)
+    both = measured(sections, predictor, encoder_um=[56, 90], **options).summary["protocols"]
+    assert both["pooled"]["ridge net"] != pytest.approx(protocols["pooled"]["ridge net"], abs=1e-6)
+    assert both["pooled"]["ridge"] == protocols["pooled"]["ridge"]
+    with pytest.raises(WeightsError, match="no_such_network"):
+        measured(sections, predictor, test=["C2"], encoders=["no_such_network"])
+
+
+def test_labels_of_encoders_leave_out_folders_where_they_can():
+    names = ["hf-hub:org/net", "local-dir:/a/net", "resnet18"]
+    assert _labels(names) == {"ridge org/net": names[0], "ridge net": names[1], "ridge resnet18": names[2]}
+    twins = ["local-dir:/a/net", "local-dir:/b/net"]
+    assert _labels(twins) == {f"ridge {name}": name for name in twins}

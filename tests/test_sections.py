@@ -5,9 +5,9 @@ import pytest
 from scipy import sparse
 
 from tcgn_hub.data.sections import Section, expression_targets, panel_counts
+from tcgn_hub.data.targets import variable_genes
 from tcgn_hub.errors import PanelError, SectionError
 from tcgn_hub.panels import PANELS, load_panel
-from tcgn_hub.training.targets import variable_genes
 
 GENES = [f"G{i}" for i in range(12)]
 

@@ -23,6 +23,7 @@ from tcgn_hub import Recipe
 from tcgn_hub.correlation import pearson
 from tcgn_hub.data.readers import read_sections
 from tcgn_hub.data.sections import Section, expression_targets
+from tcgn_hub.data.targets import training_targets, variable_genes
 from tcgn_hub.errors import OutputError, SectionError, TrainingError
 from tcgn_hub.evaluation.heldout import predict_crops
 from tcgn_hub.evaluation.splits import Split
@@ -32,7 +33,6 @@ from tcgn_hub.training.distributed import Processes
 from tcgn_hub.training.losses import bulk_mean
 from tcgn_hub.training.optimisation import freeze, make_optimizer, make_schedule
 from tcgn_hub.training.start import starting_model
-from tcgn_hub.training.targets import training_targets, variable_genes
 from tcgn_hub.training.trainer import Trainer
 from tcgn_hub.units import mean_in_linear
 from tcgn_hub.weights.hub import sha256_of

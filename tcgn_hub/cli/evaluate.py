@@ -8,7 +8,10 @@ from tcgn_hub.cli.common import command, make_parser, sections_of
 from tcgn_hub.cli.options import add, given
 
 _DATA = ("data", "sections", "expression", "mpp", "force_scale")
-_OPTIONS = ("weights", "device", "precision", "backend", "test", "by", "allow_seen", "tta", "crop_px", "cache")
+_OPTIONS = (
+    *("weights", "device", "precision", "backend", "test", "train", "by", "allow_seen", "encoders", "encoder_um"),
+    *("tta", "crop_px", "cache"),
+)
 
 
 def build_parser(prog: str) -> argparse.ArgumentParser:
@@ -16,7 +19,8 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
     parser = make_parser(
         prog,
         "Measure weights on sections that they were not trained on (those of --test, or all that they have not seen),"
-        " beside baselines fitted on those that they were trained on, where these are among the data. -o is a folder"
+        " beside baselines fitted on those that they were trained on (or those of --train), where these are among the"
+        " data. -o is a folder"
         " for metrics.json, per_gene.csv and figures.",
     )
     add(parser, *_DATA, *_OPTIONS, "output")

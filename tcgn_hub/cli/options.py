@@ -132,6 +132,25 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "split": _value("what is held out together, or a splits.json (default: patient)", "patient|section|none|FILE"),
     "by": _value("what is held out together (default: patient)", choices=("patient", "section")),
     "test": _value("patients or sections to measure on, and not to train on", "NAME", nargs="+"),
+    "train": _value(
+        "patients or sections to fit the baselines on (default: what the weights have seen and is not measured on)",
+        "NAME",
+        nargs="+",
+    ),
+    "encoders": _value(
+        "frozen networks to compare with, by ridge regression on their features: a model of timm, hf-hub:ORG/NAME, or"
+        " local-dir:DIR",
+        "NAME",
+        flags=("--encoder",),
+        dest="encoders",
+        nargs="+",
+    ),
+    "encoder_um": _value(
+        "sides in micrometres of the patches that frozen networks see, side by side (default: that of the weights)",
+        "UM",
+        _ABOVE_ZERO,
+        nargs="+",
+    ),
     "folds": _value("only the folds of these patients or sections", "NAME", nargs="+"),
     "final": _flag("then train on all sections, for weights that state these metrics"),
     "allow_seen": _value(
@@ -140,7 +159,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         nargs="+",
     ),
     "resume": _flag("continue the run in the output folder, as it was asked for; no other option is needed"),
-    "cache": _value("keep the crops here for other runs on the same data", "DIR"),
+    "cache": _value("keep crops and features here for other runs on the same data", "DIR"),
     "checkpoint_minutes": _value("how often to save the state (default: 10)", "N", _ABOVE_ZERO),
     "metadata": _value(
         "JSON of what else to state in config.json and the model card: panel, license, origin, training_data", "FILE"

@@ -45,11 +45,12 @@ class _Plan:
     native: float  # side of the patch in full-resolution pixels
     patch: int  # the same in the pixels that are kept, at most what the model takes
     side: int  # of what is kept, margin included
+    most: int  # pixels of a patch from which it is shrunk
 
     @property
     def downsample(self) -> float:
         """Full-resolution pixels per pixel that is kept."""
-        return max(1.0, self.native / INPUT_PX)
+        return max(1.0, self.native / self.most)
 
 
 def spot_crops(
@@ -58,20 +59,39 @@ def spot_crops(
     patch_um: float | None = None,
     crop_px: int | None = None,
     margin: float = 0.0,
+    most_px: int = INPUT_PX,
     cache: str | Path | None = None,
     progress: bool = False,
 ) -> SpotCrops:
     """Square crops around the centres of the spots.
 
-    Patches of at most 224 px are kept pixel by pixel; larger ones are read from the level that predictions are read
-    from, and resized so that the patch has 224 px.
+    Patches of at most ``most_px`` are kept pixel by pixel; larger ones are read from the level that predictions are
+    read from, and resized so that the patch has ``most_px``.
 
     ``section``: the section; ``patch_um``: side of the patch that the model is to see, in micrometres. Either this or
     ``crop_px``; ``crop_px``: the same in pixels of the image, as the rule of the paper has it; ``margin``: what to keep
-    around the patch on each side, as a share of its side, for crops that are moved; ``cache``: folder to keep the crops
-    in. They are cut anew if the image or anything else that they follow from has changed; ``progress``: show how far it
-    is, see `tcgn_hub.progress`.
+    around the patch on each side, as a share of its side, for crops that are moved; ``most_px``: pixels along the side
+    of a patch that whoever sees it can use; ``cache``: folder to keep the crops in. They are cut anew if the image or
+    anything else that they follow from has changed; ``progress``: show how far it is, see `tcgn_hub.progress`.
     """
+    plan = _plan(section, patch_um, crop_px, margin, most_px)
+    shape = len(section.spots), 3, plan.side, plan.side
+    if cache is None:
+        pixels = np.empty(shape, np.uint8)
+        for crop, cut in zip(pixels, _cut(section, plan, progress), strict=True):
+            crop[:] = cut
+        return SpotCrops(pixels, plan.patch)
+    return SpotCrops(_cached(section, plan, shape, Path(cache), progress), plan.patch)
+
+
+def crops_fingerprint(
+    section: Section, *, patch_um: float | None = None, crop_px: int | None = None, most_px: int = INPUT_PX
+) -> str:
+    """What tells crops of `spot_crops` from others: it changes with the image, the spots and the size."""
+    return _fingerprint(section, _plan(section, patch_um, crop_px, 0.0, most_px))
+
+
+def _plan(section: Section, patch_um: float | None, crop_px: int | None, margin: float, most_px: int) -> _Plan:
     if (patch_um is None) == (crop_px is None):
         raise ValueError("give either patch_um or crop_px")
     if crop_px is None:
@@ -84,15 +104,8 @@ def spot_crops(
         native = patch_um / section.mpp
     else:
         native = float(crop_px)
-    patch = INPUT_PX if native > INPUT_PX else patch_px(1.0, native)
-    plan = _Plan(native, patch, patch + 2 * round(margin * patch))
-    shape = len(section.spots), 3, plan.side, plan.side
-    if cache is None:
-        pixels = np.empty(shape, np.uint8)
-        for crop, cut in zip(pixels, _cut(section, plan, progress), strict=True):
-            crop[:] = cut
-        return SpotCrops(pixels, patch)
-    return SpotCrops(_cached(section, plan, shape, Path(cache), progress), patch)
+    patch = most_px if native > most_px else patch_px(1.0, native)
+    return _Plan(native, patch, patch + 2 * round(margin * patch), most_px)
 
 
 def _cached(section: Section, plan: _Plan, shape: tuple[int, ...], folder: Path, progress: bool) -> np.ndarray:

@@ -6,7 +6,7 @@ import numpy as np
 
 from tcgn_hub.correlation import pearson
 from tcgn_hub.evaluation.significance import residuals
-from tcgn_hub.evaluation.skill import log_depth
+from tcgn_hub.units import depth
 
 
 def noise_ceiling(counts: np.ndarray, *, given_depth: bool = False, repeats: int = 10, seed: int = 0) -> np.ndarray:
@@ -54,4 +54,4 @@ def noise_ceiling(counts: np.ndarray, *, given_depth: bool = False, repeats: int
 def _values(counts: np.ndarray, given_depth: bool) -> np.ndarray:
     """Targets from counts of which no spot is empty, shape (n, genes)."""
     values = np.log10(1 + 1e4 * counts / counts.sum(axis=1, keepdims=True))
-    return residuals(values, log_depth(counts)) if given_depth else values
+    return residuals(values, depth(counts)) if given_depth else values

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from tcgn_hub.correlation import pearson, spearman
+from tcgn_hub.data.targets import pearson_residuals
 from tcgn_hub.errors import SectionError
 from tcgn_hub.evaluation.ceiling import noise_ceiling
 from tcgn_hub.evaluation.conformal import coverage_across, interval_radius
@@ -24,8 +25,9 @@ from tcgn_hub.evaluation.intervals import (
 )
 from tcgn_hub.evaluation.metrics import nrmse, rmse
 from tcgn_hub.evaluation.significance import SpatialTest, benjamini_hochberg, spatial_test, stouffer
-from tcgn_hub.evaluation.skill import effective_rank, highest, log_depth, pearson_residuals, split_axis
+from tcgn_hub.evaluation.skill import effective_rank, highest, split_axis
 from tcgn_hub.result import OURS, Evaluation, Measured
+from tcgn_hub.units import depth
 from tcgn_hub.weights.info import INTERVAL_LEVEL
 
 _LEAST_SPOTS = 4
@@ -228,9 +230,10 @@ def _score(section: Measured, repeats: int, seed: tuple[int, int]) -> dict[str, 
     """Each method of a section."""
     targets = section.targets.astype(np.float64)
     shape, enough = targets.shape[1:], len(targets) >= _LEAST_SPOTS
-    depth, labels = None, targets * np.nan
+    known, labels = None, targets * np.nan
     if section.counts is not None and enough:
-        depth, labels = log_depth(section.counts), pearson_residuals(section.counts)
+        known, labels = depth(section.counts), pearson_residuals(section.counts)
+    held_fixed = known if known is not None and np.isfinite(known).all() else None
     blocks = block_bootstrap(section.xy, repeats=repeats, seed=seed) if enough else None
     nothing = np.full(shape, np.nan)
     no_test = SpatialTest(*np.full((4, *shape), np.nan))
@@ -246,7 +249,7 @@ def _score(section: Measured, repeats: int, seed: tuple[int, int]) -> dict[str, 
             continue
         one, beyond = split_axis(predicted)
         test = spatial_test(predicted, targets, section.xy)
-        given = no_test if depth is None else spatial_test(predicted, targets, section.xy, given=depth)
+        given = no_test if held_fixed is None else spatial_test(predicted, targets, section.xy, given=held_fixed)
         values |= {
             "pcc": pearson(predicted, targets),
             "spearman": spearman(predicted, targets),
@@ -260,8 +263,8 @@ def _score(section: Measured, repeats: int, seed: tuple[int, int]) -> dict[str, 
             "one_factor": bootstrap_pearson(one, targets, *blocks),
             "beyond_one_factor": bootstrap_pearson(beyond, targets, *blocks),
         }
-        if depth is not None:
-            drawn["pcc_given_depth"] = bootstrap_partial(predicted, targets, depth, *blocks)
+        if held_fixed is not None:
+            drawn["pcc_given_depth"] = bootstrap_partial(predicted, targets, held_fixed, *blocks)
             drawn["pcc_residuals"] = bootstrap_pearson(predicted, labels, *blocks)
         plain = widening(drawn["pcc"], test.effective)
         for key, each in drawn.items():

@@ -6,17 +6,8 @@ import numpy as np
 
 from tcgn_hub.correlation import standardised
 
-_THETA = 100
 _HIGHLY_VARIABLE = 50
 _NOTHING_LEFT = 1e-10  # of the variance
-
-
-def log_depth(counts: np.ndarray) -> np.ndarray:
-    """log10(1 + sum of the counts of a spot), shape (n,), from raw counts of the panel, shape (n, genes).
-
-    Genes not measured, whose column is NaN, do not count.
-    """
-    return np.log10(1 + np.nansum(counts, axis=1))
 
 
 def split_axis(predicted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -50,18 +41,6 @@ def effective_rank(values: np.ndarray) -> float:
         return float("nan")
     share = share[share > 1e-12 * total] / total
     return float(np.exp(-(share * np.log(share)).sum()))
-
-
-def pearson_residuals(counts: np.ndarray) -> np.ndarray:
-    """Analytic Pearson residuals (Lause, Berens and Kobak, Genome Biology 22, 258 (2021)), theta 100.
-
-    Clipped to the root of the number of spots. ``counts``: raw counts, float64, shape (n, genes); NaN in the columns of
-    genes not measured, which stay NaN, and spots should have counts. Returns shape (n, genes).
-    """
-    total = np.nansum(counts, axis=1, keepdims=True)
-    mu = total * counts.sum(axis=0) / max(total.sum(), 1)
-    residuals = np.divide(counts - mu, np.sqrt(mu + mu**2 / _THETA), where=~(mu <= 0), out=np.zeros(counts.shape))
-    return np.clip(residuals, -np.sqrt(len(counts)), np.sqrt(len(counts)))
 
 
 def highest(values: np.ndarray, number: int = _HIGHLY_VARIABLE) -> np.ndarray:

@@ -12,6 +12,7 @@ from typing import Any
 from tcgn_hub.data.checks import check_sections
 from tcgn_hub.data.readers import Data, as_sections
 from tcgn_hub.data.sections import Section
+from tcgn_hub.data.targets import variable_genes
 from tcgn_hub.errors import TrainingError
 from tcgn_hub.evaluation.evaluate import summarise
 from tcgn_hub.evaluation.heldout import measure
@@ -25,7 +26,6 @@ from tcgn_hub.training.fingerprint import fingerprint
 from tcgn_hub.training.recipe import Recipe
 from tcgn_hub.training.results import write_results
 from tcgn_hub.training.start import Start, starting_model
-from tcgn_hub.training.targets import variable_genes
 from tcgn_hub.training.trainer import Trainer
 from tcgn_hub.weights.info import WeightsInfo
 from tcgn_hub.weights.lineage import union

@@ -19,6 +19,7 @@ from torch import nn
 from tcgn_hub.correlation import column_means, pearson
 from tcgn_hub.data.crops import SpotCrops, spot_crops
 from tcgn_hub.data.sections import Section, expression_targets
+from tcgn_hub.data.targets import training_targets
 from tcgn_hub.errors import SectionError, TrainingError
 from tcgn_hub.evaluation.heldout import predict_crops
 from tcgn_hub.evaluation.splits import Split, spatial_block
@@ -36,7 +37,6 @@ from tcgn_hub.training.losses import loss_of
 from tcgn_hub.training.optimisation import freeze, make_optimizer, make_schedule
 from tcgn_hub.training.recipe import Recipe
 from tcgn_hub.training.start import Start, begin_at, starting_model
-from tcgn_hub.training.targets import training_targets
 from tcgn_hub.units import UNITS, mean_in_linear
 from tcgn_hub.weights.info import WeightsInfo
 

@@ -1,4 +1,4 @@
-"""What a model is trained towards: targets without noise, and the scale of each gene."""
+"""What a model is trained towards, targets without noise, and which genes vary beyond what counting explains."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from tcgn_hub.correlation import column_means
-from tcgn_hub.evaluation.skill import pearson_residuals
+
+_THETA = 100.0
 
 
 @dataclass(frozen=True)
@@ -47,11 +48,27 @@ def training_targets(targets: Sequence[np.ndarray], components: int) -> Training
     )
 
 
-def variable_genes(counts: Sequence[np.ndarray], genes: Sequence[Sequence[str]], number: int) -> list[str]:
-    """The genes that vary most beyond what counting explains, by the variance of their analytic Pearson residuals.
+def pearson_residuals(counts: np.ndarray) -> np.ndarray:
+    """Analytic Pearson residuals (Lause, Berens and Kobak, Genome Biology 22, 258, 2021).
 
-    See `tcgn_hub.evaluation.skill.pearson_residuals`. Of several sections, the genes of the best median rank, measured
-    in all of them.
+    A count less what is expected of its spot and its gene, over the standard deviation of a negative binomial of theta
+    100, clipped to the root of the number of spots.
+
+    ``counts``: raw counts of one section, shape (n, genes); NaN in the columns of genes not measured. Returns float64,
+    shape (n, genes); NaN where there are no counts, 0 where nothing is expected.
+    """
+    known = np.nan_to_num(counts)
+    expected = known.sum(axis=1, keepdims=True) * known.sum(axis=0) / max(known.sum(), 1)
+    spread = np.sqrt(expected + expected**2 / _THETA)
+    residuals = np.divide(known - expected, spread, out=np.zeros(known.shape), where=expected > 0)
+    most = np.sqrt(len(counts))
+    return np.where(np.isnan(counts), np.nan, np.clip(residuals, -most, most))
+
+
+def variable_genes(counts: Sequence[np.ndarray], genes: Sequence[Sequence[str]], number: int) -> list[str]:
+    """The genes that vary most beyond what counting explains, by the variance of their `pearson_residuals`.
+
+    Of several sections, the genes of the best median rank, measured in all of them.
 
     ``counts``: raw counts of each section, shape (spots, genes of that section); ``genes``: symbols of the columns of
     each section; ``number``: how many genes to take; fewer if fewer were measured in all sections.
