@@ -50,3 +50,21 @@ def column_means(values: np.ndarray, empty: float) -> np.ndarray:
     known = ~np.isnan(values)
     total = np.where(known, values, 0).sum(axis=0, dtype=np.float64)
     return np.divide(total, known.sum(axis=0), out=np.full(values.shape[1], empty, np.float64), where=known.any(axis=0))
+
+
+def partial(predicted: np.ndarray, measured: np.ndarray, given: np.ndarray) -> np.ndarray:
+    """`pearson` of each gene with a covariate held fixed on both sides: of what a line through it leaves.
+
+    ``predicted``: predictions, shape (spots, genes); ``measured``: measurements, shape (spots, genes); ``given``: the
+    covariate, shape (spots,). Returns correlations, float64, shape (genes,); 0 where either is on the line, NaN for
+    genes that were not measured.
+    """
+    line = centred(np.asarray(given, np.float64)[:, None])
+    norm = (line**2).sum()
+    return pearson(*(_left(centred(values), line, norm) for values in (predicted, measured)))
+
+
+def _left(values: np.ndarray, line: np.ndarray, norm: float) -> np.ndarray:
+    left = values - line * ((line * values).sum(axis=0) / norm) if norm else values
+    # what rounding leaves of a column that is on the line would correlate with anything
+    return np.where((left**2).sum(axis=0) < 1e-20 * (values**2).sum(axis=0), 0, left)

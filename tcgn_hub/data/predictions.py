@@ -104,7 +104,7 @@ def read_predictions(
             " it out."
         )
     tables = _tables(source, sections, genes, rows)
-    name = label or _stem(tables[0].source)
+    name = label or stem(tables[0].source)
     notes = [note for table in tables for note in table.notes]
     values: dict[str, np.ndarray] = {s.name: np.full((len(s.spots), len(genes)), np.nan, np.float32) for s in sections}
     column = {gene: i for i, gene in enumerate(genes)}
@@ -170,7 +170,8 @@ def _tables(
     )
 
 
-def _stem(source: str) -> str:
+def stem(source: str) -> str:
+    """The name of a file of predictions without what says its format."""
     name = Path(source).name
     suffix = next((end for end in sorted(SUFFIXES, key=len, reverse=True) if name.lower().endswith(end)), "")
     return name[: len(name) - len(suffix)] or name

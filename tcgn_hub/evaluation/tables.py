@@ -1,39 +1,57 @@
-"""The results on sections held out as a table to read."""
+"""The results on sections held out as tables to read."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from tcgn_hub.result import Evaluation
 from tcgn_hub.text import aligned
+from tcgn_hub.writing.evaluation_page import UNSEEN, interval_note, number, with_interval
 
-_COLUMNS = (
+_SECTIONS = (
     "section",
     "patient",
     "spots",
-    "PCC [95 %]",
-    "ridge",
-    "gain [95 %]",
-    "Spearman",
+    "PCC [interval]",
+    "given depth [interval]",
+    "one factor",
+    "beyond it",
+    "HVG-50",
     "NRMSE",
     "ceiling",
     "significant",
 )
-_LEFT = 2
+_METHODS = (
+    "method",
+    "PCC [interval]",
+    "given depth [interval]",
+    "one factor",
+    "beyond it",
+    "HVG-50",
+    "rank",
+    "behind [interval]",
+)
 _LEGEND = (
-    "Medians over genes, [95 % intervals]. Ridge: PCC of ridge regression on colour and texture.\n"
-    "Gain: PCC less that of ridge. NRMSE: 1 is what the mean of the section reaches. Ceiling: PCC that the noise of\n"
-    "the counts leaves to a perfect prediction. Significant: genes with a PCC above 0 at a false discovery rate of 5 %."
+    "PCC: median over genes. Given depth: with log10 of a spot's counts held fixed on both sides. One factor: PCC if\n"
+    "every gene is given the first principal component of all predictions; beyond it: PCC of what is left.\n"
+    "HVG-50: mean PCC of the 50 genes that vary most in the section. NRMSE: 1 is what the mean of it reaches.\n"
+    "Ceiling: PCC that the noise of the counts leaves to a perfect prediction. Significant: genes better than chance,\n"
+    "given depth, at a false discovery rate of 5 %."
+)
+_OF_METHODS = (
+    "Rank: effective number of maps that differ, among the predictions and the measurement. Behind: difference of the\n"
+    "median PCC to that of the method above, from the same draws of spots."
 )
 
 
 def section_table(evaluation: Evaluation, *, markdown: bool = False) -> str:
-    """One line a section, and one over all of them if there are several."""
+    """One line a section, and one over all of them if there are several, of the method that is measured first."""
     summary = evaluation.summary
-    rows = [_row(name, values["patient"], values) for name, values in summary["sections"].items()]
+    rows = [_of_section(name, values["patient"], values) for name, values in summary["sections"].items()]
     if len(rows) > 1:
         patients = len({values["patient"] for values in summary["sections"].values()})
-        rows.append(_row("all", f"{patients} patient{'s' * (patients > 1)}", summary))
+        rows.append(_of_section("all", f"{patients} patient{'s' * (patients > 1)}", summary))
     notes = [f"{name}: {values['note']}." for name, values in summary["sections"].items() if "note" in values]
     if reason := summary.get("not_marked_because"):
         notes.append(f"No gene is marked significant: {reason}.")
@@ -41,34 +59,56 @@ def section_table(evaluation: Evaluation, *, markdown: bool = False) -> str:
         notes.append(
             f"The weights, or those they were started from, have seen {', '.join(seen)}: no measure of new tissue."
         )
-    after = "\n".join([_LEGEND, *notes]) + "\n"
+    return _table([_SECTIONS, *rows], 2, [_LEGEND, interval_note(summary), *notes], markdown)
+
+
+def method_table(evaluation: Evaluation, *, markdown: bool = False) -> str:
+    """One line a method, the best first, and one of the measurement; nothing where there is one method only."""
+    summary = evaluation.summary
+    methods, ranking = summary.get("methods", {}), summary.get("ranking", [])
+    if len(ranking) < 2:
+        return ""
+    rows = [_of_method(row["label"], methods[row["label"]], row) for row in ranking]
+    rows.append(["measured", *["-"] * 5, number(summary.get("effective_rank_measured"), ".1f"), "-"])
+    notes = [f"{note[0].upper()}{note[1:]}." for note in summary.get("notes", ())]
+    if summary.get("predictions"):
+        notes.append(UNSEEN)
+    return _table([_METHODS, *rows], 1, [_OF_METHODS, *notes], markdown)
+
+
+def _table(rows: list[Sequence[str]], left: int, after: Sequence[str], markdown: bool) -> str:
+    text = "\n".join(after) + "\n"
     if markdown:
-        rule = ["---" if i < _LEFT else "---:" for i in range(len(_COLUMNS))]
-        lines = ["| " + " | ".join(cells) + " |" for cells in (_COLUMNS, rule, *rows)]
-        return "\n".join(lines) + "\n\n" + after
-    return aligned([_COLUMNS, *rows], left=range(_LEFT)) + "\n" + after
+        rule = ["---" if i < left else "---:" for i in range(len(rows[0]))]
+        lines = ["| " + " | ".join(cells) + " |" for cells in (rows[0], rule, *rows[1:])]
+        return "\n".join(lines) + "\n\n" + text
+    return aligned(rows, left=range(left)) + "\n" + text
 
 
-def _row(name: str, patient: str, values: dict[str, Any]) -> list[str]:
+def _of_section(name: str, patient: str, values: dict[str, Any]) -> list[str]:
     return [
         name,
         patient,
         str(values["spots"]),
-        _with_interval(values["median_pcc"], values["median_pcc_interval"], ".3f"),
-        _number(values["median_pcc_ridge"], ".3f"),
-        _with_interval(values["gain_over_ridge"], values["gain_over_ridge_interval"], "+.3f"),
-        _number(values["median_spearman"], ".3f"),
-        _number(values["median_nrmse"], ".2f"),
-        _number(values["median_ceiling"], ".2f"),
-        str(values["significant_genes"]),
+        with_interval(values, "median_pcc", ".3f"),
+        with_interval(values, "median_pcc_given_depth", ".3f"),
+        number(values.get("median_one_factor"), ".3f"),
+        number(values.get("median_beyond_one_factor"), ".3f"),
+        number(values.get("hvg50"), ".3f"),
+        number(values.get("median_nrmse"), ".2f"),
+        number(values.get("median_ceiling"), ".2f"),
+        number(values.get("significant_genes"), "d"),
     ]
 
 
-def _number(value: float | None, form: str) -> str:
-    return "-" if value is None else format(value, form)
-
-
-def _with_interval(value: float | None, ends: list[float] | None, form: str) -> str:
-    if value is None or ends is None:
-        return "-"
-    return f"{value:{form}} [{ends[0]:{form}}, {ends[1]:{form}}]"
+def _of_method(label: str, values: dict[str, Any], row: dict[str, Any]) -> list[str]:
+    return [
+        label,
+        with_interval(values, "median_pcc", ".3f"),
+        with_interval(values, "median_pcc_given_depth", ".3f"),
+        number(values.get("median_one_factor"), ".3f"),
+        number(values.get("median_beyond_one_factor"), ".3f"),
+        number(values.get("hvg50"), ".3f"),
+        number(values.get("effective_rank"), ".1f"),
+        with_interval(row, "behind", ".3f"),
+    ]
