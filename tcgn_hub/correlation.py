@@ -66,5 +66,5 @@ def partial(predicted: np.ndarray, measured: np.ndarray, given: np.ndarray) -> n
 
 def _left(values: np.ndarray, line: np.ndarray, norm: float) -> np.ndarray:
     left = values - line * ((line * values).sum(axis=0) / norm) if norm else values
-    # what rounding leaves of a column that is on the line would correlate with anything
-    return np.where((left**2).sum(axis=0) < 1e-20 * (values**2).sum(axis=0), 0, left)
+    # what rounding to float32 leaves of a column that is on the line would correlate with anything
+    return np.where((left**2).sum(axis=0) < 1e-10 * (values**2).sum(axis=0), 0, left)

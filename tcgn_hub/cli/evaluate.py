@@ -31,13 +31,12 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
 
 def _evaluate(args: argparse.Namespace, prog: str) -> int:
     from tcgn_hub.evaluation.heldout import evaluate
-    from tcgn_hub.evaluation.tables import method_table, section_table
+    from tcgn_hub.evaluation.tables import tables
 
     options = {**given(args, _OPTIONS), **_predictions(args)}
     if (genes := panel_of(args)) is not None:
         options["genes"] = genes
-    evaluation = evaluate(sections_of(args), out=args.output, progress=True, **options)
-    print("\n".join(table(evaluation) for table in (section_table, method_table)))
+    print(tables(evaluate(sections_of(args), out=args.output, progress=True, **options)))
     return 0
 
 

@@ -35,6 +35,7 @@ _BARCODE = re.compile(r"([ACGT]{8,})(-\d+)*")  # what concatenating sections app
 _SECTIONS = (*SECTION_OF, "slide", "slice")
 _MISSING = ("", "na", "n/a", "<na>", "null", "none")  # beside nan, which every language reads
 _FIRST = 2  # columns of a table that may say of which spot and section a row is, whatever they are called
+_LEAST_SPOTS = 3  # a section; a column that differs from spot to spot names no sections
 _ROWS = 256  # spots at a time whose distances to all others are held
 
 
@@ -212,8 +213,8 @@ def _of_file(path: Path, sections: Sequence[Section], genes: Sequence[str]) -> _
 def _of_anndata(data: Any, source: str, genes: Sequence[str]) -> _Table:
     names = [str(name) for name in data.var_names]
     columns = [names, *([str(name) for name in data.var[column]] for column in _SYMBOLS if column in data.var)]
-    found = next((found for column in columns if (found := _genes(column, source, genes))), None)
-    if found is None:
+    found = max((_genes(column, source, genes) for column in columns), key=len)
+    if not found:
         _refuse_genes(names, _texts(data.obs_names), source, genes)
     layer = next((name for name in _LAYERS if name in data.layers), None)
     matrix = data.X if layer is None else data.layers[layer]
@@ -374,11 +375,11 @@ def _table(
             xy = np.array([[_number(cell, axis, source) for cell in column[axis]] for axis in (x, y)], float).T
             break
     names = {section.name for section in sections}
-    free = [cells for i, cells in labels.items() if header[i].lower() not in {*_SECTIONS, *SPOT_NAMES, *chain(*_XY)}]
+    free = [cells for i, cells in labels.items() if header[i].lower() not in {*_SECTIONS, *chain(*_XY)}]
     owners = [column[name] for name in _SECTIONS if name in column]
-    owners += [cells for cells in free if names.issuperset(cells)]
-    spots = [column[name] for name in SPOT_NAMES if name in column]
-    return _Table(source, spots + free, list(found), values, owners, xy)
+    owners += [cells for cells in free if names & (said := set(cells)) and _LEAST_SPOTS * len(said) <= len(cells)]
+    spots = [column[name] for name in SPOT_NAMES if name and name in column]
+    return _Table(source, spots + [cells for cells in free if cells not in spots], list(found), values, owners, xy)
 
 
 def _texts(values: Iterable[Any]) -> list[str]:

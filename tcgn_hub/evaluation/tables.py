@@ -45,6 +45,11 @@ _OF_METHODS = (
 )
 
 
+def tables(evaluation: Evaluation) -> str:
+    """All tables of the results, of sections and of methods."""
+    return "\n".join(filter(None, (section_table(evaluation), method_table(evaluation))))
+
+
 def section_table(evaluation: Evaluation, *, markdown: bool = False) -> str:
     """One line a section, and one over all of them if there are several, of the method that is measured first."""
     summary = evaluation.summary
@@ -70,7 +75,7 @@ def method_table(evaluation: Evaluation, *, markdown: bool = False) -> str:
         return ""
     rows = [_of_method(row["label"], methods[row["label"]], row) for row in ranking]
     rows.append(["measured", *["-"] * 5, number(summary.get("effective_rank_measured"), ".1f"), "-"])
-    notes = [f"{note[0].upper()}{note[1:]}." for note in summary.get("notes", ())]
+    notes = [f"{note}." for note in summary.get("notes", ())]
     if summary.get("predictions"):
         notes.append(UNSEEN)
     return _table([_METHODS, *rows], 1, [_OF_METHODS, *notes], markdown)

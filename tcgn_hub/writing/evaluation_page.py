@@ -33,6 +33,7 @@ _MEASURES = (
     ("effective_rank", "effective rank", ".1f"),
     ("significant_genes", "significant genes", "d"),
 )
+_RANKED = ("PCC", "PCC given depth", "one factor", "beyond one factor", "HVG-50", "effective rank", "significant genes")
 _MEANS = (
     ("PCC", "median over genes of the Pearson correlation over the spots of a section, then the mean over sections"),
     ("PCC given depth", "the same with log10 of the sum of a spot's counts held fixed on both sides"),
@@ -71,7 +72,8 @@ def write_page(
     methods = summary.get("methods", {})
     ranking = summary.get("ranking", [])
     measures = [one for one in _MEASURES if any(_known(methods[row["label"]], one[0]) for row in ranking)]
-    rows = sorted(evaluation.per_gene, key=lambda row: -(row.get("pcc_given_depth") or row.get("pcc") or -2))
+    ranked = [one for one in measures if one[1] in _RANKED]
+    rows = sorted(evaluation.per_gene, key=_skill)
     others = [key for key in (rows[0] if rows else ()) if key.startswith("pcc ")]
     named = [(key, name) for key, name in _COLUMNS if any(row.get(key) is not None for row in rows)]
     main = next(iter(methods), "")
@@ -82,17 +84,18 @@ def write_page(
         interval_note=interval_note(summary),
         unseen=UNSEEN if summary.get("predictions") else "",
         measures=measures,
+        ranked=[name for _, name, _ in ranked],
         ranking=[
             (
                 row["label"],
-                [with_interval(methods[row["label"]], key, form) for key, _, form in measures],
+                [with_interval(methods[row["label"]], key, form) for key, _, form in ranked],
                 with_interval(row, "behind", "+.3f"),
             )
             for row in ranking
         ],
         measured=[
             number(summary.get("effective_rank_measured"), ".1f") if key == "effective_rank" else ""
-            for key, *_ in measures
+            for key, *_ in ranked
         ],
         ceilings=[
             (name, number(summary.get(key), ".3f"))
@@ -135,6 +138,11 @@ def write_page(
         run=[(key, _text(value)) for key, value in {**metadata, "tcgn_hub": __version__}.items()],
     )
     write_text(path, page)
+
+
+def _skill(row: Mapping[str, Any]) -> float:
+    known = (row.get(key) for key in ("pcc_given_depth", "pcc"))
+    return -next((value for value in known if value is not None), -2)
 
 
 def interval_note(summary: Mapping[str, Any]) -> str:

@@ -60,7 +60,9 @@ def methods_figure(methods: Mapping[str, Mapping[str, Any]], path: str | Path) -
     ]
     canvas = Canvas(1.6 + 3.2 * len(panels), 1.5 + 0.55 * max(len(shown), 1), dpi=_DPI, layout="constrained")
     drawn: dict[str, Any] = {}
-    for axes, (key, title) in zip(np.ravel(canvas.figure.subplots(1, len(panels), sharey=True)), panels, strict=True):
+    for axes, (key, title) in zip(
+        np.ravel(canvas.figure.subplots(1, len(panels), sharex=True, sharey=True)), panels, strict=True
+    ):
         axes.axvline(0, color="#999999", linewidth=1, zorder=0.9)
         for at, label in enumerate(shown):
             pcc = _known(methods[label], key)
