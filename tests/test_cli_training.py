@@ -4,11 +4,13 @@ import json
 from dataclasses import fields
 
 import numpy as np
+import pandas as pd
 import pytest
 from sections import PANEL, write_section
 
 from tcgn_hub import Recipe
 from tcgn_hub.cli.main import main
+from tcgn_hub.data.readers.her2st import read_her2st
 from tcgn_hub.evaluation.evaluate import summarise
 from tcgn_hub.evaluation.splits import Split
 from tcgn_hub.result import Measured
@@ -196,3 +198,69 @@ def test_a_folder_of_another_run_is_refused_before_anything_is_read(tmp_path, ca
     for command in ("finetune", "crossval"):
         assert main([command, str(tmp_path), "--genes", "G1", "-o", str(tmp_path / "out")]) == 2
         assert f"{tmp_path / 'out'} holds a finished" in capsys.readouterr().err
+
+
+def write_predictions(path, root, change=lambda table: table):
+    """Predictions of chance for the spots of B1."""
+    (section,) = read_her2st(root, ["B1"])
+    values = np.random.default_rng(0).normal(size=(len(section.spots), len(PANEL)))
+    table = pd.DataFrame(values, section.spots, PANEL)
+    change(table).to_csv(path, sep="\t" if ".tsv" in path.name else ",")
+    return str(path)
+
+
+def test_evaluate_passes_on_predictions_and_what_to_call_them(root, called, tmp_path):
+    files = [write_predictions(tmp_path / name, root) for name in ("a.csv", "b.tsv.gz")]
+    assert main(["evaluate", str(root), "--sections", "B1", "--predictions", *files, "--genes", "G1,G0"]) == 0
+    names, options = called["evaluate"]
+    assert names == ["B1"]
+    assert options["predictions"] == dict(zip("ab", files, strict=True))
+    assert options["predictions_scale"] == {"a": "log", "b": "log"}
+    assert options["genes"] == ["G1", "G0"]
+    more = ["--label", "mine", "yours", "--predictions-scale", "log", "linear"]
+    assert main(["evaluate", str(root), "--predictions", *files, *more]) == 0
+    _, options = called["evaluate"]
+    assert options["predictions"] == dict(zip(("mine", "yours"), files, strict=True))
+    assert options["predictions_scale"] == {"mine": "log", "yours": "linear"}
+
+
+BAD = {
+    "labels": (["--label", "a", "b"], "--label is given 2 times for 1 files of --predictions."),
+    "scales": (["--predictions-scale", "log", "linear"], "--predictions-scale is given 2 times for 1 files"),
+    "a label of ours": (["--label", "TCGN"], "Predictions cannot be called 'TCGN'"),
+    "negative": (["--predictions-scale", "linear"], "linear values are never negative; say --predictions-scale log"),
+    "weights and genes": (["--weights", "tcgn_base.her2st"], "weights are measured on those they have"),
+    "no such gene": (["--genes", "GNAS,FASN"], "2 genes of the panel were measured in no section"),
+    "no such section": (["--test", "X"], "There is no section or patient X to measure on"),
+}
+TABLES = {
+    "a spot twice": (lambda table: pd.concat([table, table[:1]]), "has more than one row of spot"),
+    "a gene twice": (lambda table: table.rename(columns={"G3": "G4"}), "has 2 columns of G4"),
+    "no spot": (lambda table: table.set_axis([f"s{i}" for i in range(12)]), "has no row of a spot of section B1"),
+    "no gene": (lambda table: table.add_prefix("x"), "predicts none of the 12 genes of the panel, such as G0, G1, G2"),
+    "text": (lambda table: table.astype(str).replace(r"^0\.1.*", "high", regex=True), "has 'high' in its column G"),
+    "nothing": (lambda table: table * np.nan, "predicts nothing that is a number for section B1"),
+    "turned": (lambda table: table.T, "so turn the table about"),
+}
+
+
+@pytest.mark.parametrize("kind", [*BAD, *TABLES])
+def test_predictions_that_cannot_be_scored_are_refused_in_one_sentence(kind, root, tmp_path, capsys):
+    options, why = BAD.get(kind, ([], ""))
+    change, of_table = TABLES.get(kind, (lambda table: table, ""))
+    file = write_predictions(tmp_path / "a.csv", root, change=change)
+    genes = [] if "--genes" in options else ["--genes", ",".join(PANEL)]
+    out = tmp_path / "out"
+    asked = ["evaluate", str(root), "--sections", "B1", "--predictions", file, *options, *genes, "-o", str(out)]
+    assert main(asked) == 2
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("tcgn evaluate: ")]
+    assert len(said) == 1
+    assert (why or of_table) in said[0]
+    assert not out.exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.csv", "data"]
+
+
+def test_two_files_of_one_name_need_labels(root, tmp_path, capsys):
+    files = [write_predictions(tmp_path / name, root) for name in ("a.csv", "a.tsv")]
+    assert main(["evaluate", str(root), "--predictions", *files]) == 2
+    assert "Two files of predictions would be called a; name each with --label." in capsys.readouterr().err

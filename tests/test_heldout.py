@@ -5,6 +5,7 @@ import tracemalloc
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 from encoders import write_encoder
 from sections import PANEL, write_section
@@ -15,10 +16,13 @@ from tcgn_hub.data.readers.her2st import read_her2st
 from tcgn_hub.data.sections import expression_targets, panel_counts
 from tcgn_hub.data.targets import pearson_residuals, training_targets
 from tcgn_hub.errors import SectionError, WeightsError
+from tcgn_hub.evaluation import heldout
 from tcgn_hub.evaluation.baselines import color_texture_features, depth_predict, ridge_predict
-from tcgn_hub.evaluation.heldout import _labels, _parts, evaluate, measure, predict_crops
+from tcgn_hub.evaluation.heldout import _labels, evaluate
+from tcgn_hub.evaluation.measuring import _parts, measure, predict_crops
 from tcgn_hub.evaluation.tables import section_table
 from tcgn_hub.prediction.predictor import Predictor
+from tcgn_hub.result import Evaluation
 from tcgn_hub.units import depth
 from tcgn_hub.weights.info import WeightsInfo
 
@@ -163,7 +167,6 @@ def test_baselines_and_what_they_reach_on_their_own_sections(sections, predictor
     depths = {section.name: depth(panel_counts(section, PANEL)) for section in sections}
     train_depth = np.concatenate([depths[section.name] for section in train])
     assert found.baselines["depth"] == pytest.approx(depth_predict(train_depth, y, depths["C2"]))
-    assert found.depth == pytest.approx(depths["C2"])
     x = np.concatenate([features["ridge net"][section.name] for section in train])
     clean = np.concatenate(training_targets([targets[section.name] for section in train], 20).targets)
     own = ridge_predict(x, clean, features["ridge net"]["C2"], parts=np.repeat([0, 1, 2], 12))
@@ -243,3 +246,81 @@ def test_labels_of_encoders_leave_out_folders_where_they_can():
     assert _labels(names) == {"ridge org/net": names[0], "ridge net": names[1], "ridge resnet18": names[2]}
     twins = ["local-dir:/a/net", "local-dir:/b/net"]
     assert _labels(twins) == {f"ridge {name}": name for name in twins}
+
+
+# -------------------------------------------------------------------------------------- predictions of other methods
+
+
+@pytest.fixture
+def seen_by_default(sections, predictor, monkeypatch):
+    """The default weights are those of ``predictor``; returns what is summarised in place of a summary."""
+    kept = []
+
+    def keep(measured, genes, **options):
+        kept[:] = [measured, list(genes)]
+        return Evaluation(summary={"sections": {}}, per_gene=[], pcc={})
+
+    monkeypatch.setattr(heldout, "summarise", keep)
+    monkeypatch.setattr(heldout, "_default", lambda: predictor.info)
+    monkeypatch.setattr(heldout, "load_weights", lambda weights, **options: predictor)
+    return kept
+
+
+def guesses(sections, scale=1.0):
+    """Predictions of each section, a row a spot and a column a gene."""
+    frames = [
+        pd.DataFrame(scale * expression_targets(s, PANEL), s.spots, PANEL).assign(section=s.name) for s in sections
+    ]
+    return pd.concat(frames)
+
+
+def test_predictions_stand_beside_weights_and_baselines(sections, predictor, seen_by_default):
+    evaluation = measured(
+        sections, predictor, test=["C2"], predictions={"a": guesses(sections), "b": guesses(sections)}
+    )
+    ((one,), _) = seen_by_default
+    assert list(one.methods) == ["TCGN", "a", "b", "ridge", "mean"]
+    np.testing.assert_allclose(one.predictions["a"], one.targets, rtol=1e-6)
+    assert evaluation.summary["notes"] == [f"{label}: 36 rows are of no spot that is measured" for label in "ab"]
+    assert evaluation.summary["predictions"]["a"]["missing_genes"] == []
+
+
+def test_predictions_stand_alone_where_the_default_weights_have_seen_the_tissue(sections, seen_by_default, caplog):
+    evaluate(sections, test=["A2"], predictions={"a": guesses(sections)}, crop_px=112)
+    ((one,), genes) = seen_by_default
+    assert one.predicted is None
+    assert list(one.methods) == ["a"]
+    assert genes == PANEL
+    assert "The predictions stand without mine, as these weights have seen section A2, or the patient." in caplog.text
+    assert "No baselines: there are no sections to fit them on." in caplog.text
+    # by section, and where they have not seen it, ours stand beside
+    for options in ({"test": ["A2"], "by": "section"}, {"test": ["C2"]}, {"test": ["A1"], "allow_seen": ["A1"]}):
+        evaluate(sections, predictions={"a": guesses(sections)}, crop_px=112, **options)
+        assert seen_by_default[0][0].predicted is not None
+    # every section that is given is measured where there is nothing to have seen it
+    evaluate(sections, predictions={"a": guesses(sections)}, genes=PANEL[:5])
+    assert [section.name for section in seen_by_default[0]] == ["A1", "A2", "B1", "C2"]
+    assert seen_by_default[1] == PANEL[:5]
+
+
+def test_predictions_need_no_image_and_no_gene_that_was_not_measured(sections, seen_by_default):
+    bare = [replace(section, image=None, genes=["H", *section.genes[1:]]) for section in sections]
+    evaluate(bare, predictions={"a": guesses(sections)})
+    assert seen_by_default[1] == PANEL[1:]
+    # of which the targets are shares, too
+    (one, *_), genes = seen_by_default
+    np.testing.assert_array_equal(one.targets, expression_targets(sections[0], genes))
+
+
+def test_predictions_are_refused_before_anything_is_cut_out(sections, predictor, seen_by_default, monkeypatch):
+    monkeypatch.setattr(heldout, "spot_crops", None)
+    for options, why in (
+        ({"predictions": {"a": guesses(sections)[["section"]]}}, "predicts none of the 12 genes"),
+        ({"predictions": {"a": guesses(sections, -1)}, "predictions_scale": "linear"}, "never negative"),
+        ({"predictions": {"TCGN": guesses(sections)}}, "Predictions cannot be called 'TCGN'"),
+        ({"predictions": {"a": guesses(sections)}, "genes": PANEL}, "weights are measured on those they have"),
+        ({"genes": PANEL}, "weights are measured on those they have"),
+    ):
+        with pytest.raises(SectionError, match=why):
+            measured(sections, predictor, test=["C2"], **options)
+    assert seen_by_default == []

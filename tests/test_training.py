@@ -25,7 +25,7 @@ from tcgn_hub.data.readers import read_sections
 from tcgn_hub.data.sections import Section, expression_targets
 from tcgn_hub.data.targets import training_targets, variable_genes
 from tcgn_hub.errors import OutputError, SectionError, TrainingError
-from tcgn_hub.evaluation.heldout import predict_crops
+from tcgn_hub.evaluation.measuring import predict_crops
 from tcgn_hub.evaluation.splits import Split
 from tcgn_hub.training import checkpoints
 from tcgn_hub.training.crossval import _folders
@@ -115,7 +115,7 @@ def test_the_model_directory_is_complete(run):
     names = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file() and "tensorboard" not in str(path)}
     assert names == {
         *("README.md", "config.json", "model.safetensors", "metrics.json", "per_gene.csv", "splits.json"),
-        *("history.csv", "held_out.npz", "figures/curve.png", "figures/violin.png"),
+        *("history.csv", "held_out.npz", "figures/curve.png", "figures/methods.png"),
     }
 
 
@@ -582,7 +582,7 @@ def test_crossval_holds_out_everyone_once_and_goes_on(root, run, tmp_path, stop_
     assert same(run[0], tmp_path / "patient_B")
     assert list(evaluation.summary["sections"]) == ["A1", "B1"]
     assert [row["section"] for row in csv.DictReader((tmp_path / "crossval.csv").open())] == ["A1", "B1"]
-    assert (tmp_path / "figures/violin.png").stat().st_size > 5000
+    assert (tmp_path / "figures/methods.png").stat().st_size > 5000
     with pytest.raises(TrainingError, match="finished cross-validation"):
         tcgn_hub.crossval(root, **options)
     with pytest.raises(TrainingError, match="another lr"):

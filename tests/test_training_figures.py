@@ -5,19 +5,15 @@ import pytest
 from PIL import Image
 
 from tcgn_hub.errors import ExtraError, OutputError
-from tcgn_hub.writing.training_figures import curve_figure, violin_figure
+from tcgn_hub.writing.training_figures import curve_figure, methods_figure
 
 HISTORY = [{"epoch": i + 1, "loss": 1 / (i + 1), "val_pcc": 0.1 * i} for i in range(5)]
-BLUE, ORANGE = (0, 114, 178), (230, 159, 0)
+BLUE = (0, 114, 178)
+LIGHT_BLUE, LIGHT_ORANGE = (102, 170, 209), (240, 197, 102)  # of surfaces that let white through
 
 
 def values(seed, centre=0.2):
-    rng = np.random.default_rng(seed)
-    return {
-        "TCGN": rng.normal(centre, 0.1, 300),
-        "ridge": rng.normal(0.1, 0.1, 300),
-        "ceiling": rng.uniform(0.2, 0.8, 300),
-    }
+    return np.random.default_rng(seed).normal(centre, 0.1, 300)
 
 
 def picture(path):
@@ -44,33 +40,42 @@ def test_validation_is_drawn_where_it_was_measured(tmp_path):
     assert heights[0] == heights[1] > heights[2]
 
 
-def test_violins_stand_where_the_values_are(tmp_path):
-    violin_figure({"B4": values(0, centre=0.6), "C2": values(1, centre=-0.3)}, tmp_path / "violin.png")
-    pixels = picture(tmp_path / "violin.png")[120:]
-    y, x = np.nonzero(close_to(pixels, BLUE, least=120))
-    middle = pixels.shape[1] / 2
-    assert np.median(y[x < middle]) < np.median(y[x > middle]) - 100
-    assert close_to(pixels, ORANGE, least=120).any()
+def test_methods_stand_where_their_values_are(tmp_path):
+    """The first on top, and what is larger on the right."""
+    methods = {"TCGN": {"pcc": values(0, 0.6)}, "ridge resnet18": {"pcc": values(1, -0.3), "pcc_interval": [-0.5, 0.1]}}
+    methods_figure(methods, tmp_path / "a.png")
+    pixels = picture(tmp_path / "a.png")
+    (y, x), (lower, left) = (np.nonzero(close_to(pixels, colour)) for colour in (LIGHT_BLUE, LIGHT_ORANGE))
+    assert np.median(y) < np.median(lower) - 20
+    assert np.median(x) > np.median(left) + 100
+
+
+def test_a_panel_of_what_is_known_and_no_other(tmp_path):
+    widths = []
+    for given in ({}, {"pcc_given_depth": np.full(9, np.nan)}, {"pcc_given_depth": values(2), "pcc_interval": None}):
+        methods_figure({"depth": {"pcc": values(0), **given}, "ceiling": {"pcc": values(3)}}, tmp_path / "a.png")
+        widths.append(picture(tmp_path / "a.png").shape[1])
+    assert widths[0] == widths[1] < widths[2]
 
 
 @pytest.mark.parametrize(
-    "per_section",
+    "methods",
     [
-        {"C6": values(0)},
-        {rf"a section in $\dollars$ {i}": values(i) for i in range(7)},
-        {"C6": {"TCGN": np.full(4, np.nan)}, "C7": {"TCGN": np.zeros(4), "ridge": np.array([0.3])}},
+        {rf"a method in $\dollars$ {i}": {"pcc": values(i)} for i in range(7)},
+        {"TCGN": {"pcc": np.full(4, np.nan)}, "mean": {"pcc": np.zeros(4)}, "other": {"pcc": np.array([0.3])}},
+        {"ceiling": {"pcc": np.array([], float)}},
         {},
     ],
 )
 @pytest.mark.filterwarnings("error")
-def test_violins_of_any_sections(per_section, tmp_path):
-    violin_figure(per_section, tmp_path / "violin.png")
-    assert picture(tmp_path / "violin.png").std() > 1
+def test_any_methods(methods, tmp_path):
+    methods_figure(methods, tmp_path / "a.png")
+    assert picture(tmp_path / "a.png").std() > 1
 
 
 def test_a_missing_extra_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    for draw in (lambda: curve_figure(HISTORY, tmp_path / "a.png"), lambda: violin_figure({}, tmp_path / "a.png")):
+    for draw in (lambda: curve_figure(HISTORY, tmp_path / "a.png"), lambda: methods_figure({}, tmp_path / "a.png")):
         with pytest.raises(ExtraError, match=r"To draw figures, install matplotlib: pip install 'tcgn_hub\[plot\]'"):
             draw()
 

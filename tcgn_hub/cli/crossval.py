@@ -30,7 +30,7 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
 
 
 def _crossval(args: argparse.Namespace, prog: str) -> int:
-    from tcgn_hub.evaluation.tables import section_table
+    from tcgn_hub.evaluation.tables import tables
     from tcgn_hub.training.checkpoints import check_folder
     from tcgn_hub.training.crossval import crossval
 
@@ -48,7 +48,7 @@ def _crossval(args: argparse.Namespace, prog: str) -> int:
             metadata=metadata,
             **given(args, _OPTIONS),
         )
-    print(section_table(evaluation))
+    print(tables(evaluation))
     return 0
 
 

@@ -165,6 +165,18 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "JSON of what else to state in config.json and the model card: panel, license, origin, training_data", "FILE"
     ),
     "seed": _value("decides all that is drawn at random (default: 0)", "N", _NOT_NEGATIVE),
+    "predictions": _value(
+        "what other methods predict for the spots, a row a spot and a column a gene, to score beside the weights, or"
+        " alone: .h5ad, .csv, .tsv or .parquet",
+        "FILE",
+        nargs="+",
+    ),
+    "label": _value("what to call each file of --predictions (default: its name)", "NAME", nargs="+"),
+    "predictions_scale": _value(
+        "log: logarithmic or standardised, in any units; linear: such as counts; once, or for each file (default: log)",
+        choices=("log", "linear"),
+        nargs="+",
+    ),
     # the page
     "host": _value("address to listen on (default: 127.0.0.1, only this machine)"),
     "port": _value("default: 7860; 0: one that is free", "N", _number(int, 0, 65535)),

@@ -19,14 +19,19 @@ _LEAST_SPREAD = 0.1  # of the image's width and height; of less, the spots hardl
 _CORNER = 0.35  # likewise, if all of them lie that near to the upper left corner, as those of a smaller picture do
 
 
-def check_sections(sections: Sequence[Section], panel: Sequence[str]) -> tuple[list[Section], str]:
-    """Check sections against a panel: those without the spots that cannot be trained on, and a table of it."""
+def check_sections(
+    sections: Sequence[Section], panel: Sequence[str], *, images: bool = True
+) -> tuple[list[Section], str]:
+    """Check sections against a panel: those without the spots that cannot be trained on, and a table of it.
+
+    ``images``: whether each needs an image.
+    """
     if not sections:
         raise SectionError("No section is given.")
     _check_genes(sections, panel)
     rows, fit, warnings = [], [], []
     for section in sections:
-        kept, row, warning = _check(section, panel)
+        kept, row, warning = _check(section, panel, images)
         fit.append(kept)
         rows.append(row)
         warnings += warning
@@ -58,14 +63,15 @@ def _check_genes(sections: Sequence[Section], panel: Sequence[str]) -> None:
     )
 
 
-def _check(section: Section, panel: Sequence[str]) -> tuple[Section, dict[str, object], list[str]]:
+def _check(section: Section, panel: Sequence[str], images: bool) -> tuple[Section, dict[str, object], list[str]]:
     """The section without unusable spots, its row of the table, and warnings."""
     count = len(section.spots)
     off: np.ndarray = np.zeros(count, bool)
     warnings = [f"Warning: {doubt}." for doubt in section.doubts]
-    if section.patches is None:
-        if section.image is None:
+    if section.patches is None and section.image is None:
+        if images:
             raise SectionError(f"Section {section.name} has no image; give one in a sample sheet.")
+    elif section.image is not None:
         try:
             size, _ = size_and_scale(section.image)
         except ImageError as err:
@@ -95,7 +101,7 @@ def _check(section: Section, panel: Sequence[str]) -> tuple[Section, dict[str, o
     row = {
         "section": section.name,
         "patient": section.patient,
-        "image": section.image.name if section.image else f"{count} patches",
+        "image": section.image.name if section.image else "none" if section.patches is None else f"{count} patches",
         "um/px": "?" if section.mpp is None else f"{section.mpp:.3f}",
         "spots": count,
         "used": int(keep.sum()),

@@ -14,14 +14,14 @@ from tcgn_hub.errors import SectionError
 from tcgn_hub.extras import require
 from tcgn_hub.text import some
 
-_SECTION_OF = ("library_id", "library", "section_id", "section", "sample_id", "sample", "slide_id", "batch")
+SECTION_OF = ("library_id", "library", "section_id", "section", "sample_id", "sample", "slide_id", "batch")
 _X, _Y = (
     ("x", "pxl_col_in_fullres", "pixel_x", "imagecol", "x_pixel", "col", "column"),
     ("y", "pxl_row_in_fullres", "pixel_y", "imagerow", "y_pixel", "row"),
 )
 _LEAST_SPOTS = 3  # a section; a column that differs from spot to spot names no sections
 _SHARED = 0.05  # of the spots may be given a place twice by mistake
-_JOINTS = "-_:."
+JOINTS = "-_:."
 
 
 def open_h5ad(path: Path, *, backed: bool = False) -> Any:
@@ -116,7 +116,7 @@ def _libraries(data: Any) -> dict[str, Any]:
 def _owners(data: Any, path: Path) -> tuple[list[str] | None, list[str]]:
     """The section of each spot, None if all are of one; and the sections that ``uns['spatial']`` names."""
     named = list(_libraries(data))
-    columns = {name: [str(value) for value in data.obs[name]] for name in _SECTION_OF if name in data.obs}
+    columns = {name: [str(value) for value in data.obs[name]] for name in SECTION_OF if name in data.obs}
     for values in columns.values():
         if named and values and set(values) <= set(named):
             return values, named
@@ -139,6 +139,6 @@ def _owner(spot: str, named: list[str]) -> str | None:
     fits = [
         name
         for name in named
-        if any(spot.endswith(f"{joint}{name}") or spot.startswith(f"{name}{joint}") for joint in _JOINTS)
+        if any(spot.endswith(f"{joint}{name}") or spot.startswith(f"{name}{joint}") for joint in JOINTS)
     ]
     return max(fits, key=len, default=None)

@@ -21,7 +21,7 @@ POSITIONS = ("tissue_positions.csv", "tissue_positions_list.csv", "tissue_positi
 """What Space Ranger has called its file of positions, in its folder ``spatial``."""
 
 _VISIUM = ("barcode", "in_tissue", "array_row", "array_col", "pxl_row_in_fullres", "pxl_col_in_fullres")
-_NAMES = ("barcode", "name", "spot", "spot_id", "id", "index", "__index_level_0__", "")
+SPOT_NAMES = ("barcode", "name", "spot", "spot_id", "id", "index", "__index_level_0__", "")
 _ACCEPTED = (
     "give a table with the columns x and y in pixels at full resolution, tissue_positions of Space Ranger, a her2st"
     " selection, or an h5ad with obsm['spatial']"
@@ -128,7 +128,7 @@ def _spots_of_table(table: dict[str, Sequence[Any]], path: Path) -> Tiles:
     if "in_tissue" in table:
         keep = np.flatnonzero(in_tissue(table["in_tissue"], source=path)).tolist()
     xy = np.array([[_number(table[axis][i], axis) for axis in (x, y)] for i in keep], float).reshape(-1, 2)
-    names = next((table[name] for name in _NAMES if name in table), None)
+    names = next((table[name] for name in SPOT_NAMES if name in table), None)
     if x == "pixel_x" and {"x", "y"} <= table.keys():
         col, row = (np.array([round(_number(table[axis][i], axis)) for i in keep], int) for axis in "xy")
         return Tiles([f"{a}x{b}" for a, b in zip(col, row, strict=True)], xy, row, col)

@@ -53,14 +53,7 @@ def find_genes(names: Sequence[str], panel: Sequence[str], *, of: str) -> dict[s
 
     A symbol of the panel always stands for itself; a name that could be two of them for none.
     """
-    ways: list[tuple[Callable[[str], str], dict[str, str]]] = [
-        (key, _alone(panel, key)) for key in (str, str.upper, _today)
-    ]
-    found = {
-        name: symbol
-        for name in names
-        if (symbol := next((index[key(name)] for key, index in ways if key(name) in index), None))
-    }
+    found = match_genes(names, panel)
     unknown = [name for name in names if name not in found]
     if unknown:
         listed = ", ".join(name + _hint(name, panel) for name in unknown[:5]) + (", ..." if len(unknown) > 5 else "")
@@ -73,6 +66,18 @@ def find_genes(names: Sequence[str], panel: Sequence[str], *, of: str) -> dict[s
             same = " and ".join(name for name in found if found[name] == symbol)
             raise PanelError(f"{same} are one gene, {symbol} of {of}; name it once.")
     return found
+
+
+def match_genes(names: Sequence[str], panel: Sequence[str]) -> dict[str, str]:
+    """What `find_genes` finds, by name; names that stand for no gene of the panel are left out."""
+    ways: list[tuple[Callable[[str], str], dict[str, str]]] = [
+        (key, _alone(panel, key)) for key in (str, str.upper, _today)
+    ]
+    return {
+        name: symbol
+        for name in names
+        if (symbol := next((index[key(name)] for key, index in ways if key(name) in index), None))
+    }
 
 
 def symbol_of_today(name: str) -> str:

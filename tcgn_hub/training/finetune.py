@@ -15,9 +15,9 @@ from tcgn_hub.data.sections import Section
 from tcgn_hub.data.targets import variable_genes
 from tcgn_hub.errors import TrainingError
 from tcgn_hub.evaluation.evaluate import summarise
-from tcgn_hub.evaluation.heldout import measure
+from tcgn_hub.evaluation.measuring import measure
 from tcgn_hub.evaluation.splits import Split, check_seen, make_split
-from tcgn_hub.evaluation.tables import section_table
+from tcgn_hub.evaluation.tables import tables
 from tcgn_hub.panels import load_panel
 from tcgn_hub.text import some
 from tcgn_hub.training.checkpoints import check_folder, remove_checkpoints
@@ -163,7 +163,7 @@ def run(
             evaluation = summarise(measured, panel)
             if allowed:
                 evaluation.summary["allowed_seen"] = allowed
-            _logger.info("%s", section_table(evaluation))
+            _logger.info("%s", tables(evaluation))
         trained_on = [section.seen() for section in sections if section.name in (*split.train, *split.val)]
         before = start.info
         lineage = {

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tcgn_hub.evaluation.heldout import pooled_features
+from tcgn_hub.evaluation.measuring import pooled_features
 from tcgn_hub.files import write_text
 from tcgn_hub.images.transforms import INPUT_PX
 from tcgn_hub.prediction.ood import describe

@@ -21,7 +21,7 @@ from tcgn_hub.data.crops import SpotCrops, spot_crops
 from tcgn_hub.data.sections import Section, expression_targets
 from tcgn_hub.data.targets import training_targets
 from tcgn_hub.errors import SectionError, TrainingError
-from tcgn_hub.evaluation.heldout import predict_crops
+from tcgn_hub.evaluation.measuring import predict_crops
 from tcgn_hub.evaluation.splits import Split, spatial_block
 from tcgn_hub.files import make_folder
 from tcgn_hub.images.transforms import to_input

@@ -12,45 +12,72 @@ from typing import Any
 
 import numpy as np
 
+from tcgn_hub.correlation import column_means
 from tcgn_hub.errors import ExtraError, SectionError
 from tcgn_hub.files import make_folder, write_npz, write_text
 from tcgn_hub.result import Evaluation, Measured
+from tcgn_hub.writing.evaluation_page import write_page
 
 _logger = logging.getLogger(__name__)
-_BASELINES = ("ridge", "mean")
+_ARRAYS = ("xy", "targets", "predicted", "counts", "train_variance")
+_LABELLED = ("baselines", "predictions", "train_pcc")
 
 
 def write_evaluation(
     evaluation: Evaluation, measured: Sequence[Measured], out: str | Path, *, metadata: Mapping[str, Any]
 ) -> None:
-    """Write ``per_gene.csv``, ``held_out.npz``, ``figures/violin.png`` and, last, ``metrics.json``.
+    """Write ``per_gene.csv``, ``held_out.npz``, ``figures/methods.png``, ``evaluation.html`` and ``metrics.json``.
 
-    ``evaluation``: the results; ``measured``: what they were computed from; ``out``: the folder; ``metadata``: what
-    ``metrics.json`` says beside the summary.
+    The last says that all others are there. ``evaluation``: the results; ``measured``: what they were computed from;
+    ``out``: the folder; ``metadata``: what ``metrics.json`` says beside the summary.
     """
     out = Path(out)
     make_folder(out)
     write_csv(out / "per_gene.csv", evaluation.per_gene)
     write_measured(out / "held_out.npz", measured)
-    draw(out / "figures", evaluation=evaluation)
+    draw(out / "figures", methods=_by_method(evaluation))
+    figure = out / "figures" / "methods.png"
+    write_page(
+        out / "evaluation.html",
+        evaluation,
+        metadata={key: value for key, value in metadata.items() if not isinstance(value, Mapping)},
+        figure=figure.read_bytes() if figure.exists() else None,
+    )
     write_text(out / "metrics.json", json.dumps({**metadata, "held_out": evaluation.summary}, indent=2) + "\n")
 
 
 def draw(
-    folder: Path, *, history: Sequence[Mapping[str, Any]] | None = None, evaluation: Evaluation | None = None
+    folder: Path,
+    *,
+    history: Sequence[Mapping[str, Any]] | None = None,
+    methods: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> None:
     """Figures of a run and of its results; without matplotlib a warning."""
-    from tcgn_hub.writing.training_figures import curve_figure, violin_figure
+    from tcgn_hub.writing.training_figures import curve_figure, methods_figure
 
     folder.mkdir(exist_ok=True)
     try:
         if history:
             curve_figure(history, folder / "curve.png")
-        if evaluation is not None:
-            violin_figure(evaluation.pcc, folder / "violin.png")
+        if methods is not None:
+            methods_figure(methods, folder / "methods.png")
     except ExtraError as err:
         folder.rmdir()
         _logger.warning("No figures are drawn. %s", err)
+
+
+def _by_method(evaluation: Evaluation) -> dict[str, dict[str, Any]]:
+    """What `methods_figure` draws: of each method the correlations of all genes, means over the sections."""
+    summary, methods = evaluation.summary, dict[str, dict[str, Any]]()
+    kinds = {"pcc": evaluation.pcc, "pcc_given_depth": evaluation.given_depth}
+    found = dict.fromkeys(label for section in evaluation.pcc.values() for label in section)
+    for label in dict.fromkeys([*(row["label"] for row in summary["ranking"]), *found]):
+        stated = summary["methods"].get(label, {})
+        methods[label] = {f"{key}_interval": stated.get(f"median_{key}_interval") for key in kinds}
+        for key, sections in kinds.items():
+            known = [values[label] for values in sections.values() if label in values]
+            methods[label][key] = column_means(np.stack(known), np.nan)
+    return methods
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -64,12 +91,18 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def write_measured(path: Path, measured: Sequence[Measured]) -> None:
-    """Predictions and measurements of held-out spots, in float32, under ``<number of the section>.<what>``."""
-    arrays: dict[str, Any] = {"sections": np.array([[s.name, s.patient] for s in measured])}
+    """Predictions and measurements of held-out spots, in float32, under ``<number of the section>.<what>``.
+
+    ``<what>`` is 'targets', 'predicted' and so on, and of the methods 'baselines.<label>', 'predictions.<label>' and
+    'train_pcc.<label>'.
+    """
+    arrays: dict[str, Any] = {
+        "sections": np.array([[s.name, s.patient] for s in measured]),
+        "without_units": np.array(sorted(set().union(*(s.without_units for s in measured))), np.str_),
+    }
     for i, section in enumerate(measured):
-        known = {"xy": section.xy, "targets": section.targets, "predicted": section.predicted, **section.baselines}
-        if section.counts is not None:
-            known["counts"] = section.counts
+        known = {key: value for key in _ARRAYS if (value := getattr(section, key)) is not None}
+        known |= {f"{key}.{label}": value for key in _LABELLED for label, value in getattr(section, key).items()}
         arrays |= {f"{i}.{key}": np.asarray(value, np.float32) for key, value in known.items()}
     write_npz(path, arrays)
 
@@ -83,16 +116,25 @@ def read_measured(path: Path) -> list[Measured]:
     try:
         with np.load(path, allow_pickle=False) as file:
             return [
-                Measured(
-                    name=str(name),
-                    patient=str(patient),
-                    xy=file[f"{i}.xy"].astype(np.float64),
-                    targets=file[f"{i}.targets"],
-                    predicted=file[f"{i}.predicted"],
-                    baselines={key: file[f"{i}.{key}"] for key in _BASELINES if f"{i}.{key}" in file},
-                    counts=file.get(f"{i}.counts"),
-                )
-                for i, (name, patient) in enumerate(file["sections"])
+                _read_section(file, i, str(name), str(patient)) for i, (name, patient) in enumerate(file["sections"])
             ]
     except Exception as err:  # of damage zipfile says whatever comes of it
         raise SectionError(f"{path} cannot be read ({err}); delete its folder to compute it again.") from err
+
+
+def _read_section(file: Any, i: int, name: str, patient: str) -> Measured:
+    by_label = {}
+    for key in _LABELLED:
+        start = f"{i}.{key}."
+        by_label[key] = {name.removeprefix(start): file[name] for name in file.files if name.startswith(start)}
+    return Measured(
+        name=name,
+        patient=patient,
+        xy=file[f"{i}.xy"].astype(np.float64),
+        targets=file[f"{i}.targets"],
+        predicted=file.get(f"{i}.predicted"),
+        counts=file.get(f"{i}.counts"),
+        train_variance=file.get(f"{i}.train_variance"),
+        without_units=frozenset(file["without_units"].tolist()),
+        **by_label,
+    )

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 
 from tcgn_hub.files import write_bytes
+from tcgn_hub.result import OURS
 from tcgn_hub.writing.canvas import GREY, Canvas, matplotlib
 
 _DPI = 150
-# blue and orange of Okabe and Ito, which the colour-blind can tell apart
-_COLOURS = {"TCGN": "#0072b2", "ridge": "#e69f00"}
+# of Okabe and Ito, which the colour-blind can tell apart
+_COLOURS = {OURS: "#0072b2", "ridge": "#e69f00", "other": "#009e73", "depth": "#cc79a7", "mean": "#999999"}
 
 
 def curve_figure(history: Sequence[Mapping[str, Any]], path: str | Path) -> None:
@@ -31,7 +32,7 @@ def curve_figure(history: Sequence[Mapping[str, Any]], path: str | Path) -> None
     ]
     for axes, (key, rows, label) in zip(panels, curves, strict=False):
         axes.plot(
-            [row["epoch"] for row in rows], [row[key] for row in rows], color=_COLOURS["TCGN"], marker="o", markersize=3
+            [row["epoch"] for row in rows], [row[key] for row in rows], color=_COLOURS[OURS], marker="o", markersize=3
         )
         axes.set_ylabel(label)
         _quieten(axes)
@@ -43,53 +44,80 @@ def curve_figure(history: Sequence[Mapping[str, Any]], path: str | Path) -> None
     write_bytes(path, canvas.png())
 
 
-def violin_figure(per_section: Mapping[str, Mapping[str, np.ndarray]], path: str | Path) -> None:
-    """A PNG of the correlations of all genes, section by section.
+def methods_figure(methods: Mapping[str, Mapping[str, Any]], path: str | Path) -> None:
+    """A PNG of the correlations of all genes, method by method, and of the same given depth.
 
-    ``per_section``: of each section the correlations of 'TCGN' and 'ridge' and the 'ceiling', each of shape (genes,);
-    what is missing or NaN is left out; ``path``: file to write.
+    ``methods``: by label, the first on top, ``pcc`` and ``pcc_given_depth``, each of shape (genes,), and
+    ``pcc_interval`` and ``pcc_given_depth_interval``, the ends of that of their medians; of 'ceiling' what the noise
+    leaves. What is missing, None or NaN is left out; ``path``: file to write.
     """
-    lines, patches = matplotlib("lines"), matplotlib("patches")
-    canvas = Canvas(max(6.4, 1.6 + 1.1 * len(per_section)), 4.4, dpi=_DPI, layout="constrained")
-    axes = canvas.figure.subplots()
-    axes.axhline(0, color="#999999", linewidth=1, zorder=0.9)
+    lines = matplotlib("lines")
+    shown = [label for label in methods if label != "ceiling"]
+    panels = [
+        (key, title)
+        for key, title in (("pcc", "PCC"), ("pcc_given_depth", "PCC given depth"))
+        if key == "pcc" or any(len(_known(methods[label], key)) for label in shown)
+    ]
+    canvas = Canvas(1.6 + 3.2 * len(panels), 1.5 + 0.55 * max(len(shown), 1), dpi=_DPI, layout="constrained")
     drawn: dict[str, Any] = {}
-    for at, values in enumerate(per_section.values()):
-        for name, offset in (("TCGN", -0.21), ("ridge", 0.21)):
-            pcc = _known(values, name)
+    for axes, (key, title) in zip(
+        np.ravel(canvas.figure.subplots(1, len(panels), sharex=True, sharey=True)), panels, strict=True
+    ):
+        axes.axvline(0, color="#999999", linewidth=1, zorder=0.9)
+        for at, label in enumerate(shown):
+            pcc = _known(methods[label], key)
             if not len(pcc):
                 continue
-            violin = axes.violinplot([pcc], [at + offset], widths=0.38, showextrema=False)
-            violin["bodies"][0].set(facecolor=_COLOURS[name], edgecolor=_COLOURS[name], alpha=0.75)
-            median = float(np.median(pcc))
-            axes.plot(at + offset, median, "o", markersize=6, color="white", markeredgecolor="black")
-            drawn[name] = patches.Patch(facecolor=_COLOURS[name], alpha=0.75)
-            drawn["median"] = lines.Line2D([], [], linestyle="", marker="o", color="white", markeredgecolor="black")
-        ceiling = _known(values, "ceiling")
+            where, height = _density(pcc)
+            axes.fill_between(where, at - 0.4 * height, at + 0.4 * height, color=_colour(label), alpha=0.6, linewidth=0)
+            ends = methods[label].get(f"{key}_interval")
+            if ends is not None:
+                axes.plot(ends, [at, at], color="black", linewidth=2, solid_capstyle="butt")
+                drawn["its interval"] = lines.Line2D([], [], color="black", linewidth=2)
+            axes.plot(float(np.median(pcc)), at, "o", markersize=6, color="white", markeredgecolor="black")
+            drawn["median over genes"] = lines.Line2D(
+                [], [], linestyle="", marker="o", color="white", markeredgecolor="black"
+            )
+        ceiling = _known(methods.get("ceiling", {}), key)
         if len(ceiling):
-            style = {"color": "black", "linestyle": (0, (4, 2)), "linewidth": 1.4}
-            axes.plot([at - 0.44, at + 0.44], [np.median(ceiling)] * 2, **style)
+            style = {"color": "black", "linestyle": (0, (4, 2)), "linewidth": 1.2}
+            axes.axvline(float(np.median(ceiling)), **style)
             drawn["median noise ceiling"] = lines.Line2D([], [], **style)
-    # names that would run into each other are turned; a dollar sign in one is no formula
-    long = max(map(len, per_section), default=0) > 11
-    turned = {"rotation": 30, "horizontalalignment": "right", "rotation_mode": "anchor"} if long else {}
-    axes.set_xticks(range(len(per_section)), list(per_section), parse_math=False, **turned)
-    axes.set(xlim=(-0.6, len(per_section) - 0.4), xlabel="section held out", ylabel="PCC of a gene over spots")
-    axes.set_title("Correlation of prediction and measurement", pad=32)
-    _quieten(axes)
-    shown = [name for name in ("TCGN", "ridge", "median", "median noise ceiling") if name in drawn]
-    handles = [drawn[name] for name in shown]
-    axes.legend(handles, shown, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=4, frameon=False)
+        axes.set(xlabel=f"{title} of a gene over spots", ylim=(len(shown) - 0.4, -0.6))
+        # a dollar sign in a name is no formula
+        axes.set_yticks(range(len(shown)), shown, parse_math=False)
+        _quieten(axes, "x")
+    if drawn:
+        canvas.figure.legend(
+            list(drawn.values()), list(drawn), loc="outside upper center", ncols=len(drawn), frameon=False
+        )
     write_bytes(path, canvas.png())
 
 
-def _known(values: Mapping[str, np.ndarray], name: str) -> np.ndarray:
-    array = np.asarray(values.get(name, ()), dtype=np.float64)
+def _density(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """How often values occur, smoothed by a Gaussian (Scott 1992): places, and heights of which the largest is 1."""
+    width = max(float(values.std()) * len(values) ** -0.2, 0.01)
+    where = np.linspace(values.min() - width, values.max() + width, 200)
+    height = np.zeros(len(where))
+    for part in np.array_split(values, len(values) // 1000 + 1):
+        height += np.exp(-(((where[:, None] - part) / width) ** 2) / 2).sum(axis=1)
+    return where, height / height.max()
+
+
+def _colour(label: str) -> str:
+    if label in (OURS, "mean", "depth"):
+        return _COLOURS[label]
+    return _COLOURS["ridge" if label.split(" ")[0] == "ridge" else "other"]
+
+
+def _known(values: Mapping[str, Any], name: str) -> np.ndarray:
+    found = values.get(name)
+    array = np.asarray(() if found is None else found, dtype=np.float64)
     return array[~np.isnan(array)]
 
 
-def _quieten(axes: Any) -> None:
+def _quieten(axes: Any, axis: str = "y") -> None:
     axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", color="#e5e5e5", linewidth=0.8)
+    axes.grid(axis=axis, color="#e5e5e5", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.tick_params(color=GREY)
