@@ -9,15 +9,14 @@ import numpy as np
 
 from tcgn_hub.correlation import pearson, standardised
 from tcgn_hub.evaluation.significance import effective_spots, residuals
-from tcgn_hub.evaluation.spots import correlograms, parts, spot_pitch
+from tcgn_hub.evaluation.spots import pair_sums, parts, spot_pitch
 
 _SIMULATED = 60
-_SIMULATED_GENES = 100
-_SIMULATED_SPOTS = 1000
+_SIMULATED_GENES = 50
+_SIMULATED_SPOTS = 500
 _SIMULATED_REPEATS = 200
 _AXES = 6
 _SMOOTHNESS = (0.5, 0.75, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0)
-_CLASSES = 13
 
 # the bootstrap's estimates need some blocks to choose among
 _LEAST_BLOCKS = 10
@@ -190,9 +189,9 @@ class _Maps:
         rest = values - axes * scale @ loadings
         self._loadings = scale[:, None] * loadings / np.sqrt(len(values))
         self._own = np.sqrt((rest**2).mean(axis=0))
-        pairs, alike = correlograms(
-            np.concatenate([standardised(axes), standardised(rest)], axis=1), place, 1, _CLASSES
-        )
+        mapped = np.concatenate([standardised(axes), standardised(rest)], axis=1)
+        pairs, sums, _ = pair_sums(mapped, place, 1, np.full((len(place), 1), len(place) ** -0.5))
+        alike = sums / np.maximum(pairs, 1)[:, None]
         self._fits = [_fit(pairs, column) for column in alike[:, : len(scale)].T]
         self._fits.append(_fit(pairs, alike[:, len(scale) :].mean(axis=1)))
         square = ((place[:, None] - place[None]) ** 2).sum(axis=2)
