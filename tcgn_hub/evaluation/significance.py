@@ -118,7 +118,7 @@ def stouffer(tests: Sequence[SpatialTest]) -> np.ndarray:
     where there is none.
     """
     z, effective = np.array([test.z for test in tests]), np.array([test.effective for test in tests])
-    weight = np.sqrt(np.nan_to_num(effective))
+    weight = np.where(np.isnan(z), 0, np.sqrt(np.nan_to_num(effective)))
     norm = np.sqrt((weight**2).sum(axis=0))
     total = np.divide((weight * np.nan_to_num(z)).sum(axis=0), norm, out=np.full(z.shape[1], -np.inf), where=norm > 0)
     return np.where(np.isnan(z).all(axis=0), np.nan, _upper_tail(total))

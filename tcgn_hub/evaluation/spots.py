@@ -60,15 +60,13 @@ def pair_sums(
         left = lefts[start : start + _LEFT_AT_ONCE]
         first, last = np.searchsorted(place[:, 0], place[left[[0, -1]], 0] + [-_CLASSES, _CLASSES])
         distance = np.hypot(*(place[left, None] - place[None, first:last]).transpose(2, 0, 1))
-        of_pair = np.maximum(np.floor(distance + 0.5), 1)
+        of_pair = np.clip(np.floor(distance + 0.5), 1, _CLASSES).astype(np.uint8)
         of_pair[np.arange(len(left)), left - first] = 0
+        counted = np.bincount(of_pair.ravel(), minlength=_CLASSES)[:_CLASSES]
+        number += counted
         of_basis = np.zeros((_CLASSES, len(left), taken))
-        for k in range(_CLASSES):
-            inside = (of_pair == k).astype(np.float32)
-            if not inside.any():
-                continue
-            neighbours = inside @ ordered[first:last]
-            number[k] += np.count_nonzero(inside)
+        for k in np.flatnonzero(counted):
+            neighbours = (of_pair == k).astype(np.float32) @ ordered[first:last]
             sums[k] += (ordered[left, taken:] * neighbours[:, taken:]).sum(axis=0)
             of_basis[k] = neighbours[:, :taken]
             inner[k] += ordered[left, :taken].T @ of_basis[k]
