@@ -173,7 +173,8 @@ def simulated_coverage(xy: np.ndarray, predicted: np.ndarray, measured: np.ndarr
         scores.append(float(np.median(pearson(p, m))))
         samples.append(bootstrap_pearson(p, m, *blocks))
         sides.append((p[:, :_WIDENING_GENES], m[:, :_WIDENING_GENES]))
-    effective = effective_spots(*(np.concatenate(side, axis=1) for side in zip(*sides, strict=True)), place)
+    of_predicted, of_measured = (np.concatenate(side, axis=1) for side in zip(*sides, strict=True))
+    effective = effective_spots(of_predicted, of_measured, place)
     truth, held = np.mean(scores), []
     for score, drawn, own in zip(scores, samples, np.split(effective, _SIMULATED), strict=True):
         low, high = interval_of(np.median(drawn, axis=1), score, widening(drawn[:, : len(own)], own))
