@@ -83,6 +83,17 @@ def panel_counts(section: Section, panel: Sequence[str]) -> np.ndarray:
     return counts
 
 
+def panel_depth(section: Section, panel: Sequence[str]) -> np.ndarray:
+    """Log10 of the sum of the panel's counts of each spot, shape (n,); NaN where there are none, or one measurement.
+
+    ``section``: the section; ``panel``: gene symbols.
+    """
+    if section.bulk:
+        return np.full(len(section.spots), np.nan)
+    total = np.nansum(panel_counts(section, panel), axis=1)
+    return np.log10(total, out=np.full(len(total), np.nan), where=total > 0)
+
+
 def expression_targets(section: Section, panel: Sequence[str]) -> np.ndarray:
     """Training targets of the paper: ``log10(1 + 10^4 count / sum of the panel's counts)``.
 

@@ -120,11 +120,6 @@ def predict_crops(
     return np.concatenate(predicted)
 
 
-def pooled_features(predictor: Predictor, crops: SpotCrops, *, batch_size: int = 32) -> np.ndarray:
-    """Features of the centres of crops, shape (n, 1280)."""
-    return np.concatenate([predictor.run(x, features=True)["features"] for x in _batches(crops, batch_size)])
-
-
 def _batches(crops: SpotCrops, batch_size: int) -> Iterator[np.ndarray]:
     return (patches.transpose(0, 2, 3, 1) for patches in crops.patches(batch_size))
 
