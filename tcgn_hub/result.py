@@ -144,7 +144,8 @@ class Result:
             above). Each only if the weights state it.
         uns: ``weights`` (`WeightsInfo`), ``failed`` (what could not be predicted, and why), ``slide`` (`SlideContext`,
             of tiles), ``tta``, ``backend`` and ``precision``.
-        layers: ``tta_std``, standard deviation over the rotations and reflections that X is the mean of, if several.
+        layers: ``tta_std``, standard deviation over the rotations and reflections that X is the mean of, if several;
+            ``measured``, with ``measured_depth`` in ``obs``, where it is known, see `tcgn_hub.data.sections.beside`.
         obsm: ``spatial``, centres as (x, y) in pixels at full resolution, of tiles; ``modules``, places along the few
             axes that the weights tell tissue apart by, see `tcgn_hub.weights.typical.Typical.modules`, if they describe
             them; ``features``, if asked for.

@@ -19,6 +19,7 @@ import pytest
 from PIL import Image
 from results import DOWNSAMPLE, GENES, HELD_OUT, MPP, PATCH_UM, make, make_patches, some
 
+from tcgn_hub.data.sections import Section, beside
 from tcgn_hub.errors import ExtraError, OutputError, PanelError
 from tcgn_hub.files import write_bytes
 from tcgn_hub.panels import load_panel
@@ -463,9 +464,7 @@ def test_a_report_says_first_how_little_is_told_apart(tmp_path):
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "<li>tcgn_base.test tells about 1 gene apart (effective rank 1.2 of 4;" in page
     sd = np.median(slide.X[:, [0, 1, 3]].std(axis=0))
-    differ = (
-        f"<li>for 0 of 3 genes the tiles differ by more than the interval: median sd {sd:.2f}, half-width 0.50</li>"
-    )
+    differ = f"0 of 3 genes the tiles differ by more than the interval: median sd {sd:.2f}, half-width 0.50<"
     assert differ in page
     assert "<li>significant: better than chance on patient C</li>" in page
     maps = re.findall(r'alt="Map of (.*?)"', page)
@@ -480,13 +479,49 @@ def test_a_report_says_first_how_little_is_told_apart(tmp_path):
     assert 'class="dull"' not in page
 
 
+def test_what_was_measured_is_shown_beside_what_is_predicted(prediction, tmp_path):
+    pytest.importorskip("matplotlib")
+    rng = np.random.default_rng(0)
+    counts = rng.poisson(20, (len(prediction), 4)).astype(np.float32)
+    counts[:, 0] += np.round(60 * prediction.X[:, 0])
+    order = rng.permutation(len(prediction))[5:]
+    section = Section(
+        name="S",
+        patient="P",
+        image=None,
+        spots=[prediction.names[i] for i in order],
+        xy=prediction.obsm["spatial"][order],
+        genes=["GNAS", "OTHER", "HLA-DRA", "ACTB"],
+        counts=counts[order],
+    )
+    result = beside(prediction, section)
+    measured, depth = result.layers["measured"], result.obs["measured_depth"]
+    known = np.isin(np.arange(len(prediction)), order)
+    total = counts[:, [0, 2, 3]].sum(axis=1)
+    np.testing.assert_allclose(depth[known], np.log10(total[known]), rtol=1e-5)
+    np.testing.assert_allclose(measured[known, 0], np.log10(1 + 1e4 * counts[:, 0] / total)[known], rtol=1e-5)
+    assert np.isnan(measured[~known]).all()
+    assert np.isnan(depth[~known]).all()
+    assert np.isnan(measured[:, 1]).all()
+    write_report(tmp_path / "report.html", result)
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    shown = re.findall(r'alt="(Measured .*?)"', page)
+    assert shown == [
+        f"Measured {of}{gene}" for gene in ("HLA-DRA", "GNAS", "ACTB") for of in ("", "against predicted ")
+    ]
+    assert "nothing was measured" not in page
+    write_report(tmp_path / "report.html", prediction)
+    assert "nothing was measured" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
 def test_a_report_of_a_large_panel_is_small(tmp_path):
     pytest.importorskip("matplotlib")
     slide = make(stride_um=64.0)
     rng = np.random.default_rng(0)
     noise = rng.normal(215, 15, (*slide.slide.thumbnail.shape[:2], 3)).clip(0, 255).astype(np.uint8)
     genes = tuple(load_panel("her2st_785"))
-    values = rng.uniform(0, 2, (len(slide), len(genes))).astype(np.float32)
+    along = slide.X[:, [0, 2]] @ rng.normal(size=(2, len(genes)))
+    values = (along + rng.normal(scale=0.1, size=along.shape)).astype(np.float32)
     info = WeightsInfo("many", genes, UNITS, typical=describe_predictions(values, values[:, 0]).to_json())
     many = replace(
         on(slide, thumbnail=noise),

@@ -44,15 +44,33 @@ def draw_values(
     limits: tuple[float, float] | None = None,
     side: int = 1200,
 ) -> bytes:
-    """The same of any values of the tiles, shape (n,).
+    """The same of any values of the tiles, shape (n,), NaN of those that are left out.
 
     Tiles are drawn in true size or, where they overlap, as squares that touch, each the size of their distance.
     ``label`` says what the values are; ``limits`` are those of the colours in training tissue, None to take those of
     the values.
     """
-    figure = _SlideFigure(slide_of(result), title, subtitle, side=side, faded=True)
-    figure.add_tiles(result.obsm["spatial"], values, label, limits)
+    figure, known = _SlideFigure(slide_of(result), title, subtitle, side=side, faded=True), np.isfinite(values)
+    figure.add_tiles(result.obsm["spatial"][known], values[known], label, limits)
     return figure.png()
+
+
+def draw_scatter(predicted: np.ndarray, measured: np.ndarray, title: str, subtitle: str, units: str) -> bytes:
+    """A PNG of what was measured against what is predicted, one dot a spot, both of shape (n,) and on one scale."""
+    canvas = Canvas(_LEAST_WIDTH, _LEAST_WIDTH, dpi=_DPI, unit=1 / _DPI)
+    low, high = min(predicted.min(), measured.min()), max(predicted.max(), measured.max())
+    edge = 0.03 * max(high - low, 0.01)
+    axes = canvas.box(80, 70, _LEAST_WIDTH - 80 - _MARGIN, _LEAST_WIDTH - 70 - _TOP)
+    axes.axline((low, low), slope=1, color="#bbbbbb", linewidth=1)
+    axes.scatter(predicted, measured, s=9, color="#31688e", alpha=0.6, linewidths=0)
+    axes.set(xlim=(low - edge, high + edge), ylim=(low - edge, high + edge))
+    for axis, label in ((axes.xaxis, f"predicted, {units}"), (axes.yaxis, "measured, likewise")):
+        axis.set_major_locator(matplotlib("ticker").MaxNLocator(5))
+        axis.set_label_text(label, size=10)
+    axes.tick_params(labelsize=9, length=3, color=GREY)
+    canvas.text(_MARGIN, _LEAST_WIDTH - 30, title, size=16, weight="bold")
+    canvas.text(_MARGIN, _LEAST_WIDTH - 58, subtitle, size=11)
+    return canvas.png()
 
 
 def draw_mask(result: Result, *, side: int = 1200) -> bytes:

@@ -14,10 +14,10 @@ import numpy as np
 from tcgn_hub.correlation import centred, pearson
 from tcgn_hub.files import write_text
 from tcgn_hub.result import Gallery, Result
-from tcgn_hub.text import some
+from tcgn_hub.text import counted, some
 from tcgn_hub.weights.typical import Typical
 from tcgn_hub.writing.explanations import draw_gallery
-from tcgn_hub.writing.figures import draw_gene, draw_mask, draw_values, slide_of
+from tcgn_hub.writing.figures import draw_gene, draw_mask, draw_scatter, draw_values, slide_of
 from tcgn_hub.writing.tables import facts
 
 _OVERVIEW_SIDE, _FIGURE_SIDE = 1000, 700
@@ -26,6 +26,7 @@ _SAME = 0.95  # correlation of two maps above which they are one picture
 _COMPARED = 5000  # tiles at most by which maps are compared
 _LEAST_COMPARED = 4
 _NAMED = 24  # genes beneath a map
+_MEASURED = 6  # genes whose measurement is shown, where there is one
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,8 @@ def write_report(
     The maps are of the depth that the weights predict, of their own axes, and of genes: ``genes`` in this order, or
     ``top`` of those with the best skill given depth on held-out tissue, the significant ones first; where that was not
     measured, by held-out correlation, or by how much they vary over the tiles. Of genes whose maps correlate above 0.95
-    or below -0.95 one is drawn, and the others are named. ``galleries`` are shown below the maps, see
+    or below -0.95 one is drawn, and the others are named. Of the first genes what was measured is shown beside, where
+    ``result.layers['measured']`` has it. ``galleries`` are shown below the maps, see
     `tcgn_hub.prediction.predictor.Predictor.galleries`. A gene that was not predicted is a PanelError.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -84,6 +86,7 @@ def write_report(
     slide, info = slide_of(result), result.info
     title, ranked = _ranked(result)
     maps = _maps(result, ranked if genes is None else genes)
+    drawn = maps[: top if genes is None else None]
     alike = maps if genes is None else _maps(result, ranked)
     table = {gene.gene: gene for gene in result.summary()}
     environment = Environment(loader=PackageLoader("tcgn_hub.writing", "."), autoescape=True, undefined=StrictUndefined)
@@ -96,7 +99,8 @@ def write_report(
         ],
         axes=_axes(result),
         maps_title=title if genes is None else "Maps of the genes asked for",
-        maps=[_map(result, shown) for shown in maps[: top if genes is None else None]],
+        maps=[_map(result, shown) for shown in drawn],
+        beside=[shown for gene in [m.gene for m in drawn[:_MEASURED]] for shown in _measured(result, gene)],
         different=f"{len(alike)} different maps of {len(ranked)} genes; of those that correlate above {_SAME} or below"
         f" -{_SAME} one is drawn",
         galleries=[
@@ -170,6 +174,26 @@ def _map(result: Result, shown: _Map) -> _Picture:
     dull = result.significance(shown.gene) == "no"
     caption = "; ".join(part for part in ("not significant" if dull else "", shown.caption) if part)
     return _Picture(draw_gene(result, shown.gene, side=_FIGURE_SIDE), f"Map of {shown.gene}", caption, dull)
+
+
+def _measured(result: Result, gene: str) -> list[_Picture]:
+    """A map of what was measured, and it against what is predicted; none where it was not."""
+    column = result.column(gene)
+    if "measured" not in result.layers:
+        return []
+    measured, predicted, depth = result.layers["measured"][:, column], result.X[:, column], result.obs["measured_depth"]
+    known = np.isfinite(measured)
+    if known.sum() < _LEAST_COMPARED or not np.ptp(measured[known]):
+        return []
+    pair, given = np.stack([predicted, measured], axis=1)[known].astype(np.float64), depth[known, None]
+    r = pearson(pair[:, :1], pair[:, 1:])[0]
+    line = np.concatenate([np.ones_like(given), given], axis=1)
+    left = pair - line @ np.linalg.lstsq(line, pair, rcond=None)[0]
+    partial = pearson(left[:, :1], left[:, 1:])[0]
+    text = f"PCC {r:.2f} over {counted(int(known.sum()), 'spot')}, {partial:.2f} given depth"
+    png = draw_values(result, measured, f"{gene}, measured", text, result.units, side=_FIGURE_SIDE)
+    scatter = draw_scatter(pair[:, 0], pair[:, 1], gene, text, result.units)
+    return [_Picture(png, f"Measured {gene}"), _Picture(scatter, f"Measured against predicted {gene}")]
 
 
 def _axes(result: Result) -> dict[str, Any] | None:
