@@ -21,9 +21,8 @@ def main() -> None:
     result = predictor.patches([patch])
     values = dict(zip(result.genes, result.X[0], strict=True))
     print(f"{patch.name}, in {result.units}")
-    significant = [gene for gene in result.genes if result.significance(gene) == "yes"]
-    for gene in sorted(significant, key=values.get, reverse=True)[:10]:
-        print(f"  {gene:10} {values[gene]:6.3f}   held-out PCC {result.pcc(gene):.2f}")
+    for gene in result.top(10).summary():
+        print(f"  {gene.gene:10} {gene.mean:6.3f}   z {gene.z:+.1f}   significant: {gene.significant}")
 
     # what happened: 154 um of tissue, which the weights were trained on, resized to 224 and normalised
     model = timm.create_model("tcgn_base", pretrained=True).eval()

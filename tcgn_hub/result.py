@@ -60,11 +60,15 @@ def gene_table(info: WeightsInfo, columns: Sequence[int]) -> dict[str, np.ndarra
     var: dict[str, np.ndarray] = {"gene": np.array(genes, dtype=object)}
     if info.significant is not None:
         var["significant"] = np.array([gene in info.significant for gene in genes], bool)
-    if info.pcc is not None:
-        pcc = (info.pcc[gene] for gene in genes)
-        var["held_out_pcc"] = np.array([np.nan if value is None else value for value in pcc], np.float64)
+    for key, known in (("held_out_pcc", info.pcc), ("held_out_pcc_given_depth", info.pcc_given_depth)):
+        if known is not None:
+            pcc = (known[gene] for gene in genes)
+            var[key] = np.array([np.nan if value is None else value for value in pcc], np.float64)
     if info.interval_radius is not None:
         var["interval_radius"] = np.array([info.interval_radius[gene] for gene in genes], np.float64)
+    typical = info.predicted_in_training
+    if typical is not None:
+        var |= {f"trained_{key}": getattr(typical, key)[list(columns)] for key in ("mean", "sd", "low", "high")}
     return var
 
 
@@ -111,9 +115,11 @@ class GeneSummary:
     """A gene over the patches, or the tiles of a slide."""
 
     gene: str  # its symbol
-    significant: str  # 'yes', 'no' or 'unknown'
+    significant: str  # see `Result.significance`
     pcc: float  # held-out Pearson correlation, NaN if it was not measured
+    pcc_given_depth: float  # the same with the depth of the spots held fixed
     mean: float  # mean in the units of the prediction
+    z: float  # `Result.deviation`, NaN if it is not known
     sd: float  # standard deviation
     min: float  # lowest
     max: float  # highest
@@ -132,12 +138,17 @@ class Result:
             in pixels of the picture), ``mpp``, ``scale_source``, ``patch_um`` and ``patch_px`` (its side), and
             ``trained_um`` (what the weights were trained on). Of tiles: ``array_row`` and ``array_col``; the scale is
             the same of all, in ``uns``.
-        var: Arrays of one value a gene: ``gene``; ``significant`` (bool), ``held_out_pcc`` and ``interval_radius``
-            (NaN where unknown), each only if the weights state it.
+        var: Arrays of one value a gene: ``gene``; ``significant`` (bool), ``held_out_pcc``,
+            ``held_out_pcc_given_depth`` and ``interval_radius`` (NaN where unknown); and of what is predicted for the
+            training tissue ``trained_mean``, ``trained_sd``, ``trained_low`` and ``trained_high`` (1 % lie below, and
+            above). Each only if the weights state it.
         uns: ``weights`` (`WeightsInfo`), ``failed`` (what could not be predicted, and why), ``slide`` (`SlideContext`,
             of tiles), ``tta``, ``backend`` and ``precision``.
-        layers: ``tta_std``, standard deviation over the rotations and reflections that X is the mean of, if several.
-        obsm: ``spatial``, centres as (x, y) in pixels at full resolution, of tiles; ``features``, if asked for.
+        layers: ``tta_std``, standard deviation over the rotations and reflections that X is the mean of, if several;
+            ``measured``, with ``measured_depth`` in ``obs``, where it is known, see `tcgn_hub.data.sections.beside`.
+        obsm: ``spatial``, centres as (x, y) in pixels at full resolution, of tiles; ``modules``, places along the few
+            axes that the weights tell tissue apart by, see `tcgn_hub.weights.typical.Typical.modules`, if they describe
+            them; ``features``, if asked for.
     """
 
     X: np.ndarray
@@ -190,6 +201,15 @@ class Result:
         """Which patches are out of distribution, bool, shape (n,); None if that is not known."""
         return self.obs["ood"] > 1 if "ood" in self.obs else None
 
+    @property
+    def depth(self) -> np.ndarray | None:
+        """Log10 of the panel's counts of a spot as predicted, float32, shape (n,); None if the weights cannot say.
+
+        It is fitted to the spots that the weights were trained on, and was not measured on others.
+        """
+        typical = self.info.predicted_in_training
+        return None if typical is None or "modules" not in self.obsm else typical.depth(self.obsm["modules"])
+
     def column(self, gene: str) -> int:
         """Column of a gene.
 
@@ -202,16 +222,91 @@ class Result:
             of = f" for {self.slide.path}" if self.slide else ""
             raise PanelError(f"{gene} is not among the genes predicted{of}.") from err
 
-    def significance(self, gene: str) -> str:
-        """'yes', 'no' or 'unknown': whether a gene was predicted better than chance on held-out tissue."""
+    def significance(self, gene: str, row: int | None = None) -> str:
+        """'yes', 'no', 'unknown' or 'withheld': whether a gene is predicted better than chance on tissue like this.
+
+        ``WeightsInfo.significance`` says on which tissue that was measured; on other tissue it is `withheld`.
+
+        Args:
+            gene: Its symbol.
+            row: Of which patch or tile; of all of them if None.
+        """
         if "significant" not in self.var:
             return "unknown"
-        return "yes" if self.var["significant"][self.column(gene)] else "no"
+        column = self.column(gene)
+        if self.withheld(row):
+            return "withheld"
+        return "yes" if self.var["significant"][column] else "no"
 
-    def pcc(self, gene: str) -> float | None:
-        """Held-out Pearson correlation of a gene; None if it was not measured."""
-        pcc = self.var["held_out_pcc"][self.column(gene)] if "held_out_pcc" in self.var else np.nan
+    def withheld(self, row: int | None = None) -> str:
+        """Why nothing is said of significance: the tissue is unlike that of the weights. Empty where it is said.
+
+        Args:
+            row: Of which patch or tile; of all of them if None: most are out of distribution.
+        """
+        if "ood" not in self.obs or not len(self):
+            return ""
+        unlike = "unlike the tissue that the weights were trained on"
+        if row is not None and self.obs["ood"][row] > 1:
+            return f"this {'tile' if self.slide else 'patch'} is {unlike}"
+        if row is not None and self.slide is None:
+            return ""
+        count = int((self.obs["ood"] > 1).sum())
+        what = "tiles" if self.slide else "patches"
+        return f"{count} of {len(self)} {what} are {unlike}" if 2 * count > len(self) else ""
+
+    def pcc(self, gene: str, *, given_depth: bool = False) -> float | None:
+        """Held-out Pearson correlation of a gene; None if it was not measured.
+
+        Args:
+            gene: Its symbol.
+            given_depth: Whether the depth of the spots was held fixed.
+        """
+        key = "held_out_pcc_given_depth" if given_depth else "held_out_pcc"
+        pcc = self.var[key][self.column(gene)] if key in self.var else np.nan
         return None if np.isnan(pcc) else float(pcc)
+
+    def z(self, rows: slice = slice(None)) -> np.ndarray | None:
+        """Values in standard deviations from the mean of what is predicted for the training tissue, like X.
+
+        NaN for genes whose prediction never differed there; None if the weights do not describe it.
+
+        Args:
+            rows: Of which patches or tiles.
+        """
+        if "trained_sd" not in self.var:
+            return None
+        sd = np.where(self.var["trained_sd"] > 0, self.var["trained_sd"], np.nan).astype(np.float32)
+        return (self.X[rows] - self.var["trained_mean"]) / sd
+
+    def deviation(self) -> np.ndarray | None:
+        """The mean of `z` over the patches or tiles, float64, shape (genes,); None if it is not known."""
+        if "trained_sd" not in self.var:
+            return None
+        sd = np.where(self.var["trained_sd"] > 0, self.var["trained_sd"], np.nan).astype(np.float64)
+        return (self.X.mean(axis=0, dtype=np.float64) - self.var["trained_mean"]) / sd
+
+    def spread(self) -> dict[str, float] | None:
+        """For how many genes the patches or tiles differ by more than an interval reaches: ``genes`` of ``of``.
+
+        With ``median_sd``, of the genes' standard deviations, which are compared, and ``median_interval_radius``. None
+        of fewer than two, or where no interval is known.
+        """
+        radius = self.var.get("interval_radius")
+        if len(self) < 2 or radius is None or np.isnan(radius).all():
+            return None
+        known = ~np.isnan(radius)
+        sd, radius = self._sd()[known], radius[known]
+        return {
+            "genes": int((sd > radius).sum()),
+            "of": int(known.sum()),
+            "median_sd": float(np.median(sd)),
+            "median_interval_radius": float(np.median(radius)),
+        }
+
+    def _sd(self) -> np.ndarray:
+        """Standard deviation of each gene over the patches or tiles."""
+        return np.concatenate([block.std(axis=0) for block in self._blocks()])
 
     def interval(self, rows: slice = slice(None)) -> tuple[np.ndarray, np.ndarray] | None:
         """Where a measurement would lie, in ``info.interval_level`` of the cases: lower and upper ends, each like X.
@@ -248,11 +343,13 @@ class Result:
     def summary(self) -> list[GeneSummary]:
         """Every gene over the patches or tiles, in the order of `genes`."""
         nan = np.full(len(self.genes), math.nan)
-        tta_std = self.layers.get("tta_std")
+        tta_std, deviation = self.layers.get("tta_std"), self.deviation()
         columns = {
             "pcc": self.var.get("held_out_pcc", nan),
+            "pcc_given_depth": self.var.get("held_out_pcc_given_depth", nan),
             "mean": self.X.mean(axis=0, dtype=np.float64),
-            "sd": np.concatenate([block.std(axis=0) for block in self._blocks()]),
+            "z": nan if deviation is None else deviation,
+            "sd": self._sd(),
             "min": self.X.min(axis=0),
             "max": self.X.max(axis=0),
             "interval_radius": self.var.get("interval_radius", nan),
@@ -277,10 +374,18 @@ class Result:
             layers={key: values[:, columns] for key, values in self.layers.items()},
         )
 
-    def top(self, count: int) -> Result:
-        """The same of the genes of the highest means over the patches or tiles, the highest first."""
-        order = np.argsort(-self.X.mean(axis=0, dtype=np.float64), kind="stable")
-        return self.select([self.genes[i] for i in order[:count]])
+    def top(self, count: int | None = None) -> Result:
+        """The same of some genes, in order of `deviation` from the training tissue, whichever way, the farthest first.
+
+        Where that is not known, in order of their means, the highest first.
+
+        Args:
+            count: How many; all if None.
+        """
+        deviation = self.deviation()
+        # what is not known comes last
+        by = self.X.mean(axis=0, dtype=np.float64) if deviation is None else np.nan_to_num(np.abs(deviation), nan=-1)
+        return self.select([self.genes[i] for i in np.argsort(-by, kind="stable")[:count]])
 
     def metadata(self) -> dict[str, Any]:
         """What was run on what, as values that JSON can hold; None where something is not known.
@@ -288,10 +393,12 @@ class Result:
         Of a slide: ``slide``, ``series``, ``origin_px``, ``width_px``, ``height_px``, ``mpp``, ``scale_source``,
         ``patch_um``, ``trained_um``, ``stride_um`` (None where spots were given) and the number of ``tiles``; otherwise
         the number of ``patches``. Of both: ``failed``, ``notes`` (of how many each is said), ``weights``, ``sha256``,
-        ``units``, ``interval_level``, ``out_of_distribution`` (how many are), ``tta``, ``backend``, ``precision``, and
-        the version of ``tcgn_hub``.
+        ``units``, ``interval_level``, ``out_of_distribution`` (how many are), ``skill`` and ``significance`` (see
+        `WeightsInfo`), ``significance_withheld`` (why; None where it is not), ``spread``, ``modules`` (of each axis the
+        ``share`` of the variance, and which genes are ``rising`` and ``falling`` along it), ``tta``, ``backend``,
+        ``precision``, and the version of ``tcgn_hub``.
         """
-        slide, is_ood = self.slide, self.is_ood
+        slide, is_ood, info = self.slide, self.is_ood, self.info
         place: dict[str, Any] = {"patches": len(self)}
         if slide is not None:
             place = {
@@ -316,23 +423,48 @@ class Result:
             "units": self.units,
             "interval_level": self.info.interval_level if "interval_radius" in self.var else None,
             "out_of_distribution": None if is_ood is None else int(is_ood.sum()),
+            "skill": info.skill or None,
+            "significance": None if info.significant is None else info.significance,
+            "significance_withheld": self.withheld() or None,
+            "spread": self.spread(),
+            "modules": self._modules(),
             **{key: self.uns.get(key) for key in ("tta", "backend", "precision")},
             "tcgn_hub": __version__,
         }
 
+    def _modules(self) -> list[dict[str, Any]] | None:
+        """The axes of the weights, None if they do not describe them."""
+        typical, genes = self.info.predicted_in_training, self.info.genes
+        if typical is None:
+            return None
+        leading = [typical.leading(i, genes) for i in range(len(typical.shares))]
+        return [
+            {"share": share, "rising": rising, "falling": falling}
+            for share, (rising, falling) in zip(typical.shares.tolist(), leading, strict=True)
+        ]
+
     def gene_metadata(self) -> dict[str, dict[str, Any] | None]:
         """What is known of the genes, as values that JSON can hold.
 
-        ``significant``, ``held_out_pcc`` and ``interval_radius`` by gene, None where a gene has none, and None as a
-        whole where the weights state none. The prediction interval is the value less and plus the radius, in the units
-        of the values, and not below 0 where these are `tcgn_hub.units.UNITS`.
+        ``significant``, ``held_out_pcc``, ``held_out_pcc_given_depth``, ``interval_radius``, ``trained_mean`` and
+        ``trained_sd`` by gene, None where a gene has none, and None as a whole where the weights state none, or where
+        ``significant`` is `withheld`. The prediction interval is the value less and plus the radius, in the units of
+        the values, and not below 0 where these are `tcgn_hub.units.UNITS`.
         """
+        told = self._told()
         return {
-            key: dict(zip(self.genes, [None if v != v else v for v in self.var[key].tolist()], strict=True))
-            if key in self.var
+            key: dict(zip(self.genes, [None if v != v else v for v in told[key].tolist()], strict=True))
+            if key in told
             else None
-            for key in ("significant", "held_out_pcc", "interval_radius")
+            for key in (
+                *("significant", "held_out_pcc", "held_out_pcc_given_depth", "interval_radius"),
+                *("trained_mean", "trained_sd"),
+            )
         }
+
+    def _told(self) -> dict[str, np.ndarray]:
+        """`var`, without what is withheld."""
+        return {key: values for key, values in self.var.items() if key != "significant" or not self.withheld()}
 
     def to_dataframe(self) -> DataFrame:
         """A row a patch or tile, a column a gene.
@@ -346,13 +478,15 @@ class Result:
     def to_anndata(self, *, copy: bool = True) -> AnnData:
         """Patches or tiles as observations, genes as variables, in the conventions of scverse.
 
-        ``X`` is float32 in `units`; ``layers`` has ``tta_std``, and ``interval_low`` and ``interval_high``, the ends of
-        the prediction intervals. ``obs`` and ``var`` hold what those of this object do, and ``obs['in_tissue']`` of
-        tiles, which is 1. ``obsm['spatial']`` are the centres as (x, y) in pixels at full resolution, and
-        ``obsm['X_tcgn']`` the features. ``uns['spatial']`` holds the overview under the stem of the slide's name, so
-        that scanpy and squidpy draw it without being told more. ``uns['tcgn']`` is `metadata`, with ``failed`` as JSON,
-        NaN where something is not known, and ``mask``, uint8 with 1 where the tissue is, of ``mask_downsample``
-        full-resolution pixels per pixel. Each is there only where it is known.
+        ``X`` is float32 in `units`; ``layers`` has `z`, ``tta_std``, and ``interval_low`` and ``interval_high``, the
+        ends of the prediction intervals. ``obs`` and ``var`` hold what those of this object do, but no ``significant``
+        where it is `withheld`, and ``obs['predicted_depth']``, see `depth`, and ``obs['in_tissue']`` of tiles, which is
+        1. ``obsm['spatial']`` are the centres as (x, y) in pixels at full resolution, ``obsm['modules']`` the places
+        along the axes of the weights, and ``obsm['X_tcgn']`` the features. ``uns['spatial']`` holds the overview under
+        the stem of the slide's name, so that scanpy and squidpy draw it without being told more. ``uns['tcgn']`` is
+        `metadata`, with ``failed`` and ``modules`` as JSON, NaN where something is not known, and ``mask``, uint8 with
+        1 where the tissue is, of ``mask_downsample`` full-resolution pixels per pixel. Each is there only where it is
+        known.
 
         Args:
             copy: Whether the arrays are copies, as scanpy works in place.
@@ -364,15 +498,20 @@ class Result:
         pandas = require("pandas", extra="h5ad", to="make AnnData")
         array = np.array if copy else np.asarray
         layers, obsm = dict(self.layers), dict(self.obsm)
-        ends = self.interval()
+        ends, z, depth = self.interval(), self.z(), self.depth
+        if z is not None:
+            layers["z"] = z
         if ends is not None:
             layers |= {"interval_low": ends[0], "interval_high": ends[1]}
         if "features" in obsm:
             obsm["X_tcgn"] = obsm.pop("features")
         obs = {key: array(values) for key, values in self.obs.items() if key != "name"}
+        if depth is not None:
+            obs["predicted_depth"] = depth
         uns: dict[str, Any] = {"tcgn": {k: math.nan if v is None else v for k, v in self.metadata().items()}}
         # names of tiles may hold slashes, which HDF5 would take for groups
         uns["tcgn"]["failed"] = json.dumps(self.failed)
+        uns["tcgn"]["modules"] = json.dumps(self._modules())
         if self.slide is not None:
             obs = {"in_tissue": np.ones(len(self), np.int64), **obs}
             uns["spatial"] = {printable(self.slide.path.stem): _overview(self.slide)}
@@ -385,7 +524,7 @@ class Result:
                 obs, index=anndata.utils.make_index_unique(pandas.Index(self.names, dtype=object)), copy=copy
             ),
             var=pandas.DataFrame(
-                {key: values for key, values in self.var.items() if key != "gene"},
+                {key: values for key, values in self._told().items() if key != "gene"},
                 index=pandas.Index(self.genes, dtype=object),
             ),
             layers={key: array(values) for key, values in layers.items()},

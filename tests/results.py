@@ -9,14 +9,31 @@ from PIL import Image, ImageDraw
 from tcgn_hub.result import Result, SlideContext, gene_table
 from tcgn_hub.units import UNITS
 from tcgn_hub.weights.info import WeightsInfo
+from tcgn_hub.weights.typical import Typical, describe_predictions
 
 GENES = ["GNAS", "FASN", "HLA-DRA", "ACTB"]
 HELD_OUT = {"pcc": [0.42, 0.31, 0.55, 0.01], "significant": ["GNAS", "FASN", "HLA-DRA"]}
 DOWNSAMPLE, MPP, PATCH_UM = 16.0, 0.5, 128.0
 
 
-def _uns(held_out, units, failed):
-    info = WeightsInfo(name="tcgn_base.test", genes=tuple(GENES), units=units, sha256="0" * 64, held_out=held_out or {})
+def typical() -> Typical:
+    """Training tissue in which GNAS, FASN and HLA-DRA rise together, ACTB is always 0.5, and depth rises with them."""
+    rng = np.random.default_rng(2)
+    along = rng.normal(size=(200, 1))
+    values = 1 + 0.2 * along + rng.normal(scale=0.1, size=(200, 4))
+    values[:, 3] = 0.5
+    return describe_predictions(values, 3 + 0.1 * along[:, 0])
+
+
+def _uns(held_out, units, failed, described=False):
+    info = WeightsInfo(
+        name="tcgn_base.test",
+        genes=tuple(GENES),
+        units=units,
+        sha256="0" * 64,
+        held_out=held_out or {},
+        typical=typical().to_json() if described else None,
+    )
     return {"weights": info, "failed": failed, "tta": 1, "backend": "torch", "precision": "float32"}
 
 
@@ -30,12 +47,14 @@ def make(
     units: str = UNITS,
     failed: dict | None = None,
     sure: bool = False,
+    described: bool = False,
     **slide,
 ) -> Result:
     """A slide with one ellipse of tissue; GNAS rises from left to right, FASN is the same everywhere.
 
     Args:
         sure: Whether ``ood`` and ``tta_std`` are known.
+        described: Whether it is known what the weights predict for `typical` tissue.
         **slide: Of `SlideContext`.
     """
     rng = np.random.default_rng(0)
@@ -70,21 +89,29 @@ def make(
         thumbnail_downsample=DOWNSAMPLE,
         mask=mask,
     )
-    uns = _uns(held_out, units, {"9/9": "the tile is damaged"} if failed is None else failed)
+    uns = _uns(held_out, units, {"9/9": "the tile is damaged"} if failed is None else failed, described)
+    modules = {"modules": uns["weights"].predicted_in_training.modules(values)} if described else {}
     return Result(
         X=values,
         obs={"name": names, "array_row": grid[:, 0], "array_col": grid[:, 1], **known},
         var=gene_table(uns["weights"], range(len(GENES))),
         uns={**uns, "slide": replace(context, **slide), "tta": 8 if sure else 1},
         layers={"tta_std": (values / 10).astype(np.float32)} if sure else {},
-        obsm={"spatial": xy, "features": rng.normal(size=(len(xy), 12)).astype(np.float32)},
+        obsm={"spatial": xy, **modules, "features": rng.normal(size=(len(xy), 12)).astype(np.float32)},
     )
 
 
-def make_patches(count: int = 3, *, held_out: dict | None = HELD_OUT, units: str = UNITS, sure: bool = False) -> Result:
+def make_patches(
+    count: int = 3,
+    *,
+    held_out: dict | None = HELD_OUT,
+    units: str = UNITS,
+    sure: bool = False,
+    described: bool = False,
+) -> Result:
     """Patches; of those that are sure the last is out of distribution."""
     values = np.random.default_rng(1).uniform(0, 2, (count, len(GENES))).astype(np.float32)
-    uns = _uns(held_out, units, {"gone.png": "gone.png does not exist."})
+    uns = _uns(held_out, units, {"gone.png": "gone.png does not exist."}, described)
     return Result(
         X=values,
         obs={

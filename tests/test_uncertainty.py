@@ -15,9 +15,12 @@ from test_slides import SVS
 
 import tcgn_hub
 from tcgn_hub.cli.predict import main
+from tcgn_hub.data.crops import spot_crops
+from tcgn_hub.data.sections import panel_depth
 from tcgn_hub.errors import WeightsError
 from tcgn_hub.evaluation.conformal import coverage, coverage_across, interval_radius
 from tcgn_hub.evaluation.evaluate import summarise
+from tcgn_hub.evaluation.heldout import predict_crops
 from tcgn_hub.models.loading import load_model
 from tcgn_hub.prediction import ood
 from tcgn_hub.prediction.backends.torch import TorchBackend
@@ -28,6 +31,7 @@ from tcgn_hub.training.results import held_out_of
 from tcgn_hub.units import UNITS
 from tcgn_hub.weights.info import WeightsInfo
 from tcgn_hub.weights.model_dir import read_info, save_model_dir
+from tcgn_hub.weights.typical import describe_predictions
 from tcgn_hub.writing.report import write_report
 from tcgn_hub.writing.tables import to_table
 
@@ -237,6 +241,12 @@ def test_a_training_states_them(tmp_path, monkeypatch):
         errors = arrays["0.predicted"] - arrays["0.targets"]
     np.testing.assert_allclose([info.interval_radius[gene] for gene in PANEL], interval_radius(errors), atol=1e-4)
     assert TissueModel.from_json(info.ood).mean.shape == (32,)
+    section = next(section for section in tcgn_hub.read_sections(tmp_path) if section.name == "A1")
+    values = predict_crops(tcgn_hub.load(path=tmp_path / "model"), spot_crops(section, crop_px=112))
+    expected = describe_predictions(values, panel_depth(section, PANEL))
+    np.testing.assert_allclose(info.predicted_in_training.mean, expected.mean, atol=1e-4)
+    np.testing.assert_allclose(info.predicted_in_training.sd, expected.sd, atol=1e-4)
+    np.testing.assert_allclose(info.predicted_in_training.to_depth[0], expected.to_depth[0], atol=1e-3)
     assert "directions" not in (tmp_path / "model/README.md").read_text()
 
 

@@ -19,15 +19,19 @@ import pytest
 from PIL import Image
 from results import DOWNSAMPLE, GENES, HELD_OUT, MPP, PATCH_UM, make, make_patches, some
 
+from tcgn_hub.data.sections import Section, beside
 from tcgn_hub.errors import ExtraError, OutputError, PanelError
 from tcgn_hub.files import write_bytes
+from tcgn_hub.panels import load_panel
 from tcgn_hub.result import Result, gene_table
 from tcgn_hub.text import printable
 from tcgn_hub.units import UNITS
+from tcgn_hub.weights.info import WeightsInfo
+from tcgn_hub.weights.typical import describe_predictions
 from tcgn_hub.writing.bulk import BulkTable
 from tcgn_hub.writing.figures import _SlideFigure, draw_gene, draw_mask
 from tcgn_hub.writing.geojson import to_geojson
-from tcgn_hub.writing.report import write_report
+from tcgn_hub.writing.report import mapped_genes, write_report
 from tcgn_hub.writing.tables import describe, to_csv, to_json, to_table
 
 SURE = {**HELD_OUT, "interval_radius": [0.5, 0.25, None, 1.0], "interval_level": 0.8}
@@ -240,13 +244,16 @@ def test_json_holds_everything(kind, sure):
     ends = result.interval()
     for i, row in enumerate(rows):
         assert row["name"] == result.names[i]
-        assert list(row) == [*describe(result), "genes"]
+        assert list(row) == [*describe(result), "significance_withheld", "genes"]
+        unlike = sure and result.obs["ood"][i] > 1
+        assert (row["significance_withheld"] or "").endswith("trained on") == unlike
         assert row.get("ood") == (pytest.approx(float(result.obs["ood"][i])) if sure else None)
         for j, gene in enumerate(row["genes"]):
             assert gene["gene"] == GENES[j]
             assert gene["value"] == pytest.approx(float(result.X[i, j]))
             assert gene["tta_std"] == (pytest.approx(float(result.layers["tta_std"][i, j])) if sure else None)
-            assert gene["significant"] == ((GENES[j] != "ACTB") if sure else None)
+            assert gene["significant"] == ((GENES[j] != "ACTB") if sure and not unlike else None)
+            assert gene["z"] is gene["held_out_pcc_given_depth"] is None
             assert gene["held_out_pcc"] == (SURE["pcc"][j] if sure else None)
             known = sure and RADIUS[GENES[j]] is not None
             assert gene["interval_low"] == (pytest.approx(float(ends[0][i, j])) if known else None)
@@ -266,7 +273,9 @@ def test_the_table_of_patches_can_be_read():
     assert text.count("out of distribution (distance from the training tissue 1.2") == 1
     assert "80% interval" in text
     assert "80% of the measurements" in text
-    assert text.rstrip().splitlines()[-3].startswith("values in log10")
+    assert text.rstrip().splitlines()[-4].startswith("values in log10")
+    assert text.rstrip().splitlines()[-1] == "significant: better than chance on held-out tissue"
+    assert text.count("withheld") == 2 + text.count("which genes are significant is withheld") == 3
     bare = to_table(make_patches(held_out=None))
     assert "unknown" in bare
     assert "no intervals" in bare
@@ -331,6 +340,24 @@ def test_a_map_shows_the_values(prediction):
         draw_gene(prediction, "NOGENE")
 
 
+def test_colours_mean_the_same_on_every_slide():
+    """A map that hardly differs looks flat where it is known how much maps differ, and what lies beyond is clipped."""
+    pytest.importorskip("matplotlib")
+    slide, other = make(described=True), make()
+    flat = 1 + 0.01 * slide.X
+
+    def colours(result) -> float:
+        image = pixels(draw_gene(replace(result, X=flat), "GNAS"))[100:-120]
+        return float(image[image.std(axis=2) > 20].std(axis=0).max())
+
+    assert 2 * colours(slide) < colours(other)
+    canvas = _SlideFigure(slide.slide, "", "", side=700)
+    canvas.add_tiles(slide.obsm["spatial"], slide.X[:, 0], "", (0.2, 0.4))
+    assert canvas._axes.collections[0].get_clim() == (0.2, 0.4)
+    count = ((slide.X[:, 0] < 0.2) | (slide.X[:, 0] > 0.4)).sum()
+    assert any(text.get_text().endswith(f"; {count} tiles beyond") for text in canvas.figure.texts)
+
+
 def test_the_mask_is_drawn(prediction):
     pytest.importorskip("matplotlib")
     drawn = (pixels(draw_mask(prediction)) == (0, 0x57, 0xB8)).all(axis=2)
@@ -379,12 +406,14 @@ def test_report(tmp_path):
     hostile = make(name="<b>.svs", scale_source="<i>", failed={"<u>": "5 > 4 & 3"})
     write_report(tmp_path / "report.html", hostile)
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert not re.search(r"(?i)https?://|<script|<link|src=\"(?!data:image/png;base64,)|url\(", page)
+    assert not re.search(r"(?i)https?://|<script |<link|src=\"(?!data:image/jpeg;base64,)|url\(", page)
     assert not re.search(r"<[biu]>", page)
     assert "&lt;b&gt;.svs" in page
     assert "5 &gt; 4 &amp; 3" in page
     assert "not for diagnosis" in page
-    assert re.findall(r'alt="Map of (.*?)"', page) == ["HLA-DRA", "GNAS", "FASN"]
+    assert re.findall(r'alt="Map of (.*?)"', page) == ["HLA-DRA", "GNAS", "FASN", "ACTB"]
+    assert re.findall(r'class="dull"><img alt="(.*?)"', page) == ["Map of ACTB"]
+    assert page.count('<tr class="dull">') == 1
     for data in re.findall(r"base64,([^\"]+)", page):
         Image.open(io.BytesIO(base64.b64decode(data))).load()
     for gene in GENES:
@@ -402,12 +431,108 @@ def test_the_genes_of_a_report(prediction, tmp_path):
 
     assert mapped(prediction, top=1) == ["HLA-DRA"]
     assert mapped(prediction, genes=["ACTB", "GNAS"]) == ["ACTB", "GNAS"]
-    assert mapped(changed(prediction, held_out={**HELD_OUT, "significant": []})) == []
+    given = {**HELD_OUT, "pcc_given_depth": [0.1, 0.3, None, 0.4]}
+    assert mapped(changed(prediction, held_out=given)) == ["FASN", "GNAS", "HLA-DRA", "ACTB"]
     unknown = make(held_out=None)
     assert mapped(unknown)[-1] == "FASN"
     assert "was not measured" in (tmp_path / "report.html").read_text(encoding="utf-8")
     with pytest.raises(PanelError, match="NOGENE"):
         mapped(prediction, genes=["NOGENE"])
+
+
+def test_maps_that_are_one_picture_are_drawn_once(prediction, tmp_path):
+    pytest.importorskip("matplotlib")
+    values = prediction.X.copy()
+    values[:, 2], values[:, 3] = 3 - values[:, 0], 2 * values[:, 0] + 1
+    write_report(tmp_path / "report.html", replace(prediction, X=values))
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert re.findall(r'alt="Map of (.*?)"', page) == ["HLA-DRA", "FASN"]
+    assert "<figcaption>the inverse: GNAS, ACTB</figcaption>" in page
+    assert "2 different maps of 4 genes" in page
+    assert mapped_genes(replace(prediction, X=values)) == ["HLA-DRA", "FASN"]
+    shown = dict(re.findall(r"<tr[^>]*><td>([^<]*)</td>.*?<td>([^<]*)</td></tr>", page, re.DOTALL))
+    assert shown == {"HLA-DRA": "HLA-DRA", "GNAS": "inverse of HLA-DRA", "FASN": "FASN", "ACTB": "inverse of HLA-DRA"}
+    # of three tiles any two maps may agree
+    assert len(mapped_genes(some(replace(prediction, X=values), [0, 1, 2]))) == 4
+
+
+def test_a_report_says_first_how_little_is_told_apart(tmp_path):
+    pytest.importorskip("matplotlib")
+    known = {"effective_rank": 1.2, "median_pcc": 0.3, "median_one_factor": 0.25, "median_pcc_given_depth": 0.1}
+    slide = make(held_out={**SURE, **known, "sections": {"C6": {"patient": "C"}}}, described=True)
+    write_report(tmp_path / "report.html", slide)
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "<li>tcgn_base.test tells about 1 gene apart (effective rank 1.2 of 4;" in page
+    sd = np.median(slide.X[:, [0, 1, 3]].std(axis=0))
+    differ = f"0 of 3 genes the tiles differ by more than the interval: median sd {sd:.2f}, half-width 0.50<"
+    assert differ in page
+    assert "<li>significant: better than chance on patient C</li>" in page
+    maps = re.findall(r'alt="Map of (.*?)"', page)
+    assert maps[:3] == ["predicted depth", "axis 1", "axis 2"]
+    assert maps[3:] == ["HLA-DRA", "GNAS", "FASN", "ACTB"]
+    foreign = replace(slide, obs={**slide.obs, "ood": np.full(len(slide), 2.0)})
+    write_report(tmp_path / "report.html", foreign)
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    reason = f"{len(slide)} of {len(slide)} tiles are unlike the tissue that the weights were trained on"
+    assert f"<li>significance is withheld: {reason}</li>" in page
+    assert page.count("<td>withheld</td>") == 4
+    assert 'class="dull"' not in page
+
+
+def test_what_was_measured_is_shown_beside_what_is_predicted(prediction, tmp_path):
+    pytest.importorskip("matplotlib")
+    rng = np.random.default_rng(0)
+    counts = rng.poisson(20, (len(prediction), 4)).astype(np.float32)
+    counts[:, 0] += np.round(60 * prediction.X[:, 0])
+    order = rng.permutation(len(prediction))[5:]
+    section = Section(
+        name="S",
+        patient="P",
+        image=None,
+        spots=[prediction.names[i] for i in order],
+        xy=prediction.obsm["spatial"][order],
+        genes=["GNAS", "OTHER", "HLA-DRA", "ACTB"],
+        counts=counts[order],
+    )
+    result = beside(prediction, section)
+    measured, depth = result.layers["measured"], result.obs["measured_depth"]
+    known = np.isin(np.arange(len(prediction)), order)
+    total = counts[:, [0, 2, 3]].sum(axis=1)
+    np.testing.assert_allclose(depth[known], np.log10(total[known]), rtol=1e-5)
+    np.testing.assert_allclose(measured[known, 0], np.log10(1 + 1e4 * counts[:, 0] / total)[known], rtol=1e-5)
+    assert np.isnan(measured[~known]).all()
+    assert np.isnan(depth[~known]).all()
+    assert np.isnan(measured[:, 1]).all()
+    write_report(tmp_path / "report.html", result)
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    shown = re.findall(r'alt="(Measured .*?)"', page)
+    assert shown == [
+        f"Measured {of}{gene}" for gene in ("HLA-DRA", "GNAS", "ACTB") for of in ("", "against predicted ")
+    ]
+    assert "nothing was measured" not in page
+    write_report(tmp_path / "report.html", prediction)
+    assert "nothing was measured" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_report_of_a_large_panel_is_small(tmp_path):
+    pytest.importorskip("matplotlib")
+    slide = make(stride_um=64.0)
+    rng = np.random.default_rng(0)
+    noise = rng.normal(215, 15, (*slide.slide.thumbnail.shape[:2], 3)).clip(0, 255).astype(np.uint8)
+    genes = tuple(load_panel("her2st_785"))
+    along = slide.X[:, [0, 2]] @ rng.normal(size=(2, len(genes)))
+    values = (along + rng.normal(scale=0.1, size=along.shape)).astype(np.float32)
+    info = WeightsInfo("many", genes, UNITS, typical=describe_predictions(values, values[:, 0]).to_json())
+    many = replace(
+        on(slide, thumbnail=noise),
+        X=values,
+        var=gene_table(info, range(len(genes))),
+        obsm={"spatial": slide.obsm["spatial"], "modules": info.predicted_in_training.modules(values)},
+    )
+    many.uns["weights"] = info
+    assert len(many) > 800
+    write_report(tmp_path / "report.html", many)
+    assert (tmp_path / "report.html").stat().st_size < 5e6
 
 
 # -------------------------------------------------------------------------------------------------------------- bulk

@@ -11,6 +11,7 @@ from timm.models import save_for_hf
 import tcgn_hub  # noqa: F401
 from tcgn_hub.prediction.ood import describe
 from tcgn_hub.units import UNITS
+from tcgn_hub.weights.typical import describe_predictions
 
 
 def write_tiny_weights(folder: Path) -> Path:
@@ -22,7 +23,9 @@ def write_tiny_weights(folder: Path) -> Path:
     drawn["head.fc.bias"] += 4  # values are clipped at 0, below which there is no expression
     model.load_state_dict(drawn)
     with torch.inference_mode():
-        features = model.forward_features(torch.randn(60, 3, 224, 224)).mean(dim=(2, 3)).numpy()
+        maps = model.forward_features(torch.randn(60, 3, 224, 224))
+        features = maps.mean(dim=(2, 3)).numpy()
+        values = model.forward_head(maps).numpy().clip(0)
     stated = {
         "units": UNITS,
         "crop": {"patch_um": 154, "nominal_patch_um": 112},
@@ -35,6 +38,7 @@ def write_tiny_weights(folder: Path) -> Path:
             "median_pcc": 0.3,
         },
         "ood": describe([features]).to_json(),
+        "typical": describe_predictions(values, 3 + values.mean(axis=1)).to_json(),
         "seen": [{"study": "drawn", "patient": "Z", "section": "Z1"}],
         "license": "MIT",
         "origin": "drawn at random",

@@ -102,7 +102,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "genes": _value("genes: a list with commas, a file with one a line, or a panel of this package", "A,B|FILE|PANEL"),
     "hvg": _value("the N genes that vary most on the training sections", "N", _COUNT),
     "significant_only": _flag("leave out genes not predicted better than chance on held-out tissue"),
-    "top": _value("patches: only the K genes of the highest means over them, the highest first", "K", _COUNT),
+    "top": _value(
+        "patches: only the K genes that are farthest from what is predicted for the training tissue", "K", _COUNT
+    ),
     # slides
     "stride_um": _value("slides: distance of tiles in micrometres (default: half their side)", "UM", _ABOVE_ZERO),
     "spots": _value("predict these spots: table of x and y, tissue_positions, her2st selection, h5ad", "FILE"),

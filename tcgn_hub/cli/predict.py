@@ -141,6 +141,8 @@ def _predict_slides(slides: list[Path], options: dict[str, Any], args: argparse.
             kinds.append(type(err))
             continue
         say_notes(prog, result)
+        if output and args.report:
+            result = _with_measured(result, args, prog)
         if output:
             result.write(output, format=suffix)
             written = [
@@ -261,6 +263,23 @@ def _plots(predictor: Predictor, genes: list[str] | None, args: argparse.Namespa
     if absent:
         raise PanelError(f"{absent[0]} is to be drawn, but not among the genes that are predicted.")
     return [predictor.info.genes[i] for i in drawn]
+
+
+def _with_measured(result: Result, args: argparse.Namespace, prog: str) -> Result:
+    """With what was measured of the spots, where their file holds it."""
+    from tcgn_hub.data.readers.h5ad import read_h5ad
+    from tcgn_hub.data.sections import beside
+    from tcgn_hub.errors import SectionError
+    from tcgn_hub.units import UNITS
+
+    if result.slide is None or result.units != UNITS or Path(args.spots or "").suffix != ".h5ad":
+        return result
+    where = {"library": args.library, "image": result.slide.path, "mpp": result.slide.mpp}
+    try:
+        return beside(result, read_h5ad(args.spots, force_scale=True, **where))
+    except SectionError as err:
+        say(prog, f"the report has no measurements of the spots: {str(err).rstrip('.')}")
+        return result
 
 
 def _draw(result: Result, output: Path, plots: list[str], reporter: Predictor | None, prog: str) -> list[Path]:

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 
 from tcgn_hub.errors import SectionError
+from tcgn_hub.result import Result
+from tcgn_hub.units import depth
 from tcgn_hub.weights.lineage import SeenSection
 
 OWN = "own"
@@ -81,6 +83,33 @@ def panel_counts(section: Section, panel: Sequence[str]) -> np.ndarray:
     found = section.counts[:, [column[panel[i]] for i in measured]]
     counts[:, measured] = found.toarray() if hasattr(found, "toarray") else found
     return counts
+
+
+def panel_depth(section: Section, panel: Sequence[str]) -> np.ndarray:
+    """`tcgn_hub.units.depth` of each spot, shape (n,); NaN of a bulk measurement, which tells nothing of its spots.
+
+    ``section``: the section; ``panel``: gene symbols.
+    """
+    return np.full(len(section.spots), np.nan) if section.bulk else depth(panel_counts(section, panel))
+
+
+def beside(result: Result, section: Section) -> Result:
+    """A result of tiles that are spots of a section, with what was measured of them.
+
+    That is ``layers['measured']``, in the units of `expression_targets`, and ``obs['measured_depth']``, see
+    `panel_depth`; NaN of tiles that the section has not, by name, and of genes that it has not.
+    """
+    panel = result.info.genes
+    row = {name: i for i, name in enumerate(section.spots)}
+    at = np.array([row.get(name, -1) for name in result.names], int)
+    columns = [panel.index(gene) for gene in result.genes]
+    measured = np.where(at[:, None] < 0, np.float32(np.nan), expression_targets(section, panel)[at][:, columns])
+    own = np.where(at < 0, np.nan, panel_depth(section, panel)[at])
+    return replace(
+        result,
+        layers={**result.layers, "measured": measured},
+        obs={**result.obs, "measured_depth": own},
+    )
 
 
 def expression_targets(section: Section, panel: Sequence[str]) -> np.ndarray:

@@ -163,7 +163,7 @@ def predict_patches(
         var=gene_table(info, columns),
         uns={"failed": failed, "notes": info.renamed(asked) | notes_of(cuts), **predictor.metadata(tta)},
         layers={"tta_std": arrays["tta_std"]} if "tta_std" in arrays else {},
-        obsm={"features": arrays["features"]} if "features" in arrays else {},
+        obsm={key: arrays[key] for key in ("modules", "features") if key in arrays},
     )
 
 

@@ -87,8 +87,9 @@ class Predictor:
             features: Whether to return the features.
 
         Returns:
-            ``values``, float32, shape (B, genes); ``tta_std`` likewise, if ``tta`` is above 1; ``ood``, shape (B,), if
-            the weights describe their training tissue; and ``features``, shape (B, 1280), if asked for.
+            ``values``, float32, shape (B, genes); ``tta_std`` likewise, if ``tta`` is above 1; ``ood``, shape (B,), and
+            ``modules``, shape (B, k), if the weights describe their training tissue and what they predict for it; and
+            ``features``, shape (B, 1280), if asked for.
         """
         x: Any = self.backend.prepare(pixels)
         first, pooled = self.backend.forward(x)
@@ -98,6 +99,8 @@ class Predictor:
             out = {"values": self._possible(seen.mean(axis=0)), "tta_std": seen.std(axis=0, ddof=1)}
         if self._tissue is not None:
             out["ood"] = self._tissue.distance(pooled)
+        if self.info.predicted_in_training is not None:
+            out["modules"] = self.info.predicted_in_training.modules(out["values"])
         if features:
             out["features"] = pooled
         return out

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from tcgn_hub.prediction.predictor import Predictor
 
 _CHUNK = 256  # tiles; what an interruption may cost
-_FORMAT = "tcgn_hub slide 1"
+_FORMAT = "tcgn_hub slide 2"
 _FOLLOWED = (
     *("genes", "significant_only", "mpp", "magnification", "patch_um", "stride_um", "spots", "min_tissue"),
     *("features", "tta", "series", "force", "library"),
@@ -175,7 +175,7 @@ def predict_tiles(
             ),
         },
         layers={"tta_std": arrays["tta_std"]} if "tta_std" in arrays else {},
-        obsm={"spatial": tiles.xy, **({"features": arrays["features"]} if "features" in arrays else {})},
+        obsm={"spatial": tiles.xy, **{key: arrays[key] for key in ("modules", "features") if key in arrays}},
     )
 
 

@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tcgn_hub.evaluation.measuring import pooled_features
+from tcgn_hub.data.crops import SpotCrops
 from tcgn_hub.files import write_text
 from tcgn_hub.images.transforms import INPUT_PX
 from tcgn_hub.prediction.ood import describe
+from tcgn_hub.prediction.predictor import Predictor
 from tcgn_hub.training.trainer import Trainer, fits_float16
 from tcgn_hub.units import UNITS
 from tcgn_hub.weights.info import WeightsInfo
+from tcgn_hub.weights.typical import describe_predictions
 from tcgn_hub.writing.evaluations import draw, write_csv, write_evaluation
 
 if TYPE_CHECKING:
@@ -45,7 +47,6 @@ def write_results(
     from tcgn_hub.weights.model_dir import save_model_dir
 
     sections, split, history = trainer.sections, trainer.split, trainer.state.history
-    ood = describe([pooled_features(trainer.predictor(model), crops) for crops in trainer.train_crops])
     info = WeightsInfo.from_json(
         {
             "held_out": {} if evaluation is None else held_out_of(evaluation),
@@ -60,7 +61,7 @@ def write_results(
                 "patients": sorted({sections[name].patient for name in split.train}),
                 "held_out": list(split.test),
             },
-            "ood": None if ood is None else ood.to_json(),
+            **described(trainer.predictor(model), trainer.train_crops, trainer.train_depths),
             **lineage,
         },
         name=out.resolve().name,
@@ -85,6 +86,26 @@ def write_results(
     else:
         write_evaluation(evaluation, measured, out, metadata=metrics)
     return json.loads((out / "metrics.json").read_text(encoding="utf-8"))
+
+
+def described(
+    predictor: Predictor, crops: Sequence[SpotCrops], depths: Sequence[np.ndarray], *, batch_size: int = 32
+) -> dict[str, Any]:
+    """``ood`` and ``typical`` of `tcgn_hub.weights.info.WeightsInfo`: what weights say of the spots of sections.
+
+    ``predictor``: the weights; ``crops``: of each section that they were trained on; ``depths``: what
+    `tcgn_hub.data.sections.panel_depth` gives of the same spots.
+    """
+    features, values = [], []
+    for pictures in crops:
+        said = [predictor.run(pixels.transpose(0, 2, 3, 1), features=True) for pixels in pictures.patches(batch_size)]
+        features.append(np.concatenate([part["features"] for part in said]))
+        values.append(np.concatenate([part["values"] for part in said]))
+    tissue, typical = describe(features), describe_predictions(np.concatenate(values), np.concatenate(depths))
+    return {
+        "ood": None if tissue is None else tissue.to_json(),
+        "typical": None if typical is None else typical.to_json(),
+    }
 
 
 def held_out_of(evaluation: Evaluation) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from tcgn_hub.errors import PanelError, WeightsError
 from tcgn_hub.images.scale import NOMINAL_PATCH_UM
 from tcgn_hub.panels import PANELS, find_genes, load_panel
 from tcgn_hub.weights.lineage import Parent, SeenSection
+from tcgn_hub.weights.typical import Typical
 
 INTERVAL_LEVEL = 0.9
 """Share of the measurements that a prediction interval is to hold."""
@@ -35,6 +36,7 @@ class WeightsInfo:
         training_data: What is stated of the training: ``name``, ``sections``, ``patients``, ``source``, ...
         held_out: Metrics on held-out sections; of each gene ``pcc`` and ``interval_radius``, by name ``significant``.
         ood: The features of the training tissue, see `tcgn_hub.prediction.ood`; None if they are not described.
+        typical: What is predicted for the training tissue, see `tcgn_hub.weights.typical`; None if it is not described.
         parents: Weights that these were started from.
         seen: Sections that these or their parents were trained on or chosen by.
         license: Licence of the weights.
@@ -51,6 +53,7 @@ class WeightsInfo:
     training_data: dict[str, Any] = field(default_factory=dict)
     held_out: dict[str, Any] = field(default_factory=dict)
     ood: dict[str, Any] | None = None
+    typical: dict[str, Any] | None = None
     parents: tuple[Parent, ...] = ()
     seen: tuple[SeenSection, ...] = ()
     license: str = "not stated"
@@ -89,11 +92,12 @@ class WeightsInfo:
             genes = stated.get("genes") or (load_panel(stated["panel"]) if stated.get("panel") else ())
         except (PanelError, AttributeError) as err:
             raise refused(f"panel is no panel: {stated['panel']!r:.80}") from err
-        pcc = (stated.get("held_out") or {}).get("pcc")
-        if pcc is not None and not isinstance(pcc, (list, tuple)):
-            raise refused("held_out.pcc is no list")
-        if pcc is not None and len(pcc) != len(genes):
-            raise refused(f"held_out.pcc has {len(pcc)} values for {len(genes)} genes")
+        for key in ("pcc", "pcc_given_depth"):
+            pcc = (stated.get("held_out") or {}).get(key)
+            if pcc is not None and not isinstance(pcc, (list, tuple)):
+                raise refused(f"held_out.{key} is no list")
+            if pcc is not None and len(pcc) != len(genes):
+                raise refused(f"held_out.{key} has {len(pcc)} values for {len(genes)} genes")
         try:
             info = cls(
                 **{
@@ -104,8 +108,8 @@ class WeightsInfo:
                     "seen": tuple(SeenSection(**section) for section in stated.get("seen") or ()),
                 }
             )
-            _ = info.pcc, info.significant, info.interval_radius
-            _ = info.patch_um, info.nominal_patch_um, info.interval_level
+            _ = info.pcc, info.pcc_given_depth, info.significant, info.interval_radius, info.predicted_in_training
+            _ = info.patch_um, info.nominal_patch_um, info.interval_level, info.tissue, info.skill
         except (ValueError, TypeError, AttributeError) as err:
             raise refused(err) from err
         return info
@@ -166,8 +170,17 @@ class WeightsInfo:
         return None if pcc is None else dict(zip(self.genes, pcc, strict=True))
 
     @cached_property
+    def pcc_given_depth(self) -> dict[str, float | None] | None:
+        """The same with the depth of the spots held fixed; None if it was not measured."""
+        pcc = self.held_out.get("pcc_given_depth")
+        return None if pcc is None else dict(zip(self.genes, pcc, strict=True))
+
+    @cached_property
     def significant(self) -> frozenset[str] | None:
-        """Genes predicted better than chance on held-out tissue; None if it was not measured."""
+        """Genes predicted better than chance on held-out tissue; None if it was not measured.
+
+        Given depth, if `pcc_given_depth` is known.
+        """
         significant = self.held_out.get("significant")
         if significant is None:
             return None
@@ -191,3 +204,43 @@ class WeightsInfo:
     def interval_level(self) -> float:
         """Share of the measurements that these intervals are to hold."""
         return float(self.held_out.get("interval_level") or INTERVAL_LEVEL)
+
+    @cached_property
+    def predicted_in_training(self) -> Typical | None:
+        """What ``typical`` says; None if it is not described."""
+        return None if self.typical is None else Typical.from_json(self.typical, len(self.genes))
+
+    @property
+    def tissue(self) -> str:
+        """The tissue that its skill was measured on, such as 'breast, patients B and C'; empty if it is not stated."""
+        sections = (self.held_out.get("sections") or {}).values()
+        patients = list(dict.fromkeys(str(section["patient"]) for section in sections if section.get("patient")))
+        named = " and ".join([", ".join(patients[:-1]), patients[-1]] if len(patients) > 1 else patients)
+        of = f"{'patients' if len(patients) > 1 else 'patient'} {named}" if patients else ""
+        return ", ".join(part for part in (str(self.training_data.get("organ") or ""), of) if part)
+
+    @property
+    def significance(self) -> str:
+        """What it means that a gene is marked significant, such as 'better than chance, given depth, on breast'."""
+        given = ", given depth," if self.pcc_given_depth is not None else ""
+        return f"better than chance{given} on {self.tissue or 'held-out tissue'}"
+
+    @property
+    def skill(self) -> str:
+        """In one line, how many genes it tells apart, by what was measured on held-out tissue; empty if unknown."""
+        rank, pcc, one, given = (
+            self.held_out.get(key)
+            for key in ("effective_rank", "median_pcc", "median_one_factor", "median_pcc_given_depth")
+        )
+        if rank is None:
+            return ""
+        count = max(round(rank), 1)
+        parts = [f"effective rank {rank:.1f} of {len(self.genes)}"]
+        if pcc is not None and one is not None:
+            parts.append(f"{one:.2f} of {pcc:.2f} of the median PCC is one picture")
+        if given is not None:
+            parts.append(f"{given:.2f} is left given depth")
+        follow = ""
+        if pcc is not None and given is not None and 2 * given < pcc:
+            follow = "; most maps follow tissue density"
+        return f"tells about {count} {'gene' if count == 1 else 'genes'} apart ({'; '.join(parts)}){follow}"

@@ -31,13 +31,15 @@ class BulkTable:
         """
         if not self._rows:
             self._rows.append(["slide", "tiles", *result.genes])
-            # intervals of tiles do not hold for means
-            self._metadata["significant"] = result.gene_metadata()["significant"]
+            self._metadata["significant"] = None
         if result.genes != self._rows[0][2:]:
             raise OutputError(f"{self._path} cannot be a table of slides that were not predicted for the same genes.")
         where = result.slide.path if result.slide else ""
         self._rows.append([where, len(result), *(f"{value:.6g}" for value in result.bulk().tolist())])
         self._metadata["runs"].append(result.metadata())
+        # intervals of tiles do not hold for means; what is withheld of one slide may hold for another
+        if self._metadata["significant"] is None:
+            self._metadata["significant"] = result.gene_metadata()["significant"]
 
     def write(self) -> None:
         """Write it, and beside it, as ``FILE.json``, what was run on what and which genes are significant.

@@ -2,30 +2,75 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from tcgn_hub.errors import OutputError
 from tcgn_hub.result import Result, SlideContext
+from tcgn_hub.text import counted
 from tcgn_hub.writing.canvas import GREY, Canvas, matplotlib, round_length
 
 # pixels: room around the slide for the title, the scale bar and the colour bar, whatever the slide's shape
 _DPI = 100
-_MARGIN, _TOP, _BOTTOM = 20, 72, 84
+_MARGIN, _TOP, _BOTTOM = 20, 72, 90
 _LEAST_WIDTH = 620
 _BAR = 340
+_LONGEST_TISSUE = 34  # letters that fit into a title
 
 
 def draw_gene(result: Result, gene: str, *, side: int = 1200) -> bytes:
     """A PNG of the faded slide with its tiles, coloured by the predicted value.
 
-    They are drawn in true size or, where they overlap, as squares that touch, each the size of their distance.
+    The colours span what is predicted for the training tissue, 1 % to 99 %, where the weights state it, so that they
+    mean the same on every slide; else what is predicted here.
 
     ``side``: longest side of the picture in pixels; the text needs a width of 620 all the same.
     """
-    values = result.X[:, result.column(gene)]
-    figure = _SlideFigure(slide_of(result), gene, gene_title(result, gene), side=side, faded=True)
-    figure.add_tiles(result.obsm["spatial"], values, result.units)
+    column, limits = result.column(gene), None
+    if "trained_low" in result.var:
+        limits = float(result.var["trained_low"][column]), float(result.var["trained_high"][column])
+    title = gene_title(result, gene)
+    return draw_values(result, result.X[:, column], gene, title, result.units, limits=limits, side=side)
+
+
+def draw_values(
+    result: Result,
+    values: np.ndarray,
+    title: str,
+    subtitle: str,
+    label: str,
+    *,
+    limits: tuple[float, float] | None = None,
+    side: int = 1200,
+) -> bytes:
+    """The same of any values of the tiles, shape (n,), NaN of those that are left out.
+
+    Tiles are drawn in true size or, where they overlap, as squares that touch, each the size of their distance.
+    ``label`` says what the values are; ``limits`` are those of the colours in training tissue, None to take those of
+    the values.
+    """
+    figure, known = _SlideFigure(slide_of(result), title, subtitle, side=side, faded=True), np.isfinite(values)
+    figure.add_tiles(result.obsm["spatial"][known], values[known], label, limits)
     return figure.png()
+
+
+def draw_scatter(predicted: np.ndarray, measured: np.ndarray, title: str, subtitle: str, units: str) -> bytes:
+    """A PNG of what was measured against what is predicted, one dot a spot, both of shape (n,) and on one scale."""
+    canvas = Canvas(_LEAST_WIDTH, _LEAST_WIDTH, dpi=_DPI, unit=1 / _DPI)
+    low, high = min(predicted.min(), measured.min()), max(predicted.max(), measured.max())
+    edge = 0.03 * max(high - low, 0.01)
+    axes = canvas.box(80, 70, _LEAST_WIDTH - 80 - _MARGIN, _LEAST_WIDTH - 70 - _TOP)
+    axes.axline((low, low), slope=1, color="#bbbbbb", linewidth=1)
+    axes.scatter(predicted, measured, s=9, color="#31688e", alpha=0.6, linewidths=0)
+    axes.set(xlim=(low - edge, high + edge), ylim=(low - edge, high + edge))
+    for axis, label in ((axes.xaxis, f"predicted, {units}"), (axes.yaxis, "measured, likewise")):
+        axis.set_major_locator(matplotlib("ticker").MaxNLocator(5))
+        axis.set_label_text(label, size=10)
+    axes.tick_params(labelsize=9, length=3, color=GREY)
+    canvas.text(_MARGIN, _LEAST_WIDTH - 30, title, size=16, weight="bold")
+    canvas.text(_MARGIN, _LEAST_WIDTH - 58, subtitle, size=11)
+    return canvas.png()
 
 
 def draw_mask(result: Result, *, side: int = 1200) -> bytes:
@@ -51,9 +96,10 @@ def slide_of(result: Result) -> SlideContext:
 
 def gene_title(result: Result, gene: str) -> str:
     """How well a gene is predicted."""
-    pcc = result.pcc(gene)
-    known = "" if pcc is None else f" (PCC {pcc:.2f})"
-    return f"significant on held-out tissue: {result.significance(gene)}{known}"
+    shown = [(result.pcc(gene), "PCC {:.2f}"), (result.pcc(gene, given_depth=True), "{:.2f} given depth")]
+    known = ", ".join(text.format(pcc) for pcc, text in shown if pcc is not None)
+    tissue = result.info.tissue if 0 < len(result.info.tissue) <= _LONGEST_TISSUE else "held-out tissue"
+    return f"significant on {tissue}: {result.significance(gene)}" + (f"; {known}" if known else "")
 
 
 class _SlideFigure(Canvas):
@@ -88,25 +134,34 @@ class _SlideFigure(Canvas):
         self.box(_MARGIN, 52, length * px_per_um, 6).set(facecolor="black")
         self.text(_MARGIN, 30, f"{length / 1000:g} mm" if length >= 1000 else f"{length:g} µm", size=10)
 
-    def add_tiles(self, xy: np.ndarray, values: np.ndarray, units: str) -> None:
-        """Squares coloured by value, and a colour bar at the lower right."""
+    def add_tiles(
+        self, xy: np.ndarray, values: np.ndarray, label: str, limits: tuple[float, float] | None = None
+    ) -> None:
+        """Squares coloured by value, and a colour bar at the lower right, pointed where values lie beyond it."""
         side_um, step_um = self._slide.patch_um, self._slide.stride_um
         half = (side_um if step_um is None else min(side_um, step_um)) / self._slide.mpp / 2
         corners = np.array([(-half, -half), (half, -half), (half, half), (-half, half)])
         tiles = matplotlib("collections").PolyCollection(
             xy[:, None] + corners, array=values, cmap="viridis", alpha=0.8, linewidths=0, antialiaseds=False
         )
-        low, high = float(values.min()), float(values.max())
+        low, high = limits or (float(values.min()), float(values.max()))
         if high - low < 1e-6:
             low, high = low - 0.01, high + 0.01
         tiles.set_clim(low, high)
         self._axes.add_collection(tiles, autolim=False)
         box = self.box(self.width - _MARGIN - _BAR, 52, _BAR, 12)
         ticks = matplotlib("ticker").MaxNLocator(5)
-        bar = self.figure.colorbar(tiles, cax=box, orientation="horizontal", ticks=ticks)
+        beyond = bool((values < low).any()), bool((values > high).any())
+        extend = {(True, True): "both", (True, False): "min", (False, True): "max"}.get(beyond, "neither")
+        bar = self.figure.colorbar(tiles, cax=box, orientation="horizontal", ticks=ticks, extend=extend)
         bar.outline.set_visible(False)
         box.tick_params(labelsize=9, length=3, color=GREY)
-        self.text(self.width - _MARGIN, 14, units, size=9, color=GREY, horizontalalignment="right")
+        right: dict[str, Any] = {"size": 9, "color": GREY, "horizontalalignment": "right"}
+        self.text(self.width - _MARGIN, 14, label, **right)
+        if limits is not None:
+            count = int((values < low).sum() + (values > high).sum())
+            what = f"colours of 98 % of the training tissue; {counted(count, 'tile')} beyond"
+            self.text(self.width - _MARGIN, 68, what, **right)
 
     def add_outline(self, mask: np.ndarray) -> None:
         """A line around the tissue."""

@@ -14,9 +14,11 @@ import numpy as np
 from tcgn_hub.extras import require
 from tcgn_hub.files import write_text, writing
 from tcgn_hub.result import Result, writer
-from tcgn_hub.text import aligned
+from tcgn_hub.text import aligned, counted
 
 _ROWS = 1024
+_WITHHELD = "; which genes are significant is withheld, as that was measured on other tissue"
+_OF_GENES = ("significant", "held_out_pcc", "held_out_pcc_given_depth")
 
 
 def table_metadata(result: Result) -> dict[str, Any]:
@@ -90,21 +92,25 @@ def _cells(values: np.ndarray) -> list[Any]:
 def to_json(result: Result) -> Iterator[str]:
     """The parts of one object: `Result.metadata`, and ``predictions`` with what is known of each patch or tile.
 
-    Its ``genes`` are a list in the order of the result, each with ``gene``, ``value``, ``significant``,
-    ``held_out_pcc``, ``tta_std``, ``interval_low`` and ``interval_high``, null where unknown.
+    Its ``genes`` are a list in the order of the result, each with ``gene``, ``value``, ``z``, ``significant``,
+    ``held_out_pcc``, ``held_out_pcc_given_depth``, ``tta_std``, ``interval_low`` and ``interval_high``, null where
+    unknown. ``significance_withheld`` says of a patch or tile why none of its genes is called significant or not, null
+    where that is said.
     """
     head = json.dumps(result.metadata(), indent=1)
     yield head.removesuffix("\n}") + ',\n "predictions": ['
-    columns, known = describe(result), result.gene_metadata()
+    columns = describe(result)
+    kept = [result.var[key] if key in result.var else np.full(len(result.genes), np.nan) for key in _OF_GENES]
     genes = [
-        {"gene": gene, "value": 0.0, **{key: (known[key] or {}).get(gene) for key in ("significant", "held_out_pcc")}}
-        for gene in result.genes
+        {"gene": gene, "value": 0.0, "z": None, **dict(zip(_OF_GENES, own, strict=True))}
+        for gene, *own in zip(result.genes, *(values.tolist() for values in kept), strict=True)
     ]
-    before = "\n"
+    before, of_all = "\n", result.withheld() if result.slide else ""
     for rows in rows_of(result):
         ends = result.interval(rows)
         tables = {
             "value": result.X[rows],
+            "z": result.z(rows),
             "tta_std": result.layers["tta_std"][rows] if "tta_std" in result.layers else None,
             "interval_low": None if ends is None else ends[0],
             "interval_high": None if ends is None else ends[1],
@@ -114,8 +120,11 @@ def to_json(result: Result) -> Iterator[str]:
             own = {key: None if value != value else value for key, value in own.items()}
             cells = {key: [None] * len(genes) if t is None else t[i].tolist() for key, t in tables.items()}
             numbers = zip(*cells.values(), strict=True)
+            withheld = of_all or result.withheld(rows.start + i)
+            own["significance_withheld"] = withheld or None
+            hidden = {"significant": None} if withheld else {}
             own["genes"] = [
-                {**gene, **{k: None if v != v else v for k, v in zip(cells, row, strict=True)}}
+                {k: None if v != v else v for k, v in {**gene, **dict(zip(cells, row, strict=True)), **hidden}.items()}
                 for gene, row in zip(genes, numbers, strict=True)
             ]
             yield before + json.dumps(own, indent=1)
@@ -124,10 +133,18 @@ def to_json(result: Result) -> Iterator[str]:
 
 
 def to_table(result: Result) -> str:
-    """A table to read: a block a patch, or one of the genes of a slide over its tiles."""
+    """A table to read: a block a patch, or one of the genes of a slide over its tiles.
+
+    The genes come in the order of `Result.top` where it is known how far they are from the training tissue.
+    """
+    ordered = result.deviation() is not None
+    result = result.top() if ordered else result
     blocks = [_slide_block(result)] if result.slide else [_block(result, i) for i in range(len(result))]
     after = [f"values in {result.units}"]
     over = "tiles" if result.slide else "the patch"
+    if ordered:
+        of = "" if len(result) == 1 else f", mean over the {'tiles' if result.slide else 'patches'}"
+        after.append(f"z: standard deviations from what is predicted for the training tissue; ordered by its size{of}")
     if "tta_std" in result.layers:
         after.append(f"tta_std: standard deviation over rotations and reflections of {over}")
     if "interval_radius" in result.var:
@@ -136,7 +153,23 @@ def to_table(result: Result) -> str:
         after.append(f"interval: where {level} of the measurements of held-out tissue would lie{around}")
     elif result.info.pcc is None:
         after.append("no intervals: these weights state no errors on held-out tissue")
+    after += facts(result)
     return "\n".join(blocks) + "\n" + "\n".join(after) + "\n"
+
+
+def facts(result: Result) -> list[str]:
+    """What every table and report says of how much the values tell, a line each."""
+    info, spread, lines = result.info, result.spread() if result.slide else None, []
+    if "significant" in result.var:
+        lines.append(f"significant: {info.significance}")
+    if result.withheld():
+        lines.append(f"significance is withheld: {result.withheld()}")
+    if spread is not None:
+        lines.append(
+            f"for {spread['genes']} of {counted(int(spread['of']), 'gene')} the tiles differ by more than the interval:"
+            f" median sd {spread['median_sd']:.2f}, half-width {spread['median_interval_radius']:.2f}"
+        )
+    return [*lines, f"{info.name} {info.skill}"] if info.skill else lines
 
 
 def _block(result: Result, i: int) -> str:
@@ -147,16 +180,22 @@ def _block(result: Result, i: int) -> str:
     head += f"{obs['mpp']:.4g} um/px by {obs['scale_source']}" if known else "scale unknown"
     head += f", weights {result.info.name}\n"
     if obs.get("ood", 0) > 1:
-        head += f"{ood_text(obs['ood'])}\n"
+        head += f"{ood_text(obs['ood'])}{_WITHHELD if 'significant' in result.var else ''}\n"
     ends = result.interval(slice(i, i + 1))
-    columns = {"value": [f"{value:.3f}" for value in result.X[i]]}
+    z = result.z(slice(i, i + 1))
+    columns = {"value": [f"{value:.3f}" for value in result.X[i]]} | ({} if z is None else {"z": _signed(z[0])})
     if "tta_std" in result.layers:
         columns["tta_std"] = [f"{value:.3f}" for value in result.layers["tta_std"][i]]
     if ends is not None:
         columns[f"{result.info.interval_level:.0%} interval"] = [
             "unknown" if np.isnan(low) else f"{low:.2f} to {high:.2f}" for low, high in np.concatenate(ends).T
         ]
-    return head + _genes(result, columns)
+    return head + _genes(result, columns, row=i)
+
+
+def _signed(z: np.ndarray) -> list[str]:
+    """Deviations to read."""
+    return ["unknown" if value != value else f"{value:+.1f}" for value in z.tolist()]
 
 
 def ood_text(ood: float) -> str:
@@ -173,8 +212,10 @@ def _slide_block(result: Result) -> str:
     if is_ood is not None and is_ood.any():
         head += f"out of distribution: {is_ood.sum()} of {len(result)} tiles; do not rely on them\n"
     summary = result.summary()
-    shown = ["mean", "sd", "min", "max"] + ["tta_std"] * ("tta_std" in result.layers)
-    columns = {key: [f"{getattr(gene, key):.3f}" for gene in summary] for key in shown}
+    deviation, shown = result.deviation(), ["sd", "min", "max"] + ["tta_std"] * ("tta_std" in result.layers)
+    columns = {"mean": [f"{gene.mean:.3f}" for gene in summary]}
+    columns |= {} if deviation is None else {"z": _signed(deviation)}
+    columns |= {key: [f"{getattr(gene, key):.3f}" for gene in summary] for key in shown}
     if "interval_radius" in result.var:
         radii = [gene.interval_radius for gene in summary]
         columns[f"{result.info.interval_level:.0%} interval"] = [
@@ -183,16 +224,23 @@ def _slide_block(result: Result) -> str:
     return head + _genes(result, columns)
 
 
-def _genes(result: Result, columns: dict[str, list[str]]) -> str:
-    """Lines of genes with what is known of each."""
-    pcc = [result.pcc(gene) for gene in result.genes]
+def _genes(result: Result, columns: dict[str, list[str]], row: int | None = None) -> str:
+    """Lines of genes with what is known of each; ``row``: of which patch."""
     columns = {
         "gene": result.genes,
         **columns,
-        "significant": [result.significance(gene) for gene in result.genes],
-        "held-out PCC": ["unknown" if value is None else f"{value:.3f}" for value in pcc],
+        "significant": [result.significance(gene, row) for gene in result.genes],
+        "held-out PCC": _correlations(result),
     }
-    return aligned([list(columns), *zip(*columns.values(), strict=True)], left=(0, len(columns) - 2))
+    if "held_out_pcc_given_depth" in result.var:
+        columns["given depth"] = _correlations(result, given_depth=True)
+    text = 0, list(columns).index("significant")
+    return aligned([list(columns), *zip(*columns.values(), strict=True)], left=text)
+
+
+def _correlations(result: Result, *, given_depth: bool = False) -> list[str]:
+    pcc = [result.pcc(gene, given_depth=given_depth) for gene in result.genes]
+    return ["unknown" if value is None else f"{value:.3f}" for value in pcc]
 
 
 def write_with_metadata(path: str | Path, lines: Iterable[str], metadata: dict[str, Any]) -> None:
