@@ -4,13 +4,13 @@ import json
 import re
 import shutil
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 from playwright.sync_api import sync_playwright
 
-from tcgn_hub.correlation import partial, pearson
 from tcgn_hub.evaluation.tables import method_table, section_table, tables
 from tcgn_hub.result import Evaluation, Measured
 from tcgn_hub.writing import evaluations
@@ -57,7 +57,8 @@ def make_evaluation(genes=4, **changes):
         | {f"pcc {label}": 0.5 for label in RANKING[:1]}
         for i in range(genes)
     ]
-    return Evaluation(summary=summary, per_gene=rows, pcc={})
+    pcc = {name: {label: np.linspace(-0.1, 0.5, genes) for label in METHODS} for name in summary["sections"]}
+    return Evaluation(summary=summary, per_gene=rows, pcc=pcc, given_depth=pcc)
 
 
 def make_measured(**changes):
@@ -203,31 +204,12 @@ def test_what_was_measured_is_read_again(changes, tmp_path):
 
 
 def test_the_figure_is_of_all_methods_in_the_order_of_the_ranking():
-    section = make_measured()
-    section.targets[3] = np.nan
-    drawn = evaluations._by_method(make_evaluation(), [section])
+    pcc = {name: {label: np.array([0.1 * i, 0.4, np.nan]) for label in METHODS} for i, name in enumerate(("B4", "C6"))}
+    pcc["B4"]["ceiling"] = pcc["C6"]["ceiling"] = np.array([0.5, 0.6, np.nan])
+    given = {name: {label: values / 2 for label, values in of.items()} for name, of in pcc.items()}
+    drawn = evaluations._by_method(replace(make_evaluation(), pcc=pcc, given_depth=given))
     assert list(drawn) == [*RANKING, "ceiling"]
-    keep = np.arange(30) != 3
-    own = drawn["TCGN"]
-    np.testing.assert_allclose(own["pcc"], pearson(section.predicted[keep], section.targets[keep]))
-    np.testing.assert_allclose(
-        own["pcc_given_depth"], partial(section.predicted[keep], section.targets[keep], section.depth[keep])
-    )
-    assert own["pcc_interval"] == [0.2 - 0.05, 0.25]
-    assert np.isnan(drawn["<b>other</b>"]["pcc"]).tolist() == [False, False, True, False]
-
-
-def test_partial_correlation_is_that_of_what_a_line_leaves():
-    rng = np.random.default_rng(0)
-    given, measured = rng.normal(5, 1, 50), rng.normal(size=(50, 6))
-    predicted = measured + rng.normal(size=(50, 6)) + 3 * given[:, None]
-    predicted[:, 4], measured[:, 5] = np.float32(2 * given + 7), np.nan
-    design = np.stack([np.ones(50), given], axis=1)
-    left = [values - design @ np.linalg.lstsq(design, values, rcond=None)[0] for values in (predicted, measured)]
-    got = partial(predicted, measured, given)
-    for i in range(4):
-        assert got[i] == pytest.approx(np.corrcoef(left[0][:, i], left[1][:, i])[0, 1], abs=1e-9)
-    # what follows the covariate alone is no skill, whatever rounding leaves
-    assert got[4] == 0
-    assert np.isnan(got[5])
-    np.testing.assert_allclose(partial(predicted, measured, np.ones(50)), pearson(predicted, measured))
+    np.testing.assert_allclose(drawn["TCGN"]["pcc"], [0.05, 0.4, np.nan])
+    np.testing.assert_allclose(drawn["TCGN"]["pcc_given_depth"], [0.025, 0.2, np.nan])
+    assert drawn["TCGN"]["pcc_interval"] == [0.2 - 0.05, 0.25]
+    assert drawn["ceiling"]["pcc_interval"] is None

@@ -207,10 +207,10 @@ def test_baselines_of_slides_and_of_spots(sections, predictor):
 def test_sections_to_fit_on_can_be_named(sections, predictor):
     unseen = Predictor(Brightness(), WeightsInfo("mine", genes=tuple(PANEL)))
     alone = measured(sections, unseen, test=["C2"])
-    assert alone.summary["median_pcc_ridge"] is None
+    assert "ridge" not in alone.summary["methods"]
     fitted = measured(sections, unseen, test=["C2"], train=["A", "B1"])
     assert fitted.per_gene == measured(sections, unseen, test=["C2"], train=["A1", "A2", "B1"]).per_gene
-    assert fitted.summary["median_pcc_ridge"] is not None
+    assert fitted.summary["methods"]["ridge"]["median_pcc"] is not None
     rest = measured(sections, unseen, train=["A", "B1"])
     assert list(rest.summary["sections"]) == ["C2"]
     with pytest.raises(SectionError, match=r"C2 is both to fit baselines on and to measure on"):
@@ -279,7 +279,7 @@ def test_predictions_stand_beside_weights_and_baselines(sections, predictor, see
         sections, predictor, test=["C2"], predictions={"a": guesses(sections), "b": guesses(sections)}
     )
     ((one,), _) = seen_by_default
-    assert list(one.methods) == ["TCGN", "a", "b", "ridge", "mean"]
+    assert list(one.methods) == ["TCGN", "a", "b", "mean", "depth", "ridge"]
     np.testing.assert_allclose(one.predictions["a"], one.targets, rtol=1e-6)
     assert evaluation.summary["notes"] == [f"{label}: 36 rows are of no spot that is measured" for label in "ab"]
     assert evaluation.summary["predictions"]["a"]["missing_genes"] == []
