@@ -257,7 +257,7 @@ def plot(shares: dict[str, dict[str, list[float]]], path: Path) -> None:
     colors = {
         "independent spots": "#b2182b",
         "effective spots": "#2166ac",
-        "effective spots, given depth": "#67a9cf",
+        "effective spots, given depth": "#1b9e77",
     }
     styles = {"grid": "-", "hexagons": "--", "ragged": ":"}
     for test, color in colors.items():
@@ -268,8 +268,10 @@ def plot(shares: dict[str, dict[str, list[float]]], path: Path) -> None:
         axes.plot([], [], style, color="black", label=layout)
     for level in (0.05, 0.08):
         axes.axhline(level, color="0.6", linewidth=0.8)
-        axes.annotate(f"{level:.0%}", (0, level), (2, 1), textcoords="offset points", fontsize=8, color="0.4")
-    axes.set(xlabel="smoothness of the maps (spots)", ylabel="null genes with p < 0.05", ylim=(0, None))
+        axes.annotate(f"{level:.0%}", (4.3, level), (-1, 1), textcoords="offset points", fontsize=8, color="0.4")
+    axes.set(
+        xlabel="smoothness of the maps (spots)", ylabel="null genes with p < 0.05", xlim=(-0.2, 4.5), ylim=(0, None)
+    )
     axes.yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8, loc="upper left")
