@@ -1,6 +1,6 @@
 """How often maps that have nothing to do with each other are called significant, what is found, what intervals hold.
 
-    python benchmarks/null.py --plot docs/null.png > docs/results/null.txt
+    python benchmarks/null.py --tables power --plot docs/null.png > docs/results/null.txt
 
 Predictions and measurements are simulated: 300 genes that are sums of four Gaussian maps, half of the measurement
 noise of its own; a smoothness of 2 is white noise smoothed by a Gaussian of standard deviation 2 spots. Given depth,
@@ -37,15 +37,15 @@ SURROGATES = 200
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sections", type=int, default=12, help="simulated for each number (default: 12)")
+    tables = ("power", "surrogates", "coverage")
+    parser.add_argument("--tables", nargs="*", choices=tables, default=tables, help="printed after the first one")
     parser.add_argument("--plot", type=Path, help="where to write the figure")
     args = parser.parse_args()
     shares = null_table(args.sections)
-    print()
-    power_table(args.sections)
-    print()
-    surrogate_table(args.sections)
-    print()
-    coverage_table(5 * args.sections)
+    for name, table in {"power": power_table, "surrogates": surrogate_table, "coverage": coverage_table}.items():
+        if name in args.tables:
+            print()
+            table(args.sections)
     if args.plot:
         plot(shares, args.plot)
 
@@ -164,7 +164,7 @@ def surrogates(
 
 def coverage_table(sections: int) -> None:
     """Prints how often 95 % intervals hold the truth, on a grid of 18 x 18 spots."""
-    xy = grid(18)
+    xy, sections = grid(18), 5 * sections
     print(f"95 % intervals that hold the truth, 18 x 18 spots, true correlations 0 to 0.5, {sections} sections")
     print(f"{'of':46}" + "".join(f"{smoothness:>8}" for smoothness in SMOOTHNESS))
     rows: dict[str, list[float]] = {}
