@@ -1,6 +1,6 @@
 """How often maps that have nothing to do with each other are called significant, what is found, what intervals hold.
 
-    python benchmarks/null.py --tables power --plot docs/null.png > docs/results/null.txt
+    python benchmarks/null.py --plot docs/null.png > docs/results/null.txt
 
 Predictions and measurements are simulated: 300 genes that are sums of four Gaussian maps, half of the measurement
 noise of its own; a smoothness of 2 is white noise smoothed by a Gaussian of standard deviation 2 spots. Given depth,
