@@ -37,15 +37,15 @@ SURROGATES = 200
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sections", type=int, default=12, help="simulated for each number (default: 12)")
+    tables = ("power", "surrogates", "coverage")
+    parser.add_argument("--tables", nargs="*", choices=tables, default=tables, help="printed after the first one")
     parser.add_argument("--plot", type=Path, help="where to write the figure")
     args = parser.parse_args()
     shares = null_table(args.sections)
-    print()
-    power_table(args.sections)
-    print()
-    surrogate_table(args.sections)
-    print()
-    coverage_table(5 * args.sections)
+    for name, table in {"power": power_table, "surrogates": surrogate_table, "coverage": coverage_table}.items():
+        if name in args.tables:
+            print()
+            table(args.sections)
     if args.plot:
         plot(shares, args.plot)
 
@@ -164,7 +164,7 @@ def surrogates(
 
 def coverage_table(sections: int) -> None:
     """Prints how often 95 % intervals hold the truth, on a grid of 18 x 18 spots."""
-    xy = grid(18)
+    xy, sections = grid(18), 5 * sections
     print(f"95 % intervals that hold the truth, 18 x 18 spots, true correlations 0 to 0.5, {sections} sections")
     print(f"{'of':46}" + "".join(f"{smoothness:>8}" for smoothness in SMOOTHNESS))
     rows: dict[str, list[float]] = {}
@@ -257,7 +257,7 @@ def plot(shares: dict[str, dict[str, list[float]]], path: Path) -> None:
     colors = {
         "independent spots": "#b2182b",
         "effective spots": "#2166ac",
-        "effective spots, given depth": "#67a9cf",
+        "effective spots, given depth": "#1b9e77",
     }
     styles = {"grid": "-", "hexagons": "--", "ragged": ":"}
     for test, color in colors.items():
@@ -268,8 +268,10 @@ def plot(shares: dict[str, dict[str, list[float]]], path: Path) -> None:
         axes.plot([], [], style, color="black", label=layout)
     for level in (0.05, 0.08):
         axes.axhline(level, color="0.6", linewidth=0.8)
-        axes.annotate(f"{level:.0%}", (0, level), (2, 1), textcoords="offset points", fontsize=8, color="0.4")
-    axes.set(xlabel="smoothness of the maps (spots)", ylabel="null genes with p < 0.05", ylim=(0, None))
+        axes.annotate(f"{level:.0%}", (4.3, level), (-1, 1), textcoords="offset points", fontsize=8, color="0.4")
+    axes.set(
+        xlabel="smoothness of the maps (spots)", ylabel="null genes with p < 0.05", xlim=(-0.2, 4.5), ylim=(0, None)
+    )
     axes.yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8, loc="upper left")

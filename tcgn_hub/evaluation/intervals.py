@@ -33,7 +33,7 @@ def block_bootstrap(
     nearest neighbour. Where the squares would be fewer than ten, smaller ones are drawn; where positions are unknown,
     single spots. Structures larger than a block still make the result optimistic: of unrelated Gaussian fields on
     18 x 18 spots, smooth over 1 and 2 pitches (standard deviation of the kernel), 95 % intervals held the truth in 83 %
-    and 63 % of cases, and in 55 % and 27 % with single spots.
+    and 63 % of cases, and in 55 % and 27 % with single spots. `widening` makes up for it.
 
     ``xy``: spot centres in any unit, shape (n, 2); NaN where unknown; ``repeats``: number of repeats; ``block``: side
     of a block in spot pitches; ``seed``: seed of the draws. Returns block of each spot, int, shape (n,); and how often
