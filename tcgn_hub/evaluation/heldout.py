@@ -16,6 +16,8 @@ from tcgn_hub.errors import SectionError
 from tcgn_hub.evaluation.baselines import color_texture_features, mean_predict, ridge_predict
 from tcgn_hub.evaluation.evaluate import summarise
 from tcgn_hub.evaluation.splits import check_seen
+from tcgn_hub.prediction.ood import TissueModel, describe
+from tcgn_hub.prediction.picture import picture_features
 from tcgn_hub.prediction.predictor import Predictor, load_weights
 from tcgn_hub.progress import Progress
 from tcgn_hub.result import Evaluation, Measured
@@ -120,9 +122,25 @@ def predict_crops(
     return np.concatenate(predicted)
 
 
-def pooled_features(predictor: Predictor, crops: SpotCrops, *, batch_size: int = 32) -> np.ndarray:
-    """Features of the centres of crops, shape (n, 1280)."""
-    return np.concatenate([predictor.run(x, features=True)["features"] for x in _batches(crops, batch_size)])
+def describe_tissue(
+    predictor: Predictor, crops: Sequence[SpotCrops], places: Sequence[np.ndarray]
+) -> TissueModel | None:
+    """What the tissue of sections is like for a model; None for fewer than 40 spots.
+
+    ``crops``: of each section; ``places``: of its spots, shape (n, 2), see `tcgn_hub.prediction.ood.describe`.
+    """
+    seen = [tissue_numbers(predictor, each) for each in crops]
+    return describe([features for features, _ in seen], [pictures for _, pictures in seen], places=places)
+
+
+def tissue_numbers(predictor: Predictor, crops: SpotCrops, *, batch_size: int = 32) -> tuple[np.ndarray, np.ndarray]:
+    """What tissue is described by: features of the centres of crops, shape (n, 1280), and numbers of their pictures."""
+    parts = []
+    for pixels in _batches(crops, batch_size):
+        x = predictor.backend.prepare(pixels)
+        parts.append((predictor.backend.forward(x)[1], picture_features(x)))
+    features, pictures = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    return features, pictures
 
 
 def _batches(crops: SpotCrops, batch_size: int) -> Iterator[np.ndarray]:

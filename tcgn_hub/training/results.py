@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tcgn_hub.evaluation.heldout import pooled_features
+from tcgn_hub.evaluation.heldout import describe_tissue
 from tcgn_hub.files import write_text
 from tcgn_hub.images.transforms import INPUT_PX
-from tcgn_hub.prediction.ood import describe
 from tcgn_hub.training.trainer import Trainer, fits_float16
 from tcgn_hub.units import UNITS
 from tcgn_hub.weights.info import WeightsInfo
@@ -45,7 +44,11 @@ def write_results(
     from tcgn_hub.weights.model_dir import save_model_dir
 
     sections, split, history = trainer.sections, trainer.split, trainer.state.history
-    ood = describe([pooled_features(trainer.predictor(model), crops) for crops in trainer.train_crops])
+    ood = describe_tissue(
+        trainer.predictor(model),
+        [trainer.crops[name] for name in split.train],
+        [sections[name].xy for name in split.train],
+    )
     info = WeightsInfo.from_json(
         {
             "held_out": {} if evaluation is None else held_out_of(evaluation),
