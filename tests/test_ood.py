@@ -11,6 +11,7 @@ from PIL import Image, ImageFilter
 
 import tcgn_hub
 from tcgn_hub.images.transforms import to_input, to_input_array
+from tcgn_hub.prediction import ood
 from tcgn_hub.prediction.backends.torch import TorchBackend
 from tcgn_hub.prediction.ood import Gaussian, TissueModel, describe
 from tcgn_hub.prediction.picture import picture_features
@@ -102,7 +103,7 @@ def test_what_is_stored_is_read_again():
     known = describe(features, pictures)
     again = TissueModel.from_json(json.loads(json.dumps(known.to_json())))
     np.testing.assert_array_equal(again.distance(features[0], pictures[0]), known.distance(features[0], pictures[0]))
-    # versions before 0.6 described the features alone, and read what they know of
+    # earlier versions described the features alone, and read what they know of
     earlier = {key: value for key, value in known.to_json().items() if key != "picture"}
     assert set(earlier) == {"mean", "directions", "variances", "rest", "limit"}
     old = TissueModel.from_json(earlier)
@@ -179,3 +180,8 @@ def test_a_predictor_flags_what_its_features_do_not_see(tiny_weights, precision)
     assert (own.run(tissue)["ood"] > 1).mean() < 0.1
     swapped = tissue[:8, ..., ::-1]  # red for blue
     assert (own.run(swapped)["ood"] > 1).all()
+
+
+def test_small_sections_have_one_tail_together():
+    spots = np.random.default_rng(0).permutation(400)
+    assert ood._limit(np.arange(400.0), np.array_split(spots, 20)) == pytest.approx(396, abs=3)
