@@ -14,7 +14,6 @@ from pathlib import Path
 
 import tcgn_hub
 from tcgn_hub.data.crops import spot_crops
-from tcgn_hub.data.sections import panel_depth
 from tcgn_hub.prediction.predictor import load_weights
 from tcgn_hub.training.results import described
 from tcgn_hub.weights.typical import Typical
@@ -30,11 +29,7 @@ def main() -> None:
     predictor = load_weights(args.weights)
     info = predictor.info
     sections = [s for s in tcgn_hub.read_sections(args.data) if s.name in info.training_data["sections"]]
-    blocks = described(
-        predictor,
-        [spot_crops(section, patch_um=info.patch_um) for section in sections],
-        [panel_depth(section, info.genes) for section in sections],
-    )
+    blocks = described(predictor, sections, {s.name: spot_crops(s, patch_um=info.patch_um) for s in sections})
     args.output.write_text(json.dumps(blocks, indent=1) + "\n", encoding="utf-8")
     typical = Typical.from_json(blocks["typical"], len(info.genes))
     print(f"{sum(len(s.spots) for s in sections)} spots of {', '.join(s.name for s in sections)}, weights {info.name}")
@@ -42,7 +37,7 @@ def main() -> None:
     for i, share in enumerate(typical.shares):
         rising, falling = typical.leading(i, info.genes)
         print(f"axis {i + 1}: {share:.1%} of the variance; up {', '.join(rising)}; down {', '.join(falling) or 'none'}")
-    print(f"{len(json.dumps(blocks['typical'])) / 1024:.0f} KiB")
+    print(", ".join(f"{name}: {len(json.dumps(block)) / 1024:.0f} KiB" for name, block in blocks.items()))
 
 
 if __name__ == "__main__":

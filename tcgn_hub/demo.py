@@ -111,13 +111,15 @@ def _patch(
     result = explanation.result
     message = f"**{path.name}**: {explanation.field}. Values in {result.units}.{_notes(result)}"
     if result.is_ood is not None and result.is_ood[0]:
-        message += " **Out of distribution, unlike the training tissue: do not rely on it.**"
+        message += "\n\n**Out of distribution, unlike the training tissue: do not rely on it.**"
     return message, _rows(result), _picture(draw_explanation(explanation), "maps and graphs")
 
 
 def _notes(result: Result) -> str:
-    """What was done that the user may not expect."""
-    return "".join(f" Note: {note}." for note in result.notes)
+    """What was done that the user may not expect, and how much the values tell."""
+    from tcgn_hub.writing.tables import facts
+
+    return "".join(f" Note: {note}." for note in result.notes) + "".join(f"\n\n{fact}." for fact in facts(result))
 
 
 def _slide(predictor: Predictor, path: Path, genes: list[str], mpp: float | None) -> tuple[str, list[list[str]], str]:
@@ -129,7 +131,7 @@ def _slide(predictor: Predictor, path: Path, genes: list[str], mpp: float | None
     message = f"**{path.name}**: {len(result)} tiles of {predictor.info.patch_um:g} µm, {stride_um:.0f} µm apart. Mean"
     message += f" values in {result.units}.{_notes(result)}"
     if result.is_ood is not None and result.is_ood.any():
-        message += f" **{int(result.is_ood.sum())} tiles are out of distribution.**"
+        message += f"\n\n**{int(result.is_ood.sum())} tiles are out of distribution.**"
     pictures = ""
     for gallery in predictor.galleries(result, genes):
         pictures += _picture(draw_gene(result, gallery.gene), f"map of {gallery.gene}")

@@ -351,10 +351,13 @@ def test_table(capsys):
     assert main([PATCH, "--top", "5"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == (f"{PATCH}: central 224 px, 0.687 um/px by resolution in the file, weights tcgn_base.her2st")
-    assert lines[1].split() == ["gene", "value", "90%", "interval", "significant", "held-out", "PCC"]
-    values = [float(line.split()[1]) for line in lines[2:7]]
-    assert values == sorted(values, reverse=True)
-    assert {line.split()[-2] for line in lines[2:7]} <= {"yes", "no"}
+    head, expected = lines[1].split(), tcgn_hub.predict([PATCH]).top(5)
+    assert head[:2] == ["gene", "value"]
+    assert [word for word in head if word in ("90%", "significant", "held-out")] == ["90%", "significant", "held-out"]
+    assert ("z" in head) == (expected.z() is not None)
+    assert [line.split()[0] for line in lines[2:7]] == expected.genes
+    assert [line.split()[1] for line in lines[2:7]] == [f"{value:.3f}" for value in expected.X[0]]
+    assert all({"yes", "no"} & set(line.split()) for line in lines[2:7])
     assert "values in log10(1 + 10^4 count / sum of the panel's counts)" in lines
 
 

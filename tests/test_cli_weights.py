@@ -74,7 +74,9 @@ def test_genes_are_listed(capsys, tiny_weights, tmp_path):
     assert capsys.readouterr().out.splitlines()[1].split()[0] == "AES"
     assert main(["genes", str(tiny_weights), "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
-    assert rows[0] == {"gene": "G0", "today": "G0", "pcc": None, "significant": False}
+    assert rows[0] == {"gene": "G0", "today": "G0", "pcc": None, "pcc_given_depth": None, "significant": False}
+    assert main(["genes", str(tiny_weights)]) == 0
+    assert "significant: better than chance on held-out tissue" in capsys.readouterr().err
     assert rows[-1]["significant"]
     assert len(rows) == 12
     assert main(["genes", "tcgn_base.cscc", "--grep", "loricrin"]) == 0

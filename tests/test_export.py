@@ -123,7 +123,7 @@ def test_what_is_known_of_weights_is_the_metadata(unwritten, tiny, tmp_path, wei
     stated = json.loads({entry.key: entry.value for entry in onnx.load(path).metadata_props}["tcgn"])
     assert stated == json.loads(json.dumps(info.to_json()))
     if info.ood is not None:
-        features = np.random.default_rng(0).normal(size=(3, len(own._tissue.mean)))
+        features = np.random.default_rng(0).normal(size=(3, len(own._tissue.features.mean)))
         np.testing.assert_array_equal(again._tissue.distance(features), own._tissue.distance(features))
 
 

@@ -12,8 +12,9 @@ from sections import PANEL, write_section
 import tcgn_hub
 from tcgn_hub.data.sections import panel_depth
 from tcgn_hub.errors import WeightsError
+from tcgn_hub.evaluation.skill import effective_rank
 from tcgn_hub.weights.info import WeightsInfo
-from tcgn_hub.weights.typical import Typical, describe_predictions, effective_rank
+from tcgn_hub.weights.typical import Typical, describe_predictions
 from tcgn_hub.writing.bulk import BulkTable
 from tcgn_hub.writing.tables import to_table
 
@@ -38,23 +39,11 @@ def tiny(tiny_weights):
 # ---------------------------------------------------------------------------------------------------------- the axes
 
 
-def test_effective_rank_counts_equal_axes():
-    values = RNG.normal(size=(60, 6))
-    orthogonal = np.linalg.qr(values - values.mean(axis=0))[0]
-    for k in range(1, 7):
-        assert effective_rank(orthogonal[:, :k]) == pytest.approx(k)
-        # columns that repeat others, in other units, add none
-        again = np.concatenate([orthogonal[:, :k]] * 3, axis=1) * RNG.uniform(1, 5, 3 * k) + 7
-        assert effective_rank(again) == pytest.approx(k)
-    assert effective_rank(np.ones((5, 3))) == 0
-    assert effective_rank(np.column_stack([orthogonal[:, :2], np.full(60, 3.0)])) == pytest.approx(2)
-
-
-def test_effective_rank_is_that_of_the_entropy():
-    values = RNG.normal(size=(40, 5)) @ RNG.normal(size=(5, 8))
-    shares = np.linalg.eigvalsh(np.corrcoef(values.T)) / 8
-    shares = shares[shares > 1e-12]
-    assert effective_rank(values) == pytest.approx(np.exp(-(shares * np.log(shares)).sum()))
+def test_the_effective_rank_is_that_of_the_evaluation():
+    for k in (1, 3, 12):
+        values = RNG.normal(size=(50, k)) @ RNG.normal(size=(k, 20)) + 7
+        values[:, 4] = 1.0
+        assert describe_predictions(values).effective_rank == pytest.approx(effective_rank(values))
 
 
 def test_training_tissue_has_mean_0_and_standard_deviation_1():

@@ -25,6 +25,7 @@ from tcgn_hub.models.loading import load_model
 from tcgn_hub.prediction import ood
 from tcgn_hub.prediction.backends.torch import TorchBackend
 from tcgn_hub.prediction.ood import TissueModel, describe
+from tcgn_hub.prediction.picture import picture_features
 from tcgn_hub.prediction.predictor import Predictor
 from tcgn_hub.result import Measured
 from tcgn_hub.training.results import held_out_of
@@ -48,12 +49,19 @@ def sure(tmp_path_factory) -> str:
     pixels = [np.asarray(Image.open(path).convert("RGB")) for path in PATCHES]
     crops = np.stack([np.rot90(pixels[i % 3], i % 4) for i in range(48)]) + rng.integers(0, 8, (48, 1, 1, 3))
     patches = crops.clip(0, 255).astype(np.uint8)
-    features = Predictor(TorchBackend(model), info).run(patches, features=True)["features"]
+    predictor = Predictor(TorchBackend(model), info)
+    features, pictures = (
+        [part[:24], part[24:]]
+        for part in (
+            predictor.run(patches, features=True)["features"],
+            picture_features(predictor.backend.prepare(patches)),
+        )
+    )
     stated = {
         "units": UNITS,
         "crop": {"patch_um": 154},
         "training_data": {"name": "test"},
-        "ood": describe([features[:24], features[24:]]).to_json(),
+        "ood": describe(features, pictures).to_json(),
         "held_out": {
             "pcc": [0.3] * len(info.genes),
             "significant": list(info.genes[:2]),
@@ -112,36 +120,6 @@ def test_an_evaluation_states_intervals_and_their_coverage():
     assert set(facts["interval_coverage"]) == {"A", "B"}
     few = [Measured("A", "P", np.full((5, 2), np.nan), rng.normal(size=(5, 3)), rng.normal(size=(5, 3)), {})]
     assert "interval_radius" not in held_out_of(summarise(few, ["a", "b", "c"], repeats=10))
-
-
-def test_the_distance_is_that_of_mahalanobis():
-    known = TissueModel(np.ones(3, np.float32), np.eye(3, dtype=np.float32)[:1], np.array([4.0]), rest=0.25, limit=2.0)
-    features = 1 + np.array([[0, 0, 0], [2, 0, 0], [0, 3, 4], [2, 3, 4]], np.float32)
-    np.testing.assert_allclose(known.distance(features), np.sqrt([0, 1, 100, 101]) / 2, rtol=1e-6)
-
-
-def test_features_of_training_tissue_are_near_and_others_far():
-    rng = np.random.default_rng(0)
-    basis = rng.normal(size=(5, 64)) * np.array([8, 5, 3, 2, 1])[:, None]
-
-    def draw(n):
-        return (rng.normal(size=(n, 5)) @ basis + 0.3 * rng.normal(size=(n, 64)) + 4).astype(np.float32)
-
-    known = describe([draw(300), draw(200), draw(100)])
-    assert (known.distance(draw(2000)) > 1).mean() == pytest.approx(0.01, abs=0.01)
-    assert (known.distance(draw(50) + 3) > 1).all()  # off the directions that tissue varies in
-    assert (known.distance(np.zeros((1, 64))) > 1).all()
-    assert (known.distance(30 * basis[:1] + 4) > 1).all()  # along one of them, but too far
-    again = TissueModel.from_json(json.loads(json.dumps(known.to_json())))
-    np.testing.assert_array_equal(again.distance(draw(5)[:0]), [])
-    sample = draw(20)
-    np.testing.assert_allclose(again.distance(sample), known.distance(sample), rtol=1e-6)
-    assert describe([draw(20), draw(19)]) is None
-    assert (describe([draw(60)]).distance(sample) < 3).all()
-    # features that never vary do not divide by 0
-    dead = draw(60)
-    dead[:, 5:] = 0
-    assert np.isfinite(describe([dead]).distance(dead)).all()
 
 
 def test_eight_turns_make_a_prediction_that_turning_the_patch_does_not_change():
@@ -216,6 +194,9 @@ def test_malformed_statements_are_one_sentence(tmp_path):
     for stated in (
         {"ood": {**good, "rest": 0}},
         {"ood": {"mean": good["mean"]}},
+        {"ood": {**good, "picture": {**good, "limit": 0}}},
+        {"ood": {**good, "picture": 3}},
+        {"ood": [3]},
         {"ood": {**good, "mean": "?"}},
         {"held_out": {"interval_radius": [1.0]}},
         {"held_out": {"pcc": [1.0]}},
@@ -240,7 +221,8 @@ def test_a_training_states_them(tmp_path, monkeypatch):
     with np.load(tmp_path / "model/held_out.npz", allow_pickle=False) as arrays:
         errors = arrays["0.predicted"] - arrays["0.targets"]
     np.testing.assert_allclose([info.interval_radius[gene] for gene in PANEL], interval_radius(errors), atol=1e-4)
-    assert TissueModel.from_json(info.ood).mean.shape == (32,)
+    assert TissueModel.from_json(info.ood).features.mean.shape == (32,)
+    assert TissueModel.from_json(info.ood).picture.mean.shape == (32,)
     section = next(section for section in tcgn_hub.read_sections(tmp_path) if section.name == "A1")
     values = predict_crops(tcgn_hub.load(path=tmp_path / "model"), spot_crops(section, crop_px=112))
     expected = describe_predictions(values, panel_depth(section, PANEL))

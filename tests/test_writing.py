@@ -498,7 +498,7 @@ def test_what_was_measured_is_shown_beside_what_is_predicted(prediction, tmp_pat
     measured, depth = result.layers["measured"], result.obs["measured_depth"]
     known = np.isin(np.arange(len(prediction)), order)
     total = counts[:, [0, 2, 3]].sum(axis=1)
-    np.testing.assert_allclose(depth[known], np.log10(total[known]), rtol=1e-5)
+    np.testing.assert_allclose(depth[known], np.log10(1 + total[known]), rtol=1e-5)
     np.testing.assert_allclose(measured[known, 0], np.log10(1 + 1e4 * counts[:, 0] / total)[known], rtol=1e-5)
     assert np.isnan(measured[~known]).all()
     assert np.isnan(depth[~known]).all()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
+from typing import NamedTuple
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from tcgn_hub.data.crops import SpotCrops
 from tcgn_hub.data.sections import Section, expression_targets, panel_counts
 from tcgn_hub.data.targets import pearson_residuals, training_targets
 from tcgn_hub.evaluation.baselines import color_texture_features, depth_predict, mean_predict, ridge_predict
+from tcgn_hub.prediction.picture import picture_features
 from tcgn_hub.prediction.predictor import Predictor
 from tcgn_hub.progress import Progress
 from tcgn_hub.result import OURS, Measured
@@ -32,9 +34,21 @@ def predict_crops(
     return np.concatenate(predicted)
 
 
-def pooled_features(predictor: Predictor, crops: SpotCrops, *, batch_size: int = 32) -> np.ndarray:
-    """Features of the centres of crops, shape (n, 1280)."""
-    return np.concatenate([predictor.run(x, features=True)["features"] for x in _batches(crops, batch_size)])
+class Seen(NamedTuple):
+    """What a model says of the centres of n crops, and what it was given."""
+
+    values: np.ndarray  # predictions, shape (n, genes)
+    features: np.ndarray  # before the head, shape (n, 1280)
+    pictures: np.ndarray  # see `tcgn_hub.prediction.picture.picture_features`, shape (n, 32)
+
+
+def seen_in(predictor: Predictor, crops: SpotCrops, *, batch_size: int = 32) -> Seen:
+    """Predictions, features and pictures of the centres of crops."""
+    parts = []
+    for pixels in _batches(crops, batch_size):
+        said = predictor.run(pixels, features=True)
+        parts.append((said["values"], said["features"], picture_features(predictor.backend.prepare(pixels))))
+    return Seen(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
 
 
 def _batches(crops: SpotCrops, batch_size: int) -> Iterator[np.ndarray]:

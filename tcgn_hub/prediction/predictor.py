@@ -19,6 +19,7 @@ from tcgn_hub.prediction.explain import check_explain, explain_patch, make_galle
 from tcgn_hub.prediction.export import Exported, check_export, export_weights
 from tcgn_hub.prediction.ood import TissueModel
 from tcgn_hub.prediction.patches import check_patches, predict_patches
+from tcgn_hub.prediction.picture import picture_features
 from tcgn_hub.prediction.slides import check_folder, check_slide, predict_tiles
 from tcgn_hub.result import Explanation, Result
 from tcgn_hub.units import UNITS
@@ -98,7 +99,7 @@ class Predictor:
             seen = np.stack([first, *(self.backend.forward(x, index)[0] for index in range(1, tta))])
             out = {"values": self._possible(seen.mean(axis=0)), "tta_std": seen.std(axis=0, ddof=1)}
         if self._tissue is not None:
-            out["ood"] = self._tissue.distance(pooled)
+            out["ood"] = self._tissue.distance(pooled, None if self._tissue.picture is None else picture_features(x))
         if self.info.predicted_in_training is not None:
             out["modules"] = self.info.predicted_in_training.modules(out["values"])
         if features:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tcgn_hub.data.crops import SpotCrops
+from tcgn_hub.data.sections import Section, panel_depth
+from tcgn_hub.evaluation.measuring import seen_in
 from tcgn_hub.files import write_text
 from tcgn_hub.images.transforms import INPUT_PX
 from tcgn_hub.prediction.ood import describe
@@ -61,7 +63,7 @@ def write_results(
                 "patients": sorted({sections[name].patient for name in split.train}),
                 "held_out": list(split.test),
             },
-            **described(trainer.predictor(model), trainer.train_crops, trainer.train_depths),
+            **described(trainer.predictor(model), [sections[name] for name in split.train], trainer.crops),
             **lineage,
         },
         name=out.resolve().name,
@@ -89,19 +91,20 @@ def write_results(
 
 
 def described(
-    predictor: Predictor, crops: Sequence[SpotCrops], depths: Sequence[np.ndarray], *, batch_size: int = 32
-) -> dict[str, Any]:
-    """``ood`` and ``typical`` of `tcgn_hub.weights.info.WeightsInfo`: what weights say of the spots of sections.
+    predictor: Predictor, sections: Sequence[Section], crops: Mapping[str, SpotCrops]
+) -> dict[str, dict[str, Any] | None]:
+    """``ood`` and ``typical`` of `tcgn_hub.weights.info.WeightsInfo`: what weights say of their training sections.
 
-    ``predictor``: the weights; ``crops``: of each section that they were trained on; ``depths``: what
-    `tcgn_hub.data.sections.panel_depth` gives of the same spots.
+    ``predictor``: the weights; ``sections``: what they were trained on; ``crops``: of each section by name.
     """
-    features, values = [], []
-    for pictures in crops:
-        said = [predictor.run(pixels.transpose(0, 2, 3, 1), features=True) for pixels in pictures.patches(batch_size)]
-        features.append(np.concatenate([part["features"] for part in said]))
-        values.append(np.concatenate([part["values"] for part in said]))
-    tissue, typical = describe(features), describe_predictions(np.concatenate(values), np.concatenate(depths))
+    seen = [seen_in(predictor, crops[section.name]) for section in sections]
+    tissue = describe(
+        [each.features for each in seen],
+        [each.pictures for each in seen],
+        places=[section.xy for section in sections],
+    )
+    depths = np.concatenate([panel_depth(section, predictor.info.genes) for section in sections])
+    typical = describe_predictions(np.concatenate([each.values for each in seen]), depths)
     return {
         "ood": None if tissue is None else tissue.to_json(),
         "typical": None if typical is None else typical.to_json(),

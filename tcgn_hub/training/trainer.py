@@ -18,7 +18,7 @@ from torch import nn
 
 from tcgn_hub.correlation import column_means, pearson
 from tcgn_hub.data.crops import SpotCrops, spot_crops
-from tcgn_hub.data.sections import Section, expression_targets, panel_depth
+from tcgn_hub.data.sections import Section, expression_targets
 from tcgn_hub.data.targets import training_targets
 from tcgn_hub.errors import SectionError, TrainingError
 from tcgn_hub.evaluation.measuring import predict_crops
@@ -109,7 +109,6 @@ class Trainer:
         state: Everything that a run goes on from.
         crops: Of each section, by name.
         train_crops: Those that train.
-        train_depths: Log10 of the panel's counts of their spots, see `tcgn_hub.data.sections.panel_depth`.
         patch_um: Side of the patches in micrometres; None if they are cut by ``crop_px``.
         crop_px: The same in pixels of the image.
         total: Steps of the whole run.
@@ -156,19 +155,15 @@ class Trainer:
 
     def _divide(self) -> None:
         """Say which spots train, and which are validated on."""
-        tables = {
-            name: (self.crops[name], expression_targets(section, self.panel), panel_depth(section, self.panel))
-            for name, section in self.sections.items()
-        }
+        tables = {n: (self.crops[n], expression_targets(self.sections[n], self.panel)) for n in self.sections}
         train = {name: tables[name] for name in self.split.train}
         self._validation = {name: tables[name] for name in self.split.val}
         if self.recipe.patience and not self._validation:
             train, self._validation = self._block_aside(train)
-        items = sum(len(targets) for _, targets, _ in train.values())
+        items = sum(len(targets) for _, targets in train.values())
         _check_batch(items, self.recipe, self.processes)
-        self.train_crops = [crops for crops, _, _ in train.values()]
-        self.train_depths = [depth for _, _, depth in train.values()]
-        self._targets = training_targets([targets for _, targets, _ in train.values()], self.recipe.components)
+        self.train_crops = [crops for crops, _ in train.values()]
+        self._targets = training_targets([targets for _, targets in train.values()], self.recipe.components)
         self._spots = TrainingSpots(self.train_crops, self._targets.targets, self.recipe)
         self._per_epoch = steps_per_epoch(items, self.recipe, processes=self.processes.count)
         self.total = self.recipe.epochs * self._per_epoch
@@ -183,9 +178,9 @@ class Trainer:
                 " train without patience."
             )
         name = max(divisible, key=divisible.__getitem__)
-        crops, targets, depth = train[name]
+        crops, targets = train[name]
         block = spatial_block(self.sections[name].xy)
-        rest, aside = ((SpotCrops(crops.pixels[p], crops.patch_px), targets[p], depth[p]) for p in (~block, block))
+        rest, aside = ((SpotCrops(crops.pixels[p], crops.patch_px), targets[p]) for p in (~block, block))
         return {**train, name: rest}, {name: aside}
 
     def _begin(self, start: Start) -> TrainState:
@@ -308,7 +303,7 @@ class Trainer:
         self.processes.align(self.state.kept)
         predictor = self.predictor(self.state.kept)
         spots, slides = [], []
-        for name, (crops, targets, _) in self._validation.items():
+        for name, (crops, targets) in self._validation.items():
             predicted = self._predict(predictor, crops)
             if self.sections[name].bulk:
                 slides.append((mean_in_linear(predicted)[None], targets))

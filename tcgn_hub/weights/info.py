@@ -7,13 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tcgn_hub.errors import PanelError, WeightsError
 from tcgn_hub.images.scale import NOMINAL_PATCH_UM
 from tcgn_hub.panels import PANELS, find_genes, load_panel
 from tcgn_hub.weights.lineage import Parent, SeenSection
-from tcgn_hub.weights.typical import Typical
+
+if TYPE_CHECKING:
+    from tcgn_hub.weights.typical import Typical
 
 INTERVAL_LEVEL = 0.9
 """Share of the measurements that a prediction interval is to hold."""
@@ -208,7 +210,11 @@ class WeightsInfo:
     @cached_property
     def predicted_in_training(self) -> Typical | None:
         """What ``typical`` says; None if it is not described."""
-        return None if self.typical is None else Typical.from_json(self.typical, len(self.genes))
+        if self.typical is None:
+            return None
+        from tcgn_hub.weights.typical import Typical
+
+        return Typical.from_json(self.typical, len(self.genes))
 
     @property
     def tissue(self) -> str:

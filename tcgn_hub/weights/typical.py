@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["Typical", "describe_predictions", "effective_rank"]
+from tcgn_hub.correlation import centred, standardised
+
+__all__ = ["Typical", "describe_predictions"]
 
 _TAIL = 0.01
 _MOST_AXES = 8
@@ -29,7 +31,7 @@ class Typical:
         axes: Principal axes of the standardised predictions, the longest first, orthonormal rows in which most genes
             are positive, float32, shape (k, genes).
         shares: Of the variance of the standardised predictions that lies along each axis, shape (k,).
-        effective_rank: How many axes there are in effect, see `effective_rank`.
+        effective_rank: How many axes there are in effect, see `tcgn_hub.evaluation.skill.effective_rank`.
         to_depth: Log10 of a spot's counts at the middle of the axes, and how much it rises along each, shape (k + 1,);
             None if the counts are not known.
     """
@@ -129,18 +131,6 @@ class Typical:
         )
 
 
-def effective_rank(values: np.ndarray) -> float:
-    """How many axes a table has in effect: exp of the entropy of its squared singular values, columns standardised.
-
-    (Roy and Vetterli, "The effective rank", EUSIPCO 2007, of the squares.) 0 of a table in which no column differs.
-
-    Args:
-        values: Shape (n, genes).
-    """
-    standard, _ = _standardised(values)
-    return _rank(np.linalg.svd(standard, compute_uv=False) ** 2)
-
-
 def describe_predictions(values: np.ndarray, depth: np.ndarray | None = None) -> Typical | None:
     """What there is to know of predictions for training tissue.
 
@@ -151,16 +141,17 @@ def describe_predictions(values: np.ndarray, depth: np.ndarray | None = None) ->
     Returns:
         The description; None where no gene differs between spots.
     """
-    standard, sd = _standardised(values)
-    _, singular, rows = np.linalg.svd(standard, full_matrices=False)
+    sd = np.sqrt((centred(values) ** 2).mean(axis=0))
+    _, singular, rows = np.linalg.svd(standardised(values), full_matrices=False)
     rank = _rank(singular**2)
     if rank == 0:
         return None
     low, high = np.quantile(values, [_TAIL, 1 - _TAIL], axis=0)
     count = min(math.ceil(rank - 1e-9), _MOST_AXES)
-    upside_down = (rows[:count] > 0).sum(axis=1) < (rows[:count] < 0).sum(axis=1)
     # rounded as they will be stored
-    axes = np.where(upside_down[:, None], -rows[:count], rows[:count]).astype(np.float16).astype(np.float32)
+    axes = rows[:count].astype(np.float16).astype(np.float32)
+    upside_down = (axes > 0).sum(axis=1) < (axes < 0).sum(axis=1)
+    axes = np.where(upside_down[:, None], -axes, axes)
     shares = (singular**2 / (singular**2).sum())[:count]
     of_genes = {"mean": values.mean(axis=0, dtype=np.float64), "sd": sd, "low": low, "high": high}
     found = Typical(
@@ -177,19 +168,12 @@ def describe_predictions(values: np.ndarray, depth: np.ndarray | None = None) ->
     return Typical(**{**vars(found), "to_depth": fitted.astype(np.float32)})
 
 
-def _standardised(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Columns less their mean over their standard deviation, 0 where they do not differ; and these deviations."""
-    centred = values - values.mean(axis=0, dtype=np.float64)
-    # the mean of what is constant may be off by rounding
-    sd = np.where(np.ptp(values, axis=0) == 0, 0, centred.std(axis=0))
-    return np.divide(centred, sd, out=np.zeros_like(centred), where=sd > 0), sd
-
-
 def _rank(variances: np.ndarray) -> float:
+    """How many axes there are in effect: exp of the entropy of the variance along each (Roy and Vetterli, 2007)."""
     total = variances.sum()
     if not total > 0:
         return 0.0
-    shares = variances[variances > 0] / total
+    shares = variances[variances > 1e-12 * total] / total
     return float(np.exp(-(shares * np.log(shares)).sum()))
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from tcgn_hub.correlation import centred, pearson
+from tcgn_hub.correlation import pearson, standardised
 from tcgn_hub.files import write_text
 from tcgn_hub.result import Gallery, Result
 from tcgn_hub.text import counted, some
@@ -151,19 +151,16 @@ def _ranked(result: Result) -> tuple[str, list[str]]:
 def _maps(result: Result, genes: Sequence[str]) -> list[_Map]:
     """The maps that differ, each under the first of the genes that it is of."""
     columns = [result.column(gene) for gene in genes]
-    values = centred(result.X[:: -(-len(result) // _COMPARED)][:, columns])
-    norm = np.linalg.norm(values, axis=0)
-    values = np.divide(values, norm, out=np.zeros_like(values), where=norm > 0)
-    if len(values) < _LEAST_COMPARED:
-        values = np.zeros_like(values)
+    values = standardised(result.X[:: -(-len(result) // _COMPARED)][:, columns])
+    enough = len(values) >= _LEAST_COMPARED
     taken, maps = np.zeros(len(genes), bool), []
     for i, gene in enumerate(genes):
         if taken[i]:
             continue
         shown = _Map(gene)
-        r = values[:, i] @ values
+        r = values[:, i] @ values / len(values)
         taken[i] = True
-        for j in np.flatnonzero((np.abs(r) > _SAME) & ~taken).tolist():
+        for j in np.flatnonzero(enough & (np.abs(r) > _SAME) & ~taken).tolist():
             taken[j] = True
             (shown.same if r[j] > 0 else shown.inverse).append(genes[j])
         maps.append(shown)
