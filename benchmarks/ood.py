@@ -4,7 +4,8 @@
 
 The sections are described as training describes its own, see `tcgn_hub.prediction.ood`. The first table holds sections
 that were left out of the description, the second one patches of some sections after something was done to them, and
-what is no such tissue at all, by the description of all sections. The network itself has seen what its weights were trained on, whatever is left out here.
+what is no such tissue at all, by the description of all sections. The network itself has seen what its weights were
+trained on, whatever is left out here.
 
 Columns: patches, share of them that is flagged, median distance (1 is the limit).
 """

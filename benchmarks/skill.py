@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--tta", type=int, default=1)
     parser.add_argument("--cache", type=Path)
     args = parser.parse_args()
-    sections = tcgn_hub.read_sections(args.data, sections=[*args.train, *args.test])
+    sections = tcgn_hub.read_sections(args.data)
     evaluation = tcgn_hub.evaluate(
         sections,
         weights=args.weights,

@@ -126,7 +126,7 @@ def write(name: str, teacher: Teacher, values: list[torch.Tensor], folder: Path)
     if [v.shape for v in values] != [v.shape for v in state.values()]:
         sys.exit(f"{teacher.package} holds other parameters than {name} of timm {timm.__version__}.")
     model.load_state_dict(dict(zip(state, values, strict=True)))
-    model.pretrained_cfg |= {"mean": teacher.mean, "std": teacher.std, "license": teacher.license}
+    model.pretrained_cfg |= {"tag": "in1k", "mean": teacher.mean, "std": teacher.std, "license": teacher.license}
     stated: dict[str, Any] = {"origin": f"{teacher.package} {teacher.version} of the Python index"}
     save_for_hf(model, folder, model_config=stated, safe_serialization=True)
 

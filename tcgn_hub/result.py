@@ -709,8 +709,8 @@ class Measured:
     counts: np.ndarray | None = None
     # predictions of other methods by their labels, each of shape (n, genes); NaN where a spot or a gene is missing
     predictions: dict[str, np.ndarray] = field(default_factory=dict)
-    # labels of those whose units are not those of the targets, so that their errors mean nothing
-    without_units: frozenset[str] = frozenset()
+    # labels of those that are in the units of the targets, so that their errors mean something
+    in_units: frozenset[str] = frozenset()
     # how well each method predicts the sections that it was fitted on, PCC by gene, shape (genes,), by its label
     train_pcc: dict[str, np.ndarray] = field(default_factory=dict)
     # variance of each gene's Pearson residuals on the training sections, shape (genes,); None without any

@@ -1,5 +1,6 @@
 """tcgn finetune, evaluate and crossval as a user runs them; what they do is tested where it is done."""
 
+import csv
 import json
 from dataclasses import fields
 
@@ -14,6 +15,7 @@ from tcgn_hub.data.readers.her2st import read_her2st
 from tcgn_hub.evaluation.evaluate import summarise
 from tcgn_hub.evaluation.splits import Split
 from tcgn_hub.result import Measured
+from tcgn_hub.writing.evaluations import read_measured
 
 
 @pytest.fixture
@@ -222,6 +224,36 @@ def test_evaluate_passes_on_predictions_and_what_to_call_them(root, called, tmp_
     _, options = called["evaluate"]
     assert options["predictions"] == dict(zip(("mine", "yours"), files, strict=True))
     assert options["predictions_scale"] == {"mine": "log", "yours": "linear"}
+
+
+def test_predictions_alone_are_ranked_and_written(root, tmp_path, capsys):
+    """What anyone can run who has predictions and counts: no weights, no training, no image of a patch."""
+    files = [write_predictions(tmp_path / name, root) for name in ("a.csv", "b.tsv.gz")]
+    write_predictions(tmp_path / "a.csv", root, change=lambda table: table.iloc[1:, 2:])
+    out = tmp_path / "out"
+    asked = ["evaluate", str(root), "--sections", "B1", "--predictions", *files, "--genes", ",".join(PANEL)]
+    assert main([*asked, "--predictions-scale", "log", "log", "-o", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert "All of a, the first of the predictions." in said
+    assert "a: 2 of 12 genes are missing (G0, G1)." in said
+    assert "1 of 12 spots of B1 is left out for all methods, as not in a." in said
+    metrics = json.loads((out / "metrics.json").read_text())
+    held_out = metrics["held_out"]
+    assert "weights" not in metrics
+    assert {row["label"] for row in held_out["ranking"]} == set(held_out["methods"]) == {"a", "b"}
+    assert held_out["predictions"]["a"]["missing_genes"] == ["G0", "G1"]
+    assert len(held_out["predictions"]["a"]["missing_spots"]["B1"]) == 1
+    assert held_out["methods"]["a"]["median_rmse"] is None
+    with open(out / "per_gene.csv") as file:
+        rows = {row["gene"]: row for row in csv.DictReader(file)}
+    assert rows["G0"]["pcc"] == ""
+    assert rows["G5"]["pcc"] == rows["G5"]["pcc b"] != ""
+    assert sorted(path.name for path in out.rglob("*.*")) == [
+        *("evaluation.html", "held_out.npz", "methods.png", "metrics.json", "per_gene.csv")
+    ]
+    (again,) = read_measured(out / "held_out.npz")
+    assert again.predicted is None
+    assert list(again.methods) == ["a", "b"]
 
 
 BAD = {

@@ -93,6 +93,7 @@ def test_a_patch_is_not_shrunk_below_what_the_network_sees(section, tmp_path):
     assert large.size == 320
     crops = spot_crops(section, crop_px=300, most_px=large.size)
     assert crops.pixels.shape[-1] == crops.patch_px == 300
+    assert encoder_features(large, section, crop_px=300) == pytest.approx(large(np.array(crops.pixels)), abs=1e-5)
     assert spot_crops(section, crop_px=400, most_px=320).pixels.shape[-1] == 320
     assert spot_crops(section, crop_px=300).pixels.shape[-1] == 224
 
@@ -118,7 +119,9 @@ def test_features_are_kept_until_something_changes(encoder, section, tmp_path, m
     part = features(of=section.at(np.arange(5)))
     assert part == pytest.approx(first[:5], abs=1e-5)
     assert len(calls) == 3
-    other = load_encoder(write_encoder(tmp_path / "other", seed=1), device="cpu")
+    other = load_encoder(write_encoder(tmp_path / "other", seed=1, mean=encoder.mean, std=encoder.std), device="cpu")
+    # of the same name, too
+    other = replace(other, name=encoder.name)
     assert np.abs(features(own=other) - first).max() > 1e-3
     again = load_encoder(write_encoder(tmp_path / "same", mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4)), device="cpu")
     assert again.fingerprint == encoder.fingerprint != other.fingerprint

@@ -4,7 +4,6 @@ import json
 import re
 import shutil
 import sys
-from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -38,6 +37,7 @@ def make_evaluation(genes=4, **changes):
     summary = {
         **known,
         "sections": {"C6": {"patient": "C", **known}, "B4": {"patient": "B", "note": "a note", **known}},
+        "main": "TCGN",
         "ranking": ranking,
         "protocols": {"pooled, raw labels": dict.fromkeys(METHODS, 0.31)},
         "interval_simulated": 0.91,
@@ -74,7 +74,7 @@ def make_measured(**changes):
             "baselines": {"ridge hf-hub:A/B": values[2]},
             "predictions": {"<b>other</b>": np.where(np.arange(4) == 2, np.nan, values[3])},
             "counts": rng.poisson(9, (30, 4)).astype(float),
-            "without_units": frozenset({"<b>other</b>"}),
+            "in_units": frozenset({"<b>other</b>"}),
             "train_pcc": {"TCGN": np.arange(4.0)},
             "train_variance": np.ones(4),
             **changes,
@@ -154,7 +154,7 @@ def test_a_page_of_many_genes_stays_small(tmp_path):
     write_evaluation(make_evaluation(genes=20_000), [make_measured()], tmp_path, metadata={})
     assert (tmp_path / "evaluation.html").stat().st_size < 2e6
     assert (
-        "The 17500 of the lowest correlations are in per_gene.csv alone" in (tmp_path / "evaluation.html").read_text()
+        "The 12000 of the lowest correlations are in per_gene.csv alone" in (tmp_path / "evaluation.html").read_text()
     )
 
 
@@ -187,11 +187,11 @@ def test_the_page_sorts_and_filters(tmp_path):
     "changes", [{}, {"predicted": None}, {"counts": None, "train_variance": None, "train_pcc": {}, "predictions": {}}]
 )
 def test_what_was_measured_is_read_again(changes, tmp_path):
-    sections = [make_measured(**changes), make_measured(name="B4", baselines={}, without_units=frozenset())]
+    sections = [make_measured(**changes), make_measured(name="B4", baselines={}, in_units=frozenset())]
     write_measured(tmp_path / "a.npz", sections)
     for one, again in zip(sections, read_measured(tmp_path / "a.npz"), strict=True):
         assert (again.name, again.patient) == (one.name, one.patient)
-        assert again.without_units == {label for section in sections for label in section.without_units}
+        assert again.in_units == {label for section in sections for label in section.in_units}
         assert list(again.methods) == list(one.methods)
         for key in ("xy", "targets", "predicted", "counts", "train_variance"):
             value = getattr(one, key)
@@ -204,12 +204,13 @@ def test_what_was_measured_is_read_again(changes, tmp_path):
 
 
 def test_the_figure_is_of_all_methods_in_the_order_of_the_ranking():
-    pcc = {name: {label: np.array([0.1 * i, 0.4, np.nan]) for label in METHODS} for i, name in enumerate(("B4", "C6"))}
-    pcc["B4"]["ceiling"] = pcc["C6"]["ceiling"] = np.array([0.5, 0.6, np.nan])
-    given = {name: {label: values / 2 for label, values in of.items()} for name, of in pcc.items()}
-    drawn = evaluations._by_method(replace(make_evaluation(), pcc=pcc, given_depth=given))
+    evaluation = make_evaluation()
+    pcc = {label: np.array([0.1, np.nan, i]) for i, label in enumerate([*METHODS, "ceiling"])}
+    evaluation.pcc.update(C6=pcc, B4={label: 3 * values for label, values in pcc.items()})
+    evaluation.given_depth["C6"] = {"TCGN": np.zeros(3)}
+    drawn = evaluations._by_method(evaluation)
     assert list(drawn) == [*RANKING, "ceiling"]
-    np.testing.assert_allclose(drawn["TCGN"]["pcc"], [0.05, 0.4, np.nan])
-    np.testing.assert_allclose(drawn["TCGN"]["pcc_given_depth"], [0.025, 0.2, np.nan])
+    np.testing.assert_allclose(drawn["<b>other</b>"]["pcc"], [0.2, np.nan, 2])
     assert drawn["TCGN"]["pcc_interval"] == [0.2 - 0.05, 0.25]
-    assert drawn["ceiling"]["pcc_interval"] is None
+    assert drawn["TCGN"]["pcc_given_depth"].tolist() == [0, 0, 0]
+    assert "pcc_given_depth" not in drawn["ceiling"]

@@ -11,6 +11,7 @@ from tcgn_hub.correlation import pearson
 from tcgn_hub.data.predictions import read_predictions
 from tcgn_hub.data.sections import Section, expression_targets
 from tcgn_hub.errors import SectionError
+from tcgn_hub.evaluation.evaluate import summarise
 from tcgn_hub.evaluation.referee import read_given, with_predictions
 from tcgn_hub.result import Measured
 
@@ -175,6 +176,15 @@ def test_spots_are_found_by_position_where_names_are_others(way, tmp_path):
     far = make_section("C6", xy=C6.xy + 1e5)
     with pytest.raises(SectionError, match="has no row of a spot of section C6"):
         read_predictions(path, [far], GENES)
+
+
+def test_a_row_between_two_spots_is_of_the_nearer_one_alone():
+    near = C6.xy.copy()
+    near[1] = near[0] + [20, 0]
+    table = frame().assign(x=C6.xy[:, 0] + 5, y=C6.xy[:, 1]).drop(index="1x0")
+    given = read_predictions(table.reset_index(drop=True), [make_section("C6", xy=near)], GENES)
+    assert given.missing_spots == {"C6": ["1x0"]}
+    np.testing.assert_array_equal(given.values["C6"][0], WANT["C6"][0])
 
 
 def test_ridge_of_scikit_learn():
@@ -346,14 +356,21 @@ def test_a_spot_that_one_method_lacks_is_left_out_for_all():
     (measured,), notes = with_predictions([as_measured(C6)], given)
     assert notes[-1] == "5 of 64 spots of C6 are left out for all methods, as not in a, b"
     assert "a: 3 of 64 spots of C6 are missing (0x0, 1x0, 2x0)" in notes
-    full = as_measured(C6)
-    np.testing.assert_array_equal(measured.xy, C6.xy[3:-2])
-    np.testing.assert_array_equal(measured.targets, full.targets[3:-2])
-    np.testing.assert_array_equal(measured.counts, C6.counts[3:-2])
-    for label, values in measured.methods.items():
-        want = {"TCGN": full.predicted, "ridge": full.baselines["ridge"]}.get(label, WANT["C6"])
-        np.testing.assert_array_equal(values, want[3:-2])
-    assert measured.without_units == {"a", "b"}
+    assert list(measured.methods) == ["TCGN", "a", "b", "ridge"]
+    assert np.isnan(measured.predictions["a"]).all(axis=1).sum() == 3
+    # of which others make one table of the 59 that are left
+    summary = summarise([measured], GENES, repeats=20).summary
+    assert (summary["spots"], summary["spots_left_out"]) == (59, 5)
+
+
+def test_errors_are_stated_of_predictions_in_our_units_alone():
+    sources = {"a": frame(), "b": frame().abs()}
+    given = read_given(sources, {"b": "linear"}, [C6], GENES, rows={})
+    (measured,), _ = with_predictions([as_measured(C6)], given)
+    methods = summarise([measured], GENES, repeats=20).summary["methods"]
+    assert methods["a"]["median_rmse"] is methods["a"]["median_nrmse"] is None
+    assert methods["b"]["median_rmse"] > 0
+    assert methods["TCGN"]["median_rmse"] == pytest.approx(1)
 
 
 def test_a_section_that_one_method_lacks_is_left_out_for_all():
@@ -362,7 +379,7 @@ def test_a_section_that_one_method_lacks_is_left_out_for_all():
     given = read_given(sources, "log", [C6, B4], GENES, rows={})
     measured, notes = with_predictions([as_measured(C6), as_measured(B4)], given)
     assert [section.name for section in measured] == ["C6"]
-    assert notes[-1] == "section B4 is left out for all methods, as there is no spot of it in b"
+    assert notes[-1] == "section B4 is left out for all methods, as no spot of it is in all of b"
     with pytest.raises(SectionError, match="No spot is predicted by all methods"):
         with_predictions([as_measured(B4)], given)
 

@@ -60,7 +60,7 @@ def summarise(
 
     The summary has, over all sections and for each of them under ``sections``:
 
-    - ``spots``, and ``patient`` of a section;
+    - ``spots``, and ``patient`` of a section; ``spots_left_out``: those that a method which is compared lacks;
     - ``median_pcc``: median over genes of the Pearson correlation over the spots of a section; likewise
       ``median_spearman``, ``median_rmse`` and ``median_nrmse``, see `tcgn_hub.evaluation.metrics`;
     - ``median_pcc_given_depth``: of the partial correlation with log10(1 + the panel's counts of the spot) held fixed
@@ -118,7 +118,7 @@ def summarise(
     pcc: dict[str, dict[str, np.ndarray]] = {}
     given_depth: dict[str, dict[str, np.ndarray]] = {}
     for i, section in enumerate(measured):
-        kept = _measured_spots(section)
+        kept, left_out = _common(section)
         scores = _score(kept, repeats, (seed, i))
         for label, score in scores.items():
             methods[label].add(score)
@@ -137,6 +137,7 @@ def summarise(
         sections[name] = {
             "patient": section.patient,
             "spots": len(kept.targets),
+            "spots_left_out": left_out,
             **({"note": f"fewer than {_LEAST_SPOTS} spots, so no correlations"} if few else {}),
             **_compared({label: _Method([score]) for label, score in scores.items()}, main),
             **_once(own),
@@ -161,6 +162,7 @@ def summarise(
         "ranking": _ranking(methods),
         "not_marked_because": reason,
         "spots": sum(part["spots"] for part in sections.values()),
+        "spots_left_out": sum(part["spots_left_out"] for part in sections.values()),
         "significant": [gene for gene, is_significant in zip(genes, passed, strict=True) if is_significant],
         "interval_level": INTERVAL_LEVEL,
         "interval_coverage": coverage_across(errors),
@@ -186,14 +188,17 @@ def summarise(
     return Evaluation(summary=_plain(summary), per_gene=_plain(rows), pcc=pcc, given_depth=given_depth)
 
 
-def _measured_spots(section: Measured) -> Measured:
-    """The section without the spots that have no measurement of any gene."""
-    keep = ~np.isnan(section.targets).all(axis=1)
+def _common(section: Measured) -> tuple[Measured, int]:
+    """The section with the spots that are measured and that every given prediction has, and how many lack one."""
+    was_measured = ~np.isnan(section.targets).all(axis=1)
+    keep = was_measured.copy()
+    for values in section.predictions.values():
+        keep &= ~np.isnan(values).all(axis=1)
 
     def of(tables: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         return {label: values[keep] for label, values in tables.items()}
 
-    return replace(
+    kept = replace(
         section,
         xy=section.xy[keep],
         targets=section.targets[keep],
@@ -202,6 +207,7 @@ def _measured_spots(section: Measured) -> Measured:
         predictions=of(section.predictions),
         counts=None if section.counts is None else section.counts[keep],
     )
+    return kept, int((was_measured & ~keep).sum())
 
 
 @dataclass
@@ -236,7 +242,7 @@ def _score(section: Measured, repeats: int, seed: tuple[int, int]) -> dict[str, 
         predicted = predicted.astype(np.float64)
         values = dict.fromkeys((*_SAMPLED, "spearman", "rmse", "nrmse"), nothing)
         samples = dict.fromkeys(_SAMPLED, np.full((repeats, *shape), np.nan, np.float32))
-        if len(targets) and label not in section.without_units:
+        if len(targets) and (label not in section.predictions or label in section.in_units):
             values |= {"rmse": rmse(predicted, targets), "nrmse": nrmse(predicted, targets)}
         if blocks is None:
             scores[label] = _Score(values, samples, {"pcc": no_test, "pcc_given_depth": no_test}, {}, math.nan)

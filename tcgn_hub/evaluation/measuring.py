@@ -85,7 +85,9 @@ def measure(
     if predictor is not None:
         count = sum(len(crops[section.name].pixels) for section in sections)
         with Progress(count, "spot", name="measuring", shown=progress) as bar:
-            methods[OURS] = {s.name: _predicted(predictor, s, crops[s.name], tta, bar) for s in sections}
+            # to choose genes on the training sections, patches as they are will do
+            times = {**dict.fromkeys([s.name for s in train], 1), **dict.fromkeys([s.name for s in test], tta)}
+            methods[OURS] = {s.name: _predicted(predictor, s, crops[s.name], times[s.name], bar) for s in sections}
     train_pcc = {label: _mean_pcc(train, values, targets) for label, values in methods.items() if train}
     train_variance = _variance([counts[section.name] for section in train])
     spots = [

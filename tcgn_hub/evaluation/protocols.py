@@ -35,9 +35,8 @@ PROTOCOLS = {
 _GENES, _COMPONENTS = 50, 256
 _LEAST_SHARE = 0.1  # of the spots of each section, in which a gene of HEST-Bench is counted
 _BINS = 20  # of mean counts, within which dispersions are compared
-_NEAR = (
-    1.7  # pitches within which spots are neighbours; on a grid a diagonal is 1.41, on a hexagonal array two are 1.73
-)
+# pitches within which spots are neighbours: on a grid a diagonal is 1.41, on a hexagonal array the next but one 1.73
+_NEAR = 1.7
 
 
 def protocol_scores(

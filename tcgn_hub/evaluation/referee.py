@@ -53,36 +53,28 @@ def read_given(
 def with_predictions(
     measured: Sequence[Measured], given: Sequence[GivenPredictions]
 ) -> tuple[list[Measured], list[str]]:
-    """Measurements with the predictions of other methods, on the spots that all of these predict, and what to note.
+    """Measurements with the predictions of other methods, and what to note.
 
-    A spot that one method lacks is left out for all, so that each number of a table is of the same tissue. A gene that
-    a method lacks is NaN of it alone.
+    A spot that one method lacks is left out for all of them where they are compared, see
+    `tcgn_hub.evaluation.evaluate.summarise`, so that each number of a table is of the same tissue; a section without
+    any other spot is left out here. A gene that a method lacks is NaN of it alone.
     """
     out, notes = [], [f"{one.label}: {note}" for one in given for note in one.notes]
     for section in measured:
         known = {one.label: ~np.isnan(one.values[section.name]).all(axis=1) for one in given}
-        keep = np.logical_and.reduce(list(known.values()))
-        lacking = some(label for label, rows in known.items() if not rows.all())
-        if not keep.any():
-            notes.append(f"section {section.name} is left out for all methods, as there is no spot of it in {lacking}")
+        lacks = int((~np.logical_and.reduce(list(known.values()))).sum())
+        which = some(label for label, rows in known.items() if not rows.all())
+        if lacks == len(section.targets):
+            notes.append(f"section {section.name} is left out for all methods, as no spot of it is in all of {which}")
             continue
-        if not keep.all():
-            count = int((~keep).sum())
+        if lacks:
             notes.append(
-                f"{count} of {len(keep)} spots of {section.name} {'is' if count == 1 else 'are'} left out for all"
-                f" methods, as not in {lacking}"
+                f"{lacks} of {len(section.targets)} spots of {section.name} {'is' if lacks == 1 else 'are'} left out"
+                f" for all methods, as not in {which}"
             )
-        own = replace(
-            section,
-            xy=section.xy[keep],
-            targets=section.targets[keep],
-            predicted=None if section.predicted is None else section.predicted[keep],
-            baselines={label: values[keep] for label, values in section.baselines.items()},
-            counts=None if section.counts is None else section.counts[keep],
-            predictions={one.label: one.values[section.name][keep] for one in given},
-            without_units=frozenset(one.label for one in given if not one.ours),
-        )
-        out.append(own)
+        predictions = {one.label: one.values[section.name] for one in given}
+        in_units = frozenset(one.label for one in given if one.ours)
+        out.append(replace(section, predictions=predictions, in_units=in_units))
     if not out:
         raise SectionError("No spot is predicted by all methods: " + "; ".join(notes) + "; leave one of them out.")
     return out, notes

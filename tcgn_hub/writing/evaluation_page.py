@@ -17,7 +17,7 @@ UNSEEN = (
 )
 """What every table with predictions of others has to say."""
 
-_MOST_GENES = 2500  # rows of a page that is to stay below 2 MB
+_MOST_CELLS = 32_000  # of genes, on a page that is to stay below 2 MB
 
 _MEASURES = (
     ("median_pcc", "PCC", ".3f"),
@@ -33,21 +33,25 @@ _MEASURES = (
     ("effective_rank", "effective rank", ".1f"),
     ("significant_genes", "significant genes", "d"),
 )
+_OTHERS = {"pcc": "PCC of", "pcc_given_depth": "given depth, of"}
 _RANKED = ("PCC", "PCC given depth", "one factor", "beyond one factor", "HVG-50", "effective rank", "significant genes")
 _MEANS = (
     ("PCC", "median over genes of the Pearson correlation over the spots of a section, then the mean over sections"),
-    ("PCC given depth", "the same with log10 of the sum of a spot's counts held fixed on both sides"),
+    ("PCC given depth", "the same with log10(1 + the panel's counts of a spot) held fixed on both sides"),
     ("one factor", "PCC if every gene is given the first principal component of all standardised predictions"),
     ("beyond one factor", "PCC of what is left of the predictions without it"),
-    ("HVG-50", "mean PCC of the 50 genes of the largest variance of analytic Pearson residuals in the test section"),
+    ("HVG-50", "median PCC of the 50 genes whose analytic Pearson residuals vary most in the section"),
     ("HVG-50, residuals", "the same genes, with these residuals as what was measured"),
-    ("HVG-50 of training", "mean PCC of 50 genes chosen so on the training sections"),
-    ("top 50 by own training", "mean PCC of the 50 genes that the method predicts best on its training sections"),
+    ("HVG-50 of training", "median PCC of 50 genes chosen so on the training sections"),
+    ("top 50 by own training", "median PCC of the 50 genes that the method predicts best on its training sections"),
     ("Spearman", "median over genes of the rank correlation"),
     ("NRMSE", "median over genes of the error in standard deviations; only of predictions in the units measured"),
     ("effective rank", "exp of the entropy of the squared singular values of the standardised predictions"),
     ("significant genes", "genes better than chance, given depth, at a false discovery rate of 5 %"),
-    ("behind", "difference of the median PCC to that of the method above, from the same draws of spots for both"),
+    (
+        "behind",
+        "how much lower the median PCC is than that of the method above, over the genes of both, by the same draws",
+    ),
 )
 _COLUMNS = (
     ("pcc_given_depth", "given depth"),
@@ -69,14 +73,13 @@ def write_page(
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     summary = evaluation.summary
-    methods = summary.get("methods", {})
-    ranking = summary.get("ranking", [])
+    methods, ranking, main = summary["methods"], summary["ranking"], summary["main"]
     measures = [one for one in _MEASURES if any(_known(methods[row["label"]], one[0]) for row in ranking)]
     ranked = [one for one in measures if one[1] in _RANKED]
     rows = sorted(evaluation.per_gene, key=_skill)
-    others = [key for key in (rows[0] if rows else ()) if key.startswith("pcc ")]
+    others = [key for key in (rows[0] if rows else ()) if key.startswith(("pcc ", "pcc_given_depth "))]
     named = [(key, name) for key, name in _COLUMNS if any(row.get(key) is not None for row in rows)]
-    main = next(iter(methods), "")
+    most = _MOST_CELLS // (3 + len(named) + len(others))
     environment = Environment(loader=PackageLoader("tcgn_hub.writing", "."), autoescape=True, undefined=StrictUndefined)
     page = environment.get_template("evaluation.html.jinja").stream(
         sections=list(summary["sections"]),
@@ -89,7 +92,7 @@ def write_page(
             (
                 row["label"],
                 [with_interval(methods[row["label"]], key, form) for key, _, form in ranked],
-                with_interval(row, "behind", "+.3f"),
+                with_interval(row, "behind", ".3f"),
             )
             for row in ranking
         ],
@@ -113,17 +116,14 @@ def write_page(
                 values["patient"],
                 values["spots"],
                 row["label"],
-                [
-                    with_interval(values.get("methods", {}).get(row["label"], {}), key, form)
-                    for key, _, form in measures
-                ],
+                [with_interval(values["methods"].get(row["label"], {}), key, form) for key, _, form in measures],
             )
             for name, values in summary["sections"].items()
             for row in ranking
         ],
         figure=None if figure is None else base64.b64encode(figure).decode(),
-        columns=["gene", f"PCC of {main}" if main else "PCC", *(name for _, name in named), "significant"]
-        + [f"PCC of {key.removeprefix('pcc ')}" for key in others],
+        columns=["gene", f"PCC of {main}", *(name for _, name in named), "significant"]
+        + [f"{_OTHERS[key.split(' ')[0]]} {key.split(' ', 1)[1]}" for key in others],
         genes=[
             (
                 row["gene"],
@@ -131,9 +131,9 @@ def write_page(
                 row.get("significant"),
                 [row.get(key) for key in others],
             )
-            for row in rows[:_MOST_GENES]
+            for row in rows[:most]
         ],
-        left_out=max(0, len(rows) - _MOST_GENES),
+        left_out=max(0, len(rows) - most),
         notes=_notes(summary),
         run=[(key, _text(value)) for key, value in {**metadata, "tcgn_hub": __version__}.items()],
     )

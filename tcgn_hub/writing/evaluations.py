@@ -68,15 +68,16 @@ def draw(
 
 def _by_method(evaluation: Evaluation) -> dict[str, dict[str, Any]]:
     """What `methods_figure` draws: of each method the correlations of all genes, means over the sections."""
-    summary, methods = evaluation.summary, dict[str, dict[str, Any]]()
-    kinds = {"pcc": evaluation.pcc, "pcc_given_depth": evaluation.given_depth}
-    found = dict.fromkeys(label for section in evaluation.pcc.values() for label in section)
-    for label in dict.fromkeys([*(row["label"] for row in summary["ranking"]), *found]):
+    summary = evaluation.summary
+    methods: dict[str, dict[str, Any]] = {}
+    for label in [*(row["label"] for row in summary["ranking"]), "ceiling"]:
         stated = summary["methods"].get(label, {})
-        methods[label] = {f"{key}_interval": stated.get(f"median_{key}_interval") for key in kinds}
-        for key, sections in kinds.items():
-            known = [values[label] for values in sections.values() if label in values]
-            methods[label][key] = column_means(np.stack(known), np.nan)
+        own = methods[label] = {}
+        for key, sections in (("pcc", evaluation.pcc), ("pcc_given_depth", evaluation.given_depth)):
+            values = [section[label] for section in sections.values() if label in section]
+            if values:
+                own[key] = column_means(np.stack(values), np.nan)
+                own[f"{key}_interval"] = stated.get(f"median_{key}_interval")
     return methods
 
 
@@ -98,7 +99,7 @@ def write_measured(path: Path, measured: Sequence[Measured]) -> None:
     """
     arrays: dict[str, Any] = {
         "sections": np.array([[s.name, s.patient] for s in measured]),
-        "without_units": np.array(sorted(set().union(*(s.without_units for s in measured))), np.str_),
+        "in_units": np.array(sorted(set().union(*(s.in_units for s in measured))), np.str_),
     }
     for i, section in enumerate(measured):
         known = {key: value for key in _ARRAYS if (value := getattr(section, key)) is not None}
@@ -135,6 +136,6 @@ def _read_section(file: Any, i: int, name: str, patient: str) -> Measured:
         predicted=file.get(f"{i}.predicted"),
         counts=file.get(f"{i}.counts"),
         train_variance=file.get(f"{i}.train_variance"),
-        without_units=frozenset(file["without_units"].tolist()),
+        in_units=frozenset(file["in_units"].tolist()),
         **by_label,
     )
