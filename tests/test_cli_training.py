@@ -96,6 +96,10 @@ def test_crossval_and_evaluate_print_a_table(root, called, capsys):
     assert "B1" in capsys.readouterr().out
     passed = {"weights": "mine", "by": "section", "tta": 8, "allow_seen": ["B1"], "out": None, "progress": True}
     assert called["evaluate"][1] == passed
+    networks = ["--train", "A1", "A2", "--encoder", "resnet18", "hf-hub:org/net", "--encoder-um", "154", "308"]
+    assert main(["evaluate", str(root), *networks]) == 0
+    passed = {"train": ["A1", "A2"], "encoders": ["resnet18", "hf-hub:org/net"], "encoder_um": [154, 308]}
+    assert called["evaluate"][1] == {**passed, "out": None, "progress": True}
 
 
 def test_resume_needs_no_other_option(root, called, tmp_path, monkeypatch, capsys):

@@ -43,6 +43,7 @@ def _genes(args: argparse.Namespace, prog: str) -> int:
             "gene": gene,
             "today": names[0],
             "pcc": (info.pcc or {}).get(gene),
+            "pcc_given_depth": (info.pcc_given_depth or {}).get(gene),
             "significant": None if info.significant is None else gene in info.significant,
         }
         for gene, names in names_of(info.genes).items()
@@ -58,13 +59,18 @@ def _genes(args: argparse.Namespace, prog: str) -> int:
         print(json.dumps(rows, indent=1))
         return 0
     columns = [["gene", *(row["gene"] for row in rows)]]
-    if info.pcc is not None:
-        columns.append(["PCC", *("" if row["pcc"] is None else f"{row['pcc']:.3f}" for row in rows)])
+    for title, key in (("PCC", "pcc"), ("given depth", "pcc_given_depth")):
+        if getattr(info, key) is not None:
+            columns.append([title, *("" if row[key] is None else f"{row[key]:.3f}" for row in rows)])
     if info.significant is not None:
         columns.append(["significant", *("yes" if row["significant"] else "no" for row in rows)])
     columns.append(["", *("" if row["today"] == row["gene"] else f"today {row['today']}" for row in rows)])
     sys.stdout.write(aligned(list(zip(*columns, strict=True)), left=(0, len(columns) - 1)))
     print(f"{len(rows)} of the {len(info.genes)} genes of {info.name}", file=sys.stderr)
+    if info.significant is not None:
+        print(f"significant: {info.significance}", file=sys.stderr)
+    if info.skill:
+        print(f"{info.name} {info.skill}", file=sys.stderr)
     return 0
 
 

@@ -127,7 +127,7 @@ def _show(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(shown, indent=2, ensure_ascii=False))
         return 0
-    of_genes = {"pcc": info.pcc, "interval_radius": info.interval_radius, "significant": info.significant}
+    of_genes = {key: getattr(info, key) for key in ("pcc", "pcc_given_depth", "interval_radius", "significant")}
     shown |= {
         "where": _WHERE[shown["where"]],
         "seen": ", ".join(f"{section.study} {section.section}" for section in info.seen),
