@@ -24,6 +24,7 @@ from tcgn_hub.evaluation.intervals import (
     widening,
 )
 from tcgn_hub.evaluation.metrics import nrmse, rmse
+from tcgn_hub.evaluation.protocols import protocol_scores
 from tcgn_hub.evaluation.significance import SpatialTest, benjamini_hochberg, spatial_test, stouffer
 from tcgn_hub.evaluation.skill import effective_rank, highest, split_axis
 from tcgn_hub.result import OURS, Evaluation, Measured
@@ -53,6 +54,8 @@ def summarise(
     genes: Sequence[str],
     *,
     allowed_seen: Sequence[str] = (),
+    hest: np.ndarray | None = None,
+    probes: Mapping[str, float] | None = None,
     repeats: int = 500,
     seed: int = 0,
 ) -> Evaluation:
@@ -81,6 +84,9 @@ def summarise(
     - ``methods``: all of these but the last three of every method by its label, with ``gain``, the median PCC of the
       first less that of the method over the genes that both predict. The first stands beside, too: that of the weights,
       or the first of the predictions of others;
+    - ``measured_by``: which of `tcgn_hub.evaluation.protocols.PROTOCOLS` the medians are of; ``protocols``, over all
+      sections only: the score of every method by every one of them, of which like is to be compared with like, from
+      ``hest`` and ``probes`` where these are known, see `tcgn_hub.evaluation.protocols.protocol_scores`;
     - ``ranking``, over all sections only: labels by median PCC, the best first, each with ``behind``, how much lower
       than the one before it.
 
@@ -131,7 +137,7 @@ def summarise(
         if kept.predicted is not None:
             errors[name] = kept.predicted - kept.targets
         covered = None
-        if main in scores and not few:
+        if not few:
             covered = simulated_coverage(kept.xy, kept.methods[main], kept.targets, seed=seed)
             simulated += [] if covered is None else [covered]
         sections[name] = {
@@ -151,15 +157,17 @@ def summarise(
     if reason:
         passed = np.zeros_like(passed)
         for part in (overall, *sections.values()):
-            for values in (part, part["methods"].get(main, part)):
+            for values in (part, part["methods"][main]):
                 values.update(significant_genes=0, share_significant=(values["share_significant"] or 0) * 0)
     summary = {
         "main": main,
+        "measured_by": "per section",
         "sections": sections,
         **overall,
         **_once(known),
         "interval_simulated": float(np.mean(simulated)) if simulated else None,
         "ranking": _ranking(methods),
+        "protocols": protocol_scores(measured, hest=hest, probes=probes),
         "not_marked_because": reason,
         "spots": sum(part["spots"] for part in sections.values()),
         "spots_left_out": sum(part["spots_left_out"] for part in sections.values()),
@@ -328,6 +336,10 @@ class _Mean:
     def values(self) -> dict[str, np.ndarray]:
         return {key: self[key] for key in self._sum}
 
+    def number(self, key: str) -> np.ndarray:
+        """Of how many known values each mean is."""
+        return self._number[key]
+
     def __getitem__(self, key: str) -> np.ndarray:
         total, number = self._sum[key], self._number[key]
         number = np.broadcast_to(number, total.shape)
@@ -376,8 +388,8 @@ class _Method:
 
     def with_interval(self, key: str) -> dict[str, np.ndarray]:
         """A correlation of each gene with the ends of its 95 % interval, by the independent spots of all sections."""
-        value, number = self.value(key), len(self._tests[key])
-        variance = self._squares[key] / max(number, 1)
+        value, number = self.value(key), self._squares.number(key)
+        variance = self._squares[key] / np.maximum(number, 1)
         effective = 3 + np.divide((1 - value**2) ** 2, variance, out=np.zeros_like(value), where=variance > 0)
         low, high = fisher_interval(value, effective)
         return {key: value, f"{key}_low": low, f"{key}_high": high}
@@ -416,13 +428,12 @@ class _Method:
 
 
 def _compared(methods: Mapping[str, _Method], main: str) -> dict[str, Any]:
-    """The part of a summary that one section and all of them share: that of the main method, and of each."""
+    """The part of a summary that one section and all of them share: that of the main method, and of every one."""
     summaries = {label: method.summary() for label, method in methods.items()}
     for label, method in methods.items():
-        if label != main and main in methods:
+        if label != main:
             summaries[label]["gain"], summaries[label]["gain_interval"] = methods[main].less(method)
-    first = summaries.get(main) or _Method([]).summary()
-    return {**first, "methods": summaries}
+    return {**summaries[main], "methods": summaries}
 
 
 def _ranking(methods: Mapping[str, _Method]) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ from tcgn_hub.errors import SectionError
 from tcgn_hub.evaluation.encoders import encoder_features, load_encoder
 from tcgn_hub.evaluation.evaluate import summarise
 from tcgn_hub.evaluation.measuring import measure, seen_in
-from tcgn_hub.evaluation.protocols import hest_probes, protocol_scores
+from tcgn_hub.evaluation.protocols import hest_probes
 from tcgn_hub.evaluation.referee import read_given, stated, with_predictions
 from tcgn_hub.evaluation.splits import check_seen
 from tcgn_hub.panels import load_panel
@@ -145,8 +145,7 @@ def evaluate(
     if features and predictor is not None:
         features[OURS] = {name: seen_in(predictor, own).features for name, own in crops.items()}
     hest, probes = hest_probes(**sides, features=features)
-    evaluation = summarise(measured, panel, allowed_seen=allowed)
-    evaluation.summary["protocols"] = protocol_scores(measured, hest=hest, probes=probes)
+    evaluation = summarise(measured, panel, allowed_seen=allowed, hest=hest, probes=probes)
     if others:
         evaluation.summary.update(notes=notes, predictions=stated(others))
     if out is not None:

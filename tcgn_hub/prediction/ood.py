@@ -18,6 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from tcgn_hub.weights.arrays import from_text, to_text
+
 __all__ = ["Gaussian", "TissueModel", "describe"]
 
 _DIRECTIONS = {"features": 12, "picture": 31}
@@ -59,9 +61,9 @@ class Gaussian:
     def to_json(self) -> dict[str, Any]:
         """As plain values; arrays as base64 of little-endian float32, more than a thousand directions of float16."""
         return {
-            "mean": _encode(self.mean, "<f4"),
-            "directions": _encode(self.directions, "<f2" if _are_many(self.directions) else "<f4"),
-            "variances": _encode(self.variances, "<f4"),
+            "mean": to_text(self.mean, "<f4"),
+            "directions": to_text(self.directions, "<f2" if _are_many(self.directions) else "<f4"),
+            "variances": to_text(self.variances, "<f4"),
             "rest": self.rest,
             "limit": self.limit,
         }
@@ -74,7 +76,7 @@ class Gaussian:
             ValueError: The document is malformed.
         """
         try:
-            mean, variances = _decode(document["mean"], "<f4"), _decode(document["variances"], "<f4")
+            mean, variances = from_text(document["mean"], "<f4"), from_text(document["variances"], "<f4")
             shape = len(variances), len(mean)
             stored = base64.b64decode(document["directions"], validate=True)
             directions = np.frombuffer(stored, "<f2" if len(stored) == 2 * shape[0] * shape[1] else "<f4")
@@ -233,11 +235,3 @@ def _fit(name: str, numbers: np.ndarray) -> Gaussian:
 
 def _are_many(directions: np.ndarray) -> bool:
     return directions.size > 1024
-
-
-def _encode(array: np.ndarray, dtype: str) -> str:
-    return base64.b64encode(np.ascontiguousarray(array, dtype).tobytes()).decode()
-
-
-def _decode(text: str, dtype: str) -> np.ndarray:
-    return np.frombuffer(base64.b64decode(text, validate=True), dtype).astype(np.float32)

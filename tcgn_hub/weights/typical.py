@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from tcgn_hub.correlation import centred, standardised
+from tcgn_hub.weights.arrays import from_text, to_text
 
 __all__ = ["Typical", "describe_predictions"]
 
@@ -94,10 +94,10 @@ class Typical:
     def to_json(self) -> dict[str, Any]:
         """As plain values; arrays as base64 of little-endian float32, the axes of float16."""
         return {
-            **{key: _encode(getattr(self, key), "<f4") for key in (*_PER_GENE, "shares")},
-            "axes": _encode(self.axes, "<f2"),
+            **{key: to_text(getattr(self, key), "<f4") for key in (*_PER_GENE, "shares")},
+            "axes": to_text(self.axes, "<f2"),
             "effective_rank": self.effective_rank,
-            "to_depth": None if self.to_depth is None else _encode(self.to_depth, "<f4"),
+            "to_depth": None if self.to_depth is None else to_text(self.to_depth, "<f4"),
         }
 
     @classmethod
@@ -112,10 +112,10 @@ class Typical:
             ValueError: The document is malformed, or of another number of genes.
         """
         try:
-            per_gene = {key: _decode(document[key], "<f4") for key in _PER_GENE}
-            shares = _decode(document["shares"], "<f4")
-            axes = _decode(document["axes"], "<f2")
-            to_depth = None if document["to_depth"] is None else _decode(document["to_depth"], "<f4")
+            per_gene = {key: from_text(document[key], "<f4") for key in _PER_GENE}
+            shares = from_text(document["shares"], "<f4")
+            axes = from_text(document["axes"], "<f2")
+            to_depth = None if document["to_depth"] is None else from_text(document["to_depth"], "<f4")
             rank = float(document["effective_rank"])
         except (KeyError, TypeError) as err:
             raise ValueError(f"the predictions for training tissue lack {err}") from err
@@ -175,11 +175,3 @@ def _rank(variances: np.ndarray) -> float:
         return 0.0
     shares = variances[variances > 1e-12 * total] / total
     return float(np.exp(-(shares * np.log(shares)).sum()))
-
-
-def _encode(array: np.ndarray, dtype: str) -> str:
-    return base64.b64encode(np.ascontiguousarray(array, dtype).tobytes()).decode()
-
-
-def _decode(text: str, dtype: str) -> np.ndarray:
-    return np.frombuffer(base64.b64decode(text, validate=True), dtype).astype(np.float32)
