@@ -199,7 +199,7 @@ def test_the_picture(explanation):
     row = picture.height - Image.open(io.BytesIO(draw_explanation(_one_gene(explanation)))).height
     assert 300 < row < 400
     assert re.search(
-        r"GNAS  \d\.\d+ \+- 0\.\d+ .*significant: yes  Grad-CAM and occlusion: rank correlation -?\d\.\d\d", text
+        r"GNAS  \d\.\d+ \+- 0\.\d+ .*significant: no  Grad-CAM and occlusion: rank correlation -?\d\.\d\d", text
     )
     assert re.search(r"graph of stages.1: 784 edges, \d+ self-loops.*; of any two squares 79\)", text)
     assert "values in log10(1 + 10^4 count / sum of the panel's counts)" in text

@@ -113,8 +113,11 @@ def test_tiles_lie_where_openslide_and_tifffile_find_the_same_pixels(tmp_path, d
             inner = pixels[2:-2, 2:-2]
             corner = place(inner[0, 0])
             want = tiles.xy[index] - reader.side * own / 2 + 2 * n
-            # half a pixel of the level, and that a level of a side that is no multiple is rounded up
-            assert (np.abs(corner - want) <= (0.5 if (width % n, height % n) == (0, 0) else 1.5) * n + 1e-6).all()
+            # half a pixel of the level, that a level of a side that is no multiple is rounded up, and that OpenSlide
+            # states one number for both sides of a level, the mean
+            drift = corner / n * abs(own - n)
+            most = (0.5 if (width % n, height % n) == (0, 0) else 1.5) * n + drift
+            assert (np.abs(corner - want) <= most + 1e-6).all()
             left, top = corner // n
             assert np.array_equal(inner, level[top : top + len(inner), left : left + len(inner)])
             if n == 1:
@@ -125,7 +128,7 @@ def test_tiles_lie_where_openslide_and_tifffile_find_the_same_pixels(tmp_path, d
             found = np.asarray(other.read_region(tuple(int(v) for v in middle), 0, (1, 1)))[0, 0, :3]
             assert place(found).tolist() == middle.tolist()
             shown = place(pixels[reader.side // 2, reader.side // 2])
-            assert (np.abs(shown - middle) <= 2 * n).all()
+            assert (np.abs(shown - middle) <= 2 * n + drift).all()
 
 
 # formats

@@ -115,7 +115,7 @@ def test_the_model_directory_is_complete(run):
     names = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file() and "tensorboard" not in str(path)}
     assert names == {
         *("README.md", "config.json", "model.safetensors", "metrics.json", "per_gene.csv", "splits.json"),
-        *("history.csv", "held_out.npz", "figures/curve.png", "figures/methods.png"),
+        *("history.csv", "held_out.npz", "evaluation.html", "figures/curve.png", "figures/methods.png"),
     }
 
 

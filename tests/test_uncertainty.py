@@ -20,7 +20,7 @@ from tcgn_hub.data.sections import panel_depth
 from tcgn_hub.errors import WeightsError
 from tcgn_hub.evaluation.conformal import coverage, coverage_across, interval_radius
 from tcgn_hub.evaluation.evaluate import summarise
-from tcgn_hub.evaluation.heldout import predict_crops
+from tcgn_hub.evaluation.measuring import predict_crops
 from tcgn_hub.models.loading import load_model
 from tcgn_hub.prediction import ood
 from tcgn_hub.prediction.backends.torch import TorchBackend

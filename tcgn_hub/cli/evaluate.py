@@ -8,8 +8,6 @@ from typing import Any
 
 from tcgn_hub.cli.common import command, make_parser, panel_of, sections_of
 from tcgn_hub.cli.options import add, given
-from tcgn_hub.data.predictions import stem
-from tcgn_hub.errors import SectionError
 
 _DATA = ("data", "sections", "expression", "mpp", "force_scale")
 _OPTIONS = (
@@ -45,6 +43,9 @@ def _evaluate(args: argparse.Namespace, prog: str) -> int:
 
 def _predictions(args: argparse.Namespace) -> dict[str, Any]:
     """The files of other methods by what to call them, and their scales."""
+    from tcgn_hub.data.predictions import stem
+    from tcgn_hub.errors import SectionError
+
     files, labels, scales = args.predictions or [], args.label, args.predictions_scale or ["log"]
     for name, values in (("--label", labels), ("--predictions-scale", scales if len(scales) > 1 else None)):
         if values is not None and len(values) != len(files):

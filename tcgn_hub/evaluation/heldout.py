@@ -14,7 +14,7 @@ from tcgn_hub.data.sections import Section
 from tcgn_hub.errors import SectionError
 from tcgn_hub.evaluation.encoders import encoder_features, load_encoder
 from tcgn_hub.evaluation.evaluate import summarise
-from tcgn_hub.evaluation.measuring import measure, seen_in
+from tcgn_hub.evaluation.measuring import measure, pooled_features
 from tcgn_hub.evaluation.protocols import hest_probes
 from tcgn_hub.evaluation.referee import read_given, stated, with_predictions
 from tcgn_hub.evaluation.splits import check_seen
@@ -143,7 +143,7 @@ def evaluate(
     if others:
         measured, notes = with_predictions(measured, others)
     if features and predictor is not None:
-        features[OURS] = {name: seen_in(predictor, own).features for name, own in crops.items()}
+        features[OURS] = {name: pooled_features(predictor, own) for name, own in crops.items()}
     hest, probes = hest_probes(**sides, features=features)
     evaluation = summarise(measured, panel, allowed_seen=allowed, hest=hest, probes=probes)
     if others:

@@ -34,6 +34,11 @@ def predict_crops(
     return np.concatenate(predicted)
 
 
+def pooled_features(predictor: Predictor, crops: SpotCrops, *, batch_size: int = 32) -> np.ndarray:
+    """Features of the centres of crops, shape (n, 1280)."""
+    return np.concatenate([predictor.run(x, features=True)["features"] for x in _batches(crops, batch_size)])
+
+
 class Seen(NamedTuple):
     """What a model says of the centres of n crops, and what it was given."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from tcgn_hub.result import Evaluation
+from tcgn_hub.result import OURS, Evaluation
 from tcgn_hub.text import aligned
 from tcgn_hub.writing.evaluation_page import UNSEEN, interval_note, number, with_interval
 
@@ -68,7 +68,8 @@ def section_table(evaluation: Evaluation, *, markdown: bool = False) -> str:
         notes.append(
             f"The weights, or those they were started from, have seen {', '.join(seen)}: no measure of new tissue."
         )
-    return _table([_SECTIONS, *rows], 2, [_LEGEND, interval_note(summary), *notes], markdown)
+    of = [] if summary["main"] == OURS else [f"All of {summary['main']}, the first of the predictions."]
+    return _table([_SECTIONS, *rows], 2, [_LEGEND, *of, interval_note(summary), *notes], markdown)
 
 
 def method_table(evaluation: Evaluation, *, markdown: bool = False) -> str:

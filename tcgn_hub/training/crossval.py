@@ -51,7 +51,7 @@ def crossval(
         data: Sections, or what `tcgn_hub.read_sections` takes.
         genes: Gene panel, the same in all folds.
         out: Folder to write: a model directory for each fold, and ``crossval.csv`` (a row a section), ``per_gene.csv``,
-            ``held_out.npz``, ``metrics.json`` and ``figures/methods.png``.
+            ``held_out.npz``, ``metrics.json``, ``evaluation.html`` and ``figures/methods.png``.
         by: 'patient' or 'section'.
         only: Folds to run, by the names of their patients or sections; all if None.
         recipe: How to train.

@@ -105,8 +105,8 @@ def draw_gallery(result: Result, gallery: Gallery) -> bytes:
     numbers = range(len(gallery.tiles))
     groups = [numbers[: gallery.highest], numbers[gallery.highest :]]
     groups = [group for group in groups if group]
-    title = f"{gallery.gene}: highest and lowest tiles; {gene_title(result, gallery.gene)}"
-    sheet = _Sheet(max(3, *map(len, groups)), 2 * len(groups), title)
+    title, said = f"{gallery.gene}: highest and lowest tiles", [gene_title(result, gallery.gene)]
+    sheet = _Sheet(max(3, *map(len, groups)), 2 * len(groups), title, said)
     limit = _limit(gallery.maps)
     for number, (group, name) in enumerate(zip(groups, ("highest", "lowest"), strict=False)):
         for column, i in enumerate(group):
