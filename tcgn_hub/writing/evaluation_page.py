@@ -36,7 +36,7 @@ _MEASURES = (
 _OTHERS = {"pcc": "PCC of", "pcc_given_depth": "given depth, of"}
 _RANKED = ("PCC", "PCC given depth", "one factor", "beyond one factor", "HVG-50", "effective rank", "significant genes")
 _MEANS = (
-    ("PCC", "median over genes of the Pearson correlation over the spots of a section, then the mean over sections"),
+    ("PCC", "Pearson correlation over the spots of a section, mean over sections, median over genes"),
     ("PCC given depth", "the same with log10(1 + the panel's counts of a spot) held fixed on both sides"),
     ("one factor", "PCC if every gene is given the first principal component of all standardised predictions"),
     ("beyond one factor", "PCC of what is left of the predictions without it"),
