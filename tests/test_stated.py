@@ -27,7 +27,7 @@ def rendered(name: str) -> list[str]:
 def cells(line: str) -> list[str]:
     """What stands in a line of a table, in Markdown or aligned with spaces."""
     parts = line.strip().strip("|").split("|") if line.strip().startswith("|") else re.split(r" {2,}", line.strip())
-    return [part.strip().strip("*`") for part in parts]
+    return [part.strip() for part in parts if part.strip()]
 
 
 def tables() -> list[tuple[Path, str, str]]:
@@ -42,7 +42,8 @@ def test_there_are_such_tables():
 def test_a_table_is_what_its_command_printed(page, names, table):
     known = [cells(line) for name in names.split() for line in rendered(name)]
     head, _, *rows = table.splitlines()
-    assert cells(head) in known
+    # where the first column has a name, which the output leaves out
+    assert cells(head) in known or cells(head)[1:] in known
     for row in rows:
         assert cells(row) in known, f"{page.name}: {row}"
 
