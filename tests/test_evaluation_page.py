@@ -58,7 +58,7 @@ def make_evaluation(genes=4, **changes):
         for i in range(genes)
     ]
     pcc = {name: {label: np.linspace(-0.1, 0.5, genes) for label in METHODS} for name in summary["sections"]}
-    return Evaluation(summary=summary, per_gene=rows, pcc=pcc, given_depth=pcc)
+    return Evaluation(summary=summary, per_gene=rows, pcc=pcc, given_depth=dict(pcc))
 
 
 def make_measured(**changes):
@@ -207,6 +207,7 @@ def test_the_figure_is_of_all_methods_in_the_order_of_the_ranking():
     evaluation = make_evaluation()
     pcc = {label: np.array([0.1, np.nan, i]) for i, label in enumerate([*METHODS, "ceiling"])}
     evaluation.pcc.update(C6=pcc, B4={label: 3 * values for label, values in pcc.items()})
+    evaluation.given_depth.clear()
     evaluation.given_depth["C6"] = {"TCGN": np.zeros(3)}
     drawn = evaluations._by_method(evaluation)
     assert list(drawn) == [*RANKING, "ceiling"]
