@@ -25,7 +25,7 @@ from tcgn_hub.evaluation.ceiling import noise_ceiling
 from tcgn_hub.evaluation.evaluate import summarise
 from tcgn_hub.evaluation.intervals import block_bootstrap, bootstrap_pearson, interval
 from tcgn_hub.evaluation.metrics import nrmse, rmse
-from tcgn_hub.evaluation.tables import section_table
+from tcgn_hub.evaluation.tables import section_table, tables
 from tcgn_hub.result import Measured
 
 
@@ -427,6 +427,23 @@ def test_the_gain_is_paired():
     assert same["methods"]["ridge"]["gain_interval"] == [0, 0]
     assert same["ranking"][1]["behind_interval"] == [0, 0]
     assert same["median_pcc_interval"][0] < same["median_pcc_interval"][1]
+
+
+def test_whoever_predicts_easy_genes_alone_is_not_ranked_first():
+    one = section("C6", seed=0)
+    easy = np.full_like(one.predicted, np.nan)
+    best = np.argsort(-pearson(one.predicted, one.targets))[:10]
+    easy[:, best] = one.predicted[:, best] + 0.5 * np.random.default_rng(0).normal(size=(len(easy), 10))
+    few = section("C6", seed=0, predictions={"few": easy})
+    evaluation = summarise([few], GENES, repeats=50)
+    summary = evaluation.summary
+    assert summary["methods"]["few"]["median_pcc"] > summary["median_pcc"]
+    first = next(row for row in summary["ranking"] if row["label"] == "TCGN")
+    second = next(row for row in summary["ranking"] if row["label"] == "few")
+    assert summary["ranking"].index(first) < summary["ranking"].index(second)
+    assert (first["genes"], second["genes"], second["shared_genes"]) == (60, 10, 10)
+    assert all(row["behind"] >= 0 for row in summary["ranking"][1:])
+    assert "by the 10 genes that all of them predict" in tables(evaluation).replace("\n", " ")
 
 
 def test_genes_and_spots_without_measurement():

@@ -36,7 +36,7 @@ class Brightness:
         self.scale = scale
 
     def prepare(self, pixels):
-        return pixels.astype(np.float32)
+        return pixels.transpose(0, 3, 1, 2).astype(np.float32)
 
     def forward(self, x, index=0):
         mean = x.mean(axis=(1, 2, 3))[:, None] / 255

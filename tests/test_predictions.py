@@ -363,6 +363,23 @@ def test_a_spot_that_one_method_lacks_is_left_out_for_all():
     assert (summary["spots"], summary["spots_left_out"]) == (59, 5)
 
 
+def test_rows_of_another_section_are_not_taken_silently():
+    table = frame(section="B4")
+    notes = read_predictions(table, [C6], GENES).notes
+    assert notes == ["rows are said to be of B4, which is no section here, and were taken to be of section C6"]
+    with pytest.raises(SectionError, match="predicts sections B4, but not section C6"):
+        read_predictions(table, [C6], GENES, rows={"C6": C6.spots, "B4": B4.spots})
+
+
+def test_protocols_are_of_the_spots_that_all_methods_have():
+    given = read_given({"a": frame().iloc[::2], "b": frame()}, "log", [C6], GENES, rows={"C6": C6.spots})
+    (measured,), _ = with_predictions([as_measured(C6)], given)
+    summary = summarise([measured], GENES, repeats=20).summary
+    assert summary["spots"] == 32
+    want = {label: pytest.approx(values["median_pcc"]) for label, values in summary["methods"].items()}
+    assert summary["protocols"]["per section"] == summary["protocols"]["pooled"] == want
+
+
 def test_errors_are_stated_of_predictions_in_our_units_alone():
     sources = {"a": frame(), "b": frame().abs()}
     given = read_given(sources, {"b": "linear"}, [C6], GENES, rows={})

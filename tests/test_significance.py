@@ -341,3 +341,5 @@ def test_coverage_that_cannot_be_simulated_is_not_stated():
     assert simulated_coverage(grid(5), np.ones((25, 3)), values) is None
     assert simulated_coverage(grid(5), values * np.nan, values) is None
     assert simulated_coverage(grid(5)[:3], values[:3], values[:3]) is None
+    # a perfect prediction leaves nothing to chance
+    assert simulated_coverage(grid(5), values, values) == 1

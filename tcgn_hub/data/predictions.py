@@ -110,7 +110,7 @@ def read_predictions(
     values: dict[str, np.ndarray] = {s.name: np.full((len(s.spots), len(genes)), np.nan, np.float32) for s in sections}
     column = {gene: i for i, gene in enumerate(genes)}
     for table in tables:
-        at, own = _matched(table, sections)
+        at, own = _matched(table, sections, {*(rows or ())})
         notes += own
         columns = [column[gene] for gene in table.genes]
         for section, spots in at.items():
@@ -405,15 +405,25 @@ def _numbers(block: np.ndarray, source: str) -> np.ndarray:
 # which row is of which spot
 
 
-def _matched(table: _Table, sections: Sequence[Section]) -> tuple[dict[str, np.ndarray], list[str]]:
-    """The row of each spot, -1 of those without one, int, shape (spots,), by section; and what has to be known."""
+def _matched(
+    table: _Table, sections: Sequence[Section], elsewhere: Collection[str]
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """The row of each spot, -1 of those without one, int, shape (spots,), by section; and what has to be known.
+
+    ``elsewhere``: names of sections that may be meant as well.
+    """
     count = len(table.values)
     names = {section.name for section in sections}
-    said = next((column for column in table.owners if names.intersection(column)), None)
+    said = next((column for column in table.owners if names.union(elsewhere).intersection(column)), None)
     # the section of each row; None where it is not said, '' where it is another one
     owner = [None] * count if said is None else [name if name in names else "" for name in said]
     rows = {section.name: np.full(len(section.spots), -1) for section in sections}
     notes = []
+    if said is None and table.owners:
+        others = some(sorted(set(table.owners[0])))
+        notes.append(
+            f"rows are said to be of {others}, which is no section here, and were taken to be of {_of(sections)}"
+        )
     named = _by_name(table.spots, owner, sections)
     for i, (section, spot) in named.items():
         if rows[section][spot] >= 0:
@@ -430,6 +440,8 @@ def _matched(table: _Table, sections: Sequence[Section]) -> tuple[dict[str, np.n
         notes.append("rows are matched with spots by position, as none is called as a spot is")
     matched = sum(int((found >= 0).sum()) for found in rows.values())
     if not matched:
+        if said is not None and not names.intersection(said):
+            raise SectionError(f"{table.source} predicts sections {some(sorted(set(said)))}, but not {_of(sections)}.")
         theirs = next((section.spots for section in sections if section.spots), [])
         ours = next(iter(table.spots), [])
         raise SectionError(

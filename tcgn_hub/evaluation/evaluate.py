@@ -88,7 +88,9 @@ def summarise(
       sections only: the score of every method by every one of them, of which like is to be compared with like, from
       ``hest`` and ``probes`` where these are known, see `tcgn_hub.evaluation.protocols.protocol_scores`;
     - ``ranking``, over all sections only: labels by median PCC, the best first, each with ``behind``, how much lower
-      than the one before it.
+      than the one before it; both over the ``shared_genes`` that all methods predict, for whoever predicts few genes
+      may have chosen easy ones; ``genes``: how many the method predicts. Where no gene is shared, each counts by its
+      own.
 
     Every one of the medians, ``hvg50`` and its like, ``gain`` and ``behind`` has a 95 % interval, ``KEY_interval``.
     Those of differences are paired: from the same draws of spots for both. The others, over all sections only:
@@ -416,10 +418,15 @@ class _Method:
             "significant_genes_pcc": int(self.significant("pcc")[1].sum()),
         }
 
-    def less(self, other: _Method) -> tuple[float, list[float] | None]:
-        """Its median PCC less that of another over the genes that both predict, and the interval of the difference."""
+    def less(self, other: _Method, among: np.ndarray | None = None) -> tuple[float, list[float] | None]:
+        """Its median PCC less that of another over the genes that both predict, and the interval of the difference.
+
+        ``among``: the genes that are compared instead, if there are any, shape (genes,).
+        """
         ours, theirs = self.value("pcc"), other.value("pcc")
         both = ~np.isnan(ours) & ~np.isnan(theirs)
+        if among is not None and among.any():
+            both &= among
         if not both.any():
             return math.nan, None
         value = float(np.median(ours[both]) - np.median(theirs[both]))
@@ -437,13 +444,28 @@ def _compared(methods: Mapping[str, _Method], main: str) -> dict[str, Any]:
 
 
 def _ranking(methods: Mapping[str, _Method]) -> list[dict[str, Any]]:
-    """Methods by their median PCC, the best first, each with how much it is behind the one before it."""
-    medians = {label: _median(method.value("pcc")) for label, method in methods.items()}
-    order = sorted((label for label in medians if medians[label] == medians[label]), key=lambda label: -medians[label])
+    """Methods by their median PCC over the genes that all of them predict, the best first, see `summarise`."""
+    known = {label: ~np.isnan(method.value("pcc")) for label, method in methods.items()}
+    known = {label: genes for label, genes in known.items() if genes.any()}
+    shared = np.logical_and.reduce(list(known.values())) if known else np.zeros(0, bool)
+    # where no gene is in all of them, each counts by its own
+    medians = {
+        label: _median(methods[label].value("pcc")[shared if shared.any() else genes]) for label, genes in known.items()
+    }
+    order = sorted(medians, key=lambda label: -medians[label])
     rows: list[dict[str, Any]] = []
     for i, label in enumerate(order):
-        behind, ends = methods[order[i - 1]].less(methods[label]) if i else (None, None)
-        rows.append({"label": label, "median_pcc": medians[label], "behind": behind, "behind_interval": ends})
+        behind, ends = methods[order[i - 1]].less(methods[label], shared) if i else (None, None)
+        rows.append(
+            {
+                "label": label,
+                "genes": int(known[label].sum()),
+                "shared_genes": int(shared.sum()),
+                "median_pcc": medians[label],
+                "behind": behind,
+                "behind_interval": ends,
+            }
+        )
     return rows
 
 

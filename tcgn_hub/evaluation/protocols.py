@@ -44,17 +44,21 @@ def protocol_scores(
 ) -> dict[str, dict[str, float]]:
     """The score of each method, by protocol and by label, of those that can be scored.
 
+    Spots that one of the predictions given lacks are left out for all, and only smooth the labels of their neighbours.
+
     ``measured``: the sections held out; ``hest``: indices of the genes of HEST-Bench, chosen on these sections by
     `hest_genes` if None; ``probes``: what `hest_bench` gave, by the label of the features.
     """
     labels = [label for label in measured[0].methods if all(label in section.methods for section in measured)]
     scores: dict[str, dict[str, float]] = {}
-    for suffix, targets in (
-        ("", [section.targets for section in measured]),
-        (", smoothed", [_smoothed(section.targets, section.xy) for section in measured]),
-    ):
+    common = [_common(section) for section in measured]
+    smoothed = [_smoothed(section.targets, section.xy) for section in measured]
+    for suffix, targets in (("", [section.targets for section in measured]), (", smoothed", smoothed)):
         for label in labels:
-            pairs = [(section.methods[label], values) for section, values in zip(measured, targets, strict=True)]
+            pairs = [
+                (section.methods[label][keep], values[keep])
+                for section, keep, values in zip(measured, common, targets, strict=True)
+            ]
             by_section = column_means(np.stack([_pcc(*pair) for pair in pairs]), np.nan)
             together = _pcc(*(np.concatenate(values) for values in zip(*pairs, strict=True)))
             scores.setdefault(f"per section{suffix}", {})[label] = _median(by_section)
@@ -147,15 +151,21 @@ def hest_probes(
     return genes, {label: float(np.mean(values)) for label, values in scores.items() if values}
 
 
+def _common(section: Measured) -> np.ndarray:
+    """Which spots all predictions that were given have, bool, shape (n,)."""
+    return np.logical_and.reduce(
+        [np.ones(len(section.xy), bool), *(~np.isnan(values).all(axis=1) for values in section.predictions.values())]
+    )
+
+
 def _hest_metric(measured: Sequence[Measured], label: str, genes: np.ndarray) -> float:
     of_patient = []
     for patient in dict.fromkeys(section.patient for section in measured):
         own = [section for section in measured if section.patient == patient and section.counts is not None]
         if own:
-            labels = np.log1p(
-                np.concatenate([section.counts[:, genes] for section in own if section.counts is not None])
-            )
-            predicted = np.concatenate([section.methods[label][:, genes] for section in own])
+            keep = np.concatenate([_common(section) for section in own])
+            labels = np.log1p(np.concatenate([s.counts[:, genes] for s in own if s.counts is not None])[keep])
+            predicted = np.concatenate([section.methods[label][:, genes] for section in own])[keep]
             of_patient.append(float(np.mean(_pcc(predicted, labels))))
     return float(np.mean(of_patient)) if of_patient else math.nan
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from tcgn_hub.result import OURS, Evaluation
 from tcgn_hub.text import aligned
-from tcgn_hub.writing.evaluation_page import UNSEEN, interval_note, number, with_interval
+from tcgn_hub.writing.evaluation_page import UNSEEN, interval_note, number, ranking_note, with_interval
 
 _SECTIONS = (
     "section",
@@ -76,7 +76,7 @@ def method_table(evaluation: Evaluation, *, markdown: bool = False) -> str:
     """One line a method, the best first, and one of the measurement; nothing where there is one method only."""
     summary = evaluation.summary
     rows = [_of_method(row["label"], summary["methods"][row["label"]], row) for row in summary["ranking"]]
-    notes = [f"{note}." for note in summary.get("notes", ())]
+    notes = [f"{note}." for note in (*ranking_note(summary), *summary.get("notes", ()))]
     if summary.get("predictions"):
         notes.append(UNSEEN)
     if len(rows) < 2 and not notes:

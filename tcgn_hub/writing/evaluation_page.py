@@ -9,6 +9,7 @@ from typing import Any
 
 from tcgn_hub.files import write_text
 from tcgn_hub.result import Evaluation
+from tcgn_hub.text import counted
 from tcgn_hub.version import __version__
 
 UNSEEN = (
@@ -50,7 +51,7 @@ _MEANS = (
     ("significant genes", "genes better than chance, given depth, at a false discovery rate of 5 %"),
     (
         "behind",
-        "how much lower the median PCC is than that of the method above, over the genes of both, by the same draws",
+        "how much lower the median PCC is than that of the method above, over the genes of all, by the same draws",
     ),
 )
 _COLUMNS = (
@@ -153,6 +154,20 @@ def interval_note(summary: Mapping[str, Any]) -> str:
     return f"Intervals are made for 95 %, and held the truth in {held:.0%} of simulated sections like these."
 
 
+def ranking_note(summary: Mapping[str, Any]) -> list[str]:
+    """What the order of the methods rests on, where not all of them predict the same genes."""
+    shared = {(row.get("genes"), row.get("shared_genes")) for row in summary["ranking"]}
+    if len(shared) < 2:
+        return []
+    count = next(iter(shared))[1]
+    if not count:
+        return ["no gene is predicted by all methods, so that their order compares different genes"]
+    return [
+        f"methods are ordered, and behind is taken, by the {counted(count, 'gene')} that all of them predict; the other"
+        " numbers are of each method's own genes"
+    ]
+
+
 def number(value: float | None, form: str) -> str:
     """A number, or a dash where it is not known."""
     return "-" if value is None else format(value, form)
@@ -181,7 +196,7 @@ def _notes(summary: Mapping[str, Any]) -> list[str]:
         notes.append(
             f"the weights, or those they were started from, have seen {', '.join(seen)}: no measure of new tissue"
         )
-    return notes + list(summary.get("notes", ()))
+    return notes + ranking_note(summary) + list(summary.get("notes", ()))
 
 
 def _text(value: Any) -> str:
