@@ -446,6 +446,14 @@ def test_whoever_predicts_easy_genes_alone_is_not_ranked_first():
     assert "by the 10 genes that all of them predict" in tables(evaluation).replace("\n", " ")
 
 
+def test_without_counts_significance_is_said_to_be_of_the_pcc():
+    note = "not given depth"
+    assert note not in tables(summarise([section("C6", seed=0)], GENES, repeats=20))
+    unknown = summarise([replace(section("C6", seed=0), counts=None)], GENES, repeats=20)
+    assert unknown.summary["significant_genes"] == unknown.summary["significant_genes_pcc"] > 0
+    assert note in tables(unknown)
+
+
 def test_genes_and_spots_without_measurement():
     part = section("B1", seed=1)
     part.targets[:, 0] = part.counts[:, 0] = np.nan

@@ -178,6 +178,17 @@ def test_spots_are_found_by_position_where_names_are_others(way, tmp_path):
         read_predictions(path, [far], GENES)
 
 
+@pytest.mark.parametrize("change", [lambda xy: 0.687 * xy, lambda xy: 1.4 * xy, lambda xy: xy + np.array([400, 0])])
+def test_places_in_other_units_fit_by_chance_alone(change):
+    x, y = change(C6.xy).T
+    table = frame().assign(x=x, y=y).reset_index(drop=True)
+    with pytest.raises(SectionError, match=r"64 places for section C6, of which only \d+ are at one of its 64 spots"):
+        read_predictions(table, [C6], GENES)
+    # a part of the spots is no reason
+    part = frame().assign(x=C6.xy[:, 0], y=C6.xy[:, 1]).reset_index(drop=True).iloc[:9]
+    assert len(read_predictions(part, [C6], GENES).missing_spots["C6"]) == 55
+
+
 def test_a_row_between_two_spots_is_of_the_nearer_one_alone():
     near = C6.xy.copy()
     near[1] = near[0] + [20, 0]

@@ -128,6 +128,12 @@ def test_skill_in_one_line():
     bare = WeightsInfo("w", tuple(GENES))
     assert bare.skill == bare.tissue == ""
     assert bare.significance == "better than chance on held-out tissue"
+    stated = {"significant_genes": 1, "sections": {"C6": {"patient": "C"}}}
+    assert replace(bare, held_out=stated).significance == (
+        "better than chance on patient C, by the test of an earlier version, which marks too many genes"
+    )
+    new = replace(bare, held_out={**stated, "significant_genes_pcc": 1})
+    assert new.significance == "better than chance on patient C"
     assert replace(bare, held_out={"effective_rank": 1.1}).skill == "tells about 1 gene apart (effective rank 1.1 of 4)"
     with pytest.raises(WeightsError, match=r"held_out\.pcc_given_depth has 1 values for 4 genes"):
         WeightsInfo.from_json({"held_out": {"pcc_given_depth": [0.1]}}, name="w", genes=tuple(GENES))

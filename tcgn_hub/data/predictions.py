@@ -36,6 +36,7 @@ _SECTIONS = (*SECTION_OF, "slide", "slice")
 _MISSING = ("", "na", "n/a", "<na>", "null", "none")  # beside nan, which every language reads
 _FIRST = 2  # columns of a table that may say of which spot and section a row is, whatever they are called
 _LEAST_SPOTS = 3  # a section; a column that differs from spot to spot names no sections
+_LEAST_FIT = 0.75  # of the places or of the spots; a lattice that is scaled or turned fits in part
 _ROWS = 256  # spots at a time whose distances to all others are held
 
 
@@ -81,8 +82,9 @@ def read_predictions(
     A row is of a spot by its section and its name. The section is that of a column such as ``section``, ``sample`` or
     ``library_id``, or stands before or after the name (``C6_10x13``), or is the only one. Where no name fits, a row is
     of the spot whose centre is the nearest, within half a pitch, and to which no other row is nearer; positions are
-    ``obsm['spatial']``, or columns x and y, in pixels of the image. Genes may have any name that
-    `tcgn_hub.panels.find_genes` knows. Spots and genes that are not among ``sections`` and ``genes`` are left out.
+    ``obsm['spatial']``, or columns x and y, in pixels of the image, and are refused where too many fit nowhere. Genes
+    may have any name that `tcgn_hub.panels.find_genes` knows. Spots and genes that are not among ``sections`` and
+    ``genes`` are left out.
 
     What 'linear' values have in common with ours is the share of a gene in a spot: they become ``log10(1 + 10^4
     share)``, of the sum of those genes that are predicted. 'log' values stay as they are.
@@ -436,7 +438,14 @@ def _matched(
     if not named and table.xy is not None and (said is not None or len(sections) == 1):
         for own in sections:
             mine = np.array([of in (None, own.name) for of in owner]) & np.isfinite(table.xy).all(axis=1)
-            rows[own.name] = _nearest(own.xy, table.xy[mine], np.flatnonzero(mine))
+            found = rows[own.name] = _nearest(own.xy, table.xy[mine], np.flatnonzero(mine))
+            fit = int((found >= 0).sum())
+            if 0 < fit < _LEAST_FIT * min(len(own.spots), mine.sum()):
+                raise SectionError(
+                    f"{table.source} has {counted(int(mine.sum()), 'place')} for section {own.name}, of which only"
+                    f" {fit} {_be(fit)} at one of its {len(own.spots)} spots, as chance would have it; give"
+                    " places in pixels of the image, or call rows as the spots are."
+                )
         notes.append("rows are matched with spots by position, as none is called as a spot is")
     matched = sum(int((found >= 0).sum()) for found in rows.values())
     if not matched:

@@ -51,7 +51,10 @@ def model_card(repo_id: str, info: WeightsInfo) -> str:
                 ("The same of the depth of each spot alone, which no image tells", _of_method(info, "depth")),
                 ("The same of the 50 most variable genes", _stated(info, "hvg50")),
                 ("Different pictures that the genes are worth (effective rank)", info.held_out.get("effective_rank")),
-                ("Genes better than chance given depth, at a false discovery rate of 5 %", len(info.significant or ())),
+                (
+                    f"Genes {info.significance}, at a false discovery rate of 5 %",
+                    None if info.significant is None else len(info.significant),
+                ),
                 ("Spots", info.held_out.get("spots")),
             )
             if value is not None

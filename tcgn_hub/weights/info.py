@@ -229,7 +229,10 @@ class WeightsInfo:
     def significance(self) -> str:
         """What it means that a gene is marked significant, such as 'better than chance, given depth, on breast'."""
         given = ", given depth," if self.pcc_given_depth is not None else ""
-        return f"better than chance{given} on {self.tissue or 'held-out tissue'}"
+        # that test did not allow enough for neighbouring spots being alike
+        old = "significant_genes" in self.held_out and "significant_genes_pcc" not in self.held_out
+        doubt = ", by the test of an earlier version, which marks too many genes" if old else ""
+        return f"better than chance{given} on {self.tissue or 'held-out tissue'}{doubt}"
 
     @property
     def skill(self) -> str:

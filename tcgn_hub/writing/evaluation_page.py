@@ -168,6 +168,13 @@ def ranking_note(summary: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def depth_note(summary: Mapping[str, Any]) -> list[str]:
+    """What significance is of, where depth is not known."""
+    if summary.get("median_pcc") is None or summary.get("median_pcc_given_depth") is not None:
+        return []
+    return ["no counts of spots are known, so that significant genes are of the PCC itself, not given depth"]
+
+
 def number(value: float | None, form: str) -> str:
     """A number, or a dash where it is not known."""
     return "-" if value is None else format(value, form)
@@ -196,7 +203,7 @@ def _notes(summary: Mapping[str, Any]) -> list[str]:
         notes.append(
             f"the weights, or those they were started from, have seen {', '.join(seen)}: no measure of new tissue"
         )
-    return notes + ranking_note(summary) + list(summary.get("notes", ()))
+    return notes + depth_note(summary) + ranking_note(summary) + list(summary.get("notes", ()))
 
 
 def _text(value: Any) -> str:
