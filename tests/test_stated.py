@@ -8,6 +8,7 @@ import pytest
 
 from tcgn_hub.evaluation.tables import method_table, section_table
 from tcgn_hub.result import Evaluation
+from tcgn_hub.weights.manifest import load_manifest
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs/results"
@@ -57,3 +58,19 @@ def test_numbers_in_the_text_about_the_weights_are_of_stored_outputs():
     numbers = set(re.findall(r"[-+]?\b0\.\d{3}\b", text))
     assert len(numbers) > 8
     assert {number for number in numbers if number.lstrip("+") not in stored} == set()
+    summary = json.loads((RESULTS / "folds.json").read_text())
+    assert (
+        f"{summary['significant_genes']} of 785; by the plain PCC it would be {summary['significant_genes_pcc']}"
+        in text
+    )
+    assert f"held the truth in {summary['interval_simulated']:.0%}".replace("%", " %") in text
+    shares = [f"{share:.0%}".replace("%", " %") for share in summary["interval_coverage"].values()]
+    assert f"hold {shares[0]} of the measurements of B4 if they come from C6, and {shares[1]} the other way" in text
+
+
+def test_the_manifest_states_what_the_folds_gave():
+    stated = load_manifest()["tcgn_base.her2st"].info
+    summary = json.loads((RESULTS / "folds.json").read_text())
+    assert stated.significant == frozenset(summary["significant"])
+    for key in ("median_pcc", "median_pcc_given_depth", "median_one_factor", "effective_rank", "hvg50"):
+        assert stated.held_out[key] == pytest.approx(summary[key], abs=1e-4)
