@@ -573,3 +573,21 @@ def test_a_level_that_nobody_could_know_is_no_reason_against_marking():
     assert evaluation.summary["median_nrmse"] > 1
     assert evaluation.summary["not_marked_because"] is None
     assert len(evaluation.summary["significant"]) > 30
+
+
+@pytest.mark.parametrize("curve", [lambda d: -((d - d.mean()) ** 2), lambda d: -(10.0**-d)])
+def test_no_curve_of_depth_is_significant(curve):
+    """Counts without any biology: a share of each gene, and totals that differ from spot to spot.
+
+    With a line of depth held fixed, 30 and 24 of the 60 genes would be called.
+    """
+    rng = np.random.default_rng(5)
+    totals = np.round(10 ** (gaussian_filter(rng.normal(size=(18, 18)), 1.5).ravel() * 2.5) * 300).astype(int) + 20
+    shares = rng.dirichlet(np.full(60, 0.4))
+    counts = np.stack([rng.multinomial(total, shares) for total in totals]).astype(float)
+    targets = np.log10(1 + 1e4 * counts / counts.sum(axis=1, keepdims=True))
+    drawn = curve(np.log10(1 + counts.sum(axis=1)))
+    # in units of the measurement, so that its errors are no reason against marking
+    predicted = targets.mean(axis=0) + 0.1 * targets.std(axis=0) * ((drawn - drawn.mean()) / drawn.std())[:, None]
+    found = summarise([Measured("S", "P", grid(18), targets, predicted, {}, counts=counts)], GENES, repeats=20).summary
+    assert found["significant_genes"] <= 1

@@ -37,6 +37,9 @@ _LEAST_SPOTS = 4
 _MOST_NRMSE = 1.5
 """Error from which weights are not believed, where the error of the training spots' mean is not known."""
 
+_DEPTH_DEGREE = 3
+"""Powers of depth that are held fixed for significance: with a line alone, whatever is curved in depth would pass."""
+
 _MOST_SAMPLES = 400_000_000
 """Bootstrap samples in memory at once, which are float32: of wide panels fewer are drawn."""
 
@@ -44,6 +47,8 @@ _LEAST_REPEATS = 100
 
 _SAMPLED = ("pcc", "pcc_given_depth", "one_factor", "beyond_one_factor", "pcc_residuals")
 """What is known of each gene with bootstrap samples."""
+
+_TESTS = ("pcc", "pcc_given_depth", "significance")
 
 _MEDIANS = ("pcc", "pcc_given_depth", "one_factor", "beyond_one_factor", "spearman", "rmse", "nrmse")
 _CHOSEN = ("hvg50", "hvg50_residuals", "hvg50_train", "top50_own")
@@ -76,8 +81,9 @@ def summarise(
     - ``effective_rank`` of the predictions, see `tcgn_hub.evaluation.skill.effective_rank`, beside that of the
       measurement, ``effective_rank_measured``;
     - ``significant_genes``: whose correlation given depth is above 0 at a false discovery rate of 5 % by a test that
-      allows for neighbouring spots being alike, see `tcgn_hub.evaluation.significance`; ``share_significant`` of those
-      measured; ``significant_genes_pcc``: the same of the plain correlation;
+      allows for neighbouring spots being alike, see `tcgn_hub.evaluation.significance`, with depth, its square and its
+      cube held fixed, for genes need not follow depth in a line; ``share_significant`` of those measured;
+      ``significant_genes_pcc``: the same of the plain correlation;
     - ``median_ceiling``, ``median_ceiling_given_depth``: see `tcgn_hub.evaluation.ceiling.noise_ceiling`;
     - ``interval_simulated``: how often 95 % intervals of the median PCC held the truth in simulated sections like
       these, see `tcgn_hub.evaluation.intervals.simulated_coverage`;
@@ -225,8 +231,8 @@ class _Score:
     """What is known of a method on one section; all NaN for too few spots.
 
     ``values``: of shape (genes,); ``samples``: bootstrap samples, float32, shape (repeats, genes), as wide as they
-    should be; ``tests``: of 'pcc' and 'pcc_given_depth'; ``chosen``: of each choice of genes the key of
-    ``values`` and their columns; ``rank``: effective rank.
+    should be; ``tests``: of 'pcc', of 'pcc_given_depth', and 'significance', beyond any cubic of depth; ``chosen``: of
+    each choice of genes the key of ``values`` and their columns; ``rank``: effective rank.
     """
 
     values: dict[str, np.ndarray]
@@ -255,7 +261,7 @@ def _score(section: Measured, repeats: int, seed: tuple[int, int]) -> dict[str, 
         if len(targets) and (label not in section.predictions or label in section.in_units):
             values |= {"rmse": rmse(predicted, targets), "nrmse": nrmse(predicted, targets)}
         if blocks is None:
-            scores[label] = _Score(values, samples, {"pcc": no_test, "pcc_given_depth": no_test}, {}, math.nan)
+            scores[label] = _Score(values, samples, dict.fromkeys(_TESTS, no_test), {}, math.nan)
             continue
         one, beyond = split_axis(predicted)
         test = spatial_test(predicted, targets, section.xy)
@@ -281,9 +287,18 @@ def _score(section: Measured, repeats: int, seed: tuple[int, int]) -> dict[str, 
             wide = widening(each, given.effective) if key == "pcc_given_depth" else plain
             middle = np.median(each, axis=0)
             samples[key] = (values[key] + wide * (each - middle)).astype(np.float32)
-        tests = {"pcc": test, "pcc_given_depth": given}
+        beyond_depth = no_test
+        if held_fixed is not None:
+            beyond_depth = spatial_test(predicted, targets, section.xy, given=_powers(held_fixed))
+        tests = dict(zip(_TESTS, (test, given, beyond_depth), strict=True))
         scores[label] = _Score(values, samples, tests, _choices(section, label, labels), effective_rank(predicted))
     return scores
+
+
+def _powers(values: np.ndarray) -> np.ndarray:
+    """Standardised values and their powers, shape (n, degree)."""
+    own = (values - values.mean()) / (values.std() or 1)
+    return np.stack([own**degree for degree in range(1, _DEPTH_DEGREE + 1)], axis=1)
 
 
 def _choices(section: Measured, label: str, labels: np.ndarray) -> dict[str, tuple[str, np.ndarray]]:
@@ -353,7 +368,7 @@ class _Method:
 
     def __init__(self, scores: Sequence[_Score] = ()) -> None:
         self._values, self._samples, self._squares = _Mean(), _Mean(), _Mean()
-        self._tests: dict[str, list[SpatialTest]] = {"pcc": [], "pcc_given_depth": []}
+        self._tests: dict[str, list[SpatialTest]] = {key: [] for key in _TESTS}
         self._chosen: dict[str, list[tuple[float, np.ndarray]]] = {key: [] for key in _CHOSEN}
         self._ranks: list[float] = []
         for score in scores:
@@ -384,8 +399,8 @@ class _Method:
 
     def significant(self, of: str | None = None) -> tuple[np.ndarray, np.ndarray]:
         """p-values and which genes pass, of the correlation given depth or, where no depth is known, as it is."""
-        depth_known = any(not np.isnan(test.p).all() for test in self._tests["pcc_given_depth"])
-        p = stouffer(self._tests[of or ("pcc_given_depth" if depth_known else "pcc")])
+        depth_known = any(not np.isnan(test.p).all() for test in self._tests["significance"])
+        p = stouffer(self._tests[of or ("significance" if depth_known else "pcc")])
         return p, benjamini_hochberg(p)
 
     def with_interval(self, key: str) -> dict[str, np.ndarray]:

@@ -33,6 +33,7 @@ def write_evaluation(
     """
     out = Path(out)
     make_folder(out)
+    (out / "metrics.json").unlink(missing_ok=True)  # of an earlier run, whose files are replaced one by one
     write_csv(out / "per_gene.csv", evaluation.per_gene)
     write_measured(out / "held_out.npz", measured)
     draw(out / "figures", methods=_by_method(evaluation))
