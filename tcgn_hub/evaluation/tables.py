@@ -39,8 +39,8 @@ _LEGEND = (
     "predictions, stood for every gene; beyond it: PCC of what is left. HVG-50: PCC of the 50 genes that vary most\n"
     "in the section beyond what counting explains. Rank: how many different pictures the genes are worth. NRMSE: 1 is\n"
     "what the mean of the section reaches. Ceiling: PCC that the noise of the counts leaves to a perfect prediction.\n"
-    "Significant: genes whose PCC given depth, its square and its cube is above 0 at a false discovery rate of 5 %, by\n"
-    "a test that allows for neighbouring spots being alike."
+    "Significant: genes whose PCC given depth, its square and its cube is above 0 at a false discovery rate of 5 %,\n"
+    "by a test that allows for neighbouring spots being alike."
 )
 _OF_METHODS = (
     "Mean, depth, ridge: of the training spots' mean; of the very spot's depth, which no image tells; of ridge\n"

@@ -48,7 +48,10 @@ _MEANS = (
     ("Spearman", "median over genes of the rank correlation"),
     ("NRMSE", "median over genes of the error in standard deviations; only of predictions in the units measured"),
     ("effective rank", "exp of the entropy of the squared singular values of the standardised predictions"),
-    ("significant genes", "genes better than chance, given depth, its square and its cube, at a false discovery rate of 5 %"),
+    (
+        "significant genes",
+        "genes better than chance, given depth, its square and its cube, at a false discovery rate of 5 %",
+    ),
     (
         "behind",
         "how much lower the median PCC is than that of the method above, over the genes of all, by the same draws",
