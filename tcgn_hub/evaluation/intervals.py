@@ -78,16 +78,6 @@ def bootstrap_pearson(
     return np.clip(out, -1, 1)
 
 
-def interval(samples: np.ndarray, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
-    """Percentile interval of bootstrap samples.
-
-    ``samples``: shape (repeats, ...); ``level``: share of the samples inside. Returns lower and upper end, each of
-    shape (...).
-    """
-    low, high = np.quantile(samples, [(1 - level) / 2, (1 + level) / 2], axis=0)
-    return low, high
-
-
 def bootstrap_partial(
     predicted: np.ndarray, measured: np.ndarray, given: np.ndarray, of_spot: np.ndarray, drawn: np.ndarray
 ) -> np.ndarray:
