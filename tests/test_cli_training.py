@@ -238,7 +238,7 @@ def test_predictions_alone_are_ranked_and_written(root, tmp_path, capsys):
     asked = ["evaluate", str(root), "--sections", "B1", "--predictions", *files, "--genes", ",".join(PANEL)]
     assert main([*asked, "--predictions-scale", "log", "log", "-o", str(out)]) == 0
     said = capsys.readouterr().out
-    assert "All of a, the first of the predictions." in said
+    assert said.count("All of a, the first of the predictions.") == 1
     assert "a: 2 of 12 genes are missing (G0, G1)." in said
     assert "1 of 12 spots of B1 is left out for all methods, as not in a." in said
     metrics = json.loads((out / "metrics.json").read_text())

@@ -62,8 +62,6 @@ def section_table(evaluation: Evaluation, *, markdown: bool = False) -> str:
         patients = len({values["patient"] for values in summary["sections"].values()})
         rows.append(_of_section("all", f"{patients} patient{'s' * (patients > 1)}", summary))
     notes = [f"{name}: {values['note']}." for name, values in summary["sections"].items() if "note" in values]
-    if summary["main"] != OURS:
-        notes.insert(0, f"All of {summary['main']}, the first of the predictions.")
     notes += [f"{note[0].upper()}{note[1:]}." for note in depth_note(summary)]
     if reason := summary.get("not_marked_because"):
         notes.append(f"No gene is marked significant: {reason}.")
