@@ -158,11 +158,30 @@ def test_a_page_of_many_genes_stays_small(tmp_path):
     )
 
 
-def test_without_matplotlib_the_page_has_no_figure(tmp_path, monkeypatch, caplog):
+@pytest.mark.parametrize("before", [False, True])
+def test_without_matplotlib_the_page_has_no_figure(tmp_path, monkeypatch, caplog, before):
+    """That of an earlier run in the same folder neither."""
+    if before:
+        write_evaluation(make_evaluation(), [make_measured()], tmp_path, metadata={})
+        (tmp_path / "figures/curve.png").write_bytes(b"of the training")
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     write_evaluation(make_evaluation(), [make_measured()], tmp_path, metadata={})
     assert "No figures are drawn" in caplog.text
     assert "<img" not in (tmp_path / "evaluation.html").read_text()
+    assert not (tmp_path / "figures/methods.png").exists()
+    assert (tmp_path / "figures/curve.png").exists() == before
+
+
+def test_an_earlier_run_is_not_taken_for_one_that_was_interrupted(tmp_path, monkeypatch):
+    write_evaluation(make_evaluation(), [make_measured()], tmp_path, metadata={})
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(evaluations, "write_measured", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_evaluation(make_evaluation(), [make_measured()], tmp_path, metadata={})
+    assert not (tmp_path / "metrics.json").exists()
 
 
 def test_the_page_sorts_and_filters(tmp_path):

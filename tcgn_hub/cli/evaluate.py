@@ -24,7 +24,7 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
         "Measure weights, and predictions of any other method, on sections that the weights were not trained on (those"
         " of --test, or all that they have not seen), beside baselines fitted on those that they were trained on (or"
         " those of --train), where these are among the data. -o is a folder for metrics.json, per_gene.csv, figures"
-        " and, of several methods, evaluation.html.",
+        " and evaluation.html.",
     )
     add(parser, *_DATA, *_OPTIONS, *_OTHERS, "genes", "output")
     return parser

@@ -78,8 +78,8 @@ def evaluate(
             'local-dir:DIR'.
         encoder_um: Sides of the patches that they see, in micrometres, whose features stand side by side; if None, the
             patch that the weights see.
-        out: Folder to write ``metrics.json``, ``per_gene.csv``, ``held_out.npz``, ``figures/`` and, of several methods,
-            ``evaluation.html`` to.
+        out: Folder to write ``metrics.json``, ``per_gene.csv``, ``held_out.npz``, ``figures/`` and ``evaluation.html``
+            to.
         tta: Over how many rotations and reflections of a patch to average its prediction, 1 to 8.
         crop_px: Side of a patch in pixels of the image, instead of in micrometres.
         cache: Folder to keep crops and features of networks in.

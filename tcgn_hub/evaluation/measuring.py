@@ -74,6 +74,7 @@ def measure(
     """Predictions of a model, if there is one, for held-out sections, beside those of baselines.
 
     Baselines are fitted on the training sections, if there are any.
+
     ``features``: features of the spots by section, under the label of the baseline that is fitted on them. Its penalty
     is chosen on the training sections, and noise is removed from its targets as from those of a network. Sections with
     one bulk measurement become one, whose spots are the slides: means of their tiles in linear space.

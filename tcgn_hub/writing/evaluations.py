@@ -33,11 +33,12 @@ def write_evaluation(
     """
     out = Path(out)
     make_folder(out)
-    (out / "metrics.json").unlink(missing_ok=True)  # of an earlier run, whose files are replaced one by one
+    figure = out / "figures" / "methods.png"
     write_csv(out / "per_gene.csv", evaluation.per_gene)
+    for earlier in (out / "metrics.json", figure):  # of a run whose files are replaced one by one
+        earlier.unlink(missing_ok=True)
     write_measured(out / "held_out.npz", measured)
     draw(out / "figures", methods=_by_method(evaluation))
-    figure = out / "figures" / "methods.png"
     write_page(
         out / "evaluation.html",
         evaluation,
@@ -63,7 +64,8 @@ def draw(
         if methods is not None:
             methods_figure(methods, folder / "methods.png")
     except ExtraError as err:
-        folder.rmdir()
+        if not any(folder.iterdir()):
+            folder.rmdir()
         _logger.warning("No figures are drawn. %s", err)
 
 
