@@ -8,6 +8,7 @@ from pathlib import Path
 from tcgn_hub.cli.common import command, make_parser, metadata_of, panel_of, sections_of
 from tcgn_hub.cli.kept import keeping, recall
 from tcgn_hub.cli.options import add, add_recipe, given, recipe_of
+from tcgn_hub.training.recipe import Recipe
 
 _DATA = ("sections", "expression", "mpp", "force_scale")
 _OPTIONS = ("by", "final", "resume", "allow_seen", "device", "workers", "checkpoint_minutes")
@@ -25,7 +26,7 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
     add(parser, *_DATA, "genes")
     add(parser, "output", required=True)
     add(parser, *_OPTIONS, "folds", "metadata")
-    add_recipe(parser)
+    add_recipe(parser, Recipe)
     return parser
 
 
@@ -37,7 +38,7 @@ def _crossval(args: argparse.Namespace, prog: str) -> int:
     if not args.resume:
         check_folder(Path(args.output), resume=False)
     recall(args)
-    recipe, metadata, panel = recipe_of(args), metadata_of(args), panel_of(args)
+    recipe, metadata, panel = recipe_of(args, Recipe), metadata_of(args), panel_of(args)
     with keeping(args, afterwards=True):
         evaluation = crossval(
             sections_of(args),

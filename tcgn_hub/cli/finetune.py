@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from tcgn_hub.cli.common import command, make_parser, metadata_of, panel_of, sections_of
 from tcgn_hub.cli.kept import keeping, recall
 from tcgn_hub.cli.options import add, add_recipe, given, recipe_of
+from tcgn_hub.training.recipe import Recipe
 
 if TYPE_CHECKING:
     from tcgn_hub.evaluation.splits import Split
@@ -35,7 +36,7 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
     add(parser, "output", required=True)
     add(parser.add_mutually_exclusive_group(), "genes", "hvg")
     add(parser, "split", *_OPTIONS, "metadata")
-    add_recipe(parser)
+    add_recipe(parser, Recipe)
     return parser
 
 
@@ -46,7 +47,7 @@ def _finetune(args: argparse.Namespace, prog: str) -> int:
     check_folder(Path(args.output), resume=bool(args.resume))
     recall(args)
     split: dict[str, Any] = {} if args.split is None else {"split": _split(args.split, args.test)}
-    recipe, metadata, panel = recipe_of(args), metadata_of(args), panel_of(args)
+    recipe, metadata, panel = recipe_of(args, Recipe), metadata_of(args), panel_of(args)
     with keeping(args, afterwards=False):
         finetune(
             sections_of(args),

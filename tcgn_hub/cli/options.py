@@ -11,9 +11,11 @@ import math
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import fields
-from typing import Any
+from typing import Any, TypeVar
 
-from tcgn_hub.training.recipe import TUNE, Recipe
+from tcgn_hub.training.recipe import TUNE, Steps
+
+R = TypeVar("R", bound=Steps)  # a recipe
 
 _CHOICES = {"tune": TUNE}
 _TYPES = {"int": int, "float": float, "str": str}
@@ -214,11 +216,12 @@ def given(args: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:
     return {name: value for name in names if (value := getattr(args, name, None)) is not None}
 
 
-def add_recipe(parser: argparse.ArgumentParser) -> None:
+def add_recipe(parser: argparse.ArgumentParser, of: type[Steps]) -> None:
     """An option for each field of a recipe, with its default and its description; those of the table as they are."""
     group = parser.add_argument_group("recipe")
-    described = dict(re.findall(r"^    (\w+): (.*(?:\n      .*)*)", inspect.cleandoc(Recipe.__doc__ or ""), re.M))
-    for field in fields(Recipe):
+    documented = "\n".join(inspect.cleandoc(kind.__doc__ or "") for kind in (Steps, of))
+    described = dict(re.findall(r"^    (\w+): (.*(?:\n      .*)*)", documented, re.M))
+    for field in fields(of):
         if field.name in OPTIONS:
             add(group, field.name)
             continue
@@ -237,9 +240,9 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
         )
 
 
-def recipe_of(args: argparse.Namespace) -> Recipe:
+def recipe_of(args: argparse.Namespace, of: type[R]) -> R:
     """The recipe that was asked for."""
-    stated = given(args, (field.name for field in fields(Recipe)))
+    stated = given(args, (field.name for field in fields(of)))
     if stated.get("precision") == "auto":
         del stated["precision"]
-    return Recipe(**stated)
+    return of(**stated)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -19,19 +20,14 @@ def _within(default: Any, low: float, high: float = _MANY) -> Any:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """How to train.
+class Steps:
+    """How an optimiser is run.
 
     Attributes:
-        weights: What to start from: a tag of the manifest, such as 'tcgn_base.cmt_tiny' for the trunk of ImageNet,
-            'hf-hub:organisation/name', a model directory, a file of parameters, or 'scratch'. None: the default tag.
-        architecture: What to build from scratch; weights bring their own.
-        tune: What is trained: 'head', 'last-stage' (with the final convolution and the head) or 'all'. The rest keeps
-            its weights and the statistics of its normalisation.
-        epochs: Passes over the training spots.
+        epochs: Passes over the training items.
         cycles: How often the learning rate rises and falls; each cycle begins with the weights that the one before it
             would have kept (Loshchilov and Hutter, arXiv:1608.03983).
-        batch_size: Spots per step, over all processes.
+        batch_size: Items per step, over all processes.
         accumulate: Parts that a batch is computed in, one after another, to need less memory.
         lr: Highest learning rate.
         warmup: Share of the steps of a cycle in which the rate rises, before it falls as a cosine.
@@ -39,29 +35,14 @@ class Recipe:
         layer_decay: Factor of the learning rate from each group of layers to the one below it; 1 for none.
         clip: Largest norm of the gradient.
         ema: Decay of the moving average of the weights, which is what is kept; 0 for none.
-        components: Principal components that are kept of the training targets to remove noise; 0 keeps all.
-        pearson: Weight of ``1 - PCC`` over the spots of a batch, averaged over genes, beside the squared error.
-        shift: How far a training crop may move from the spot's centre, as a share of its side.
         color_jitter: Largest change of the colour channels, as a share.
-        stain_jitter: Largest change of the amounts of haematoxylin, eosin and residual, as a share.
         drop_rate: Rate of dropout, in the graph branches and before the classifier.
-        freeze_norm: Keep the statistics of batch normalisation, also where weights are trained.
         grad_checkpointing: Compute activations twice to need less memory.
         precision: Of the products: 'bfloat16', 'float16' or 'float32'.
-        patience: Stop after so many epochs without a better median PCC on validation sections, set aside of the
-            training patients, and keep the best epoch; None trains all epochs on everything. Where there are too few
-            validation spots or bulk slides for a correlation, the error decides.
-        tiles_per_slide: Tiles drawn per step of a slide with one bulk measurement, which the mean of their predicted
-            counts, not of the logarithms, is compared to.
-        patch_um: Side of the patch in micrometres; None: that of the patches of ``weights``.
-        crop_px: Side of the patch in pixels of the image instead, for sections whose scale is not known.
         seed: Decides the start, the order, the augmentation and what is dropped. The same seed gives the same weights,
             bit for bit, on one device with one number of threads.
     """
 
-    weights: str | None = None
-    architecture: str = "tcgn_base"
-    tune: str = "all"
     epochs: int = _within(14, 1)
     cycles: int = _within(1, 1)
     batch_size: int = _within(32, 1)
@@ -72,19 +53,10 @@ class Recipe:
     layer_decay: float = _within(1.0, 0.01, 1)
     clip: float = _within(1.0, 1e-6, 1e9)
     ema: float = _within(0.98, 0, 0.999999)
-    components: int = _within(20, 0)
-    pearson: float = _within(0.0, 0, 1e6)
-    shift: float = _within(0.1, 0, 1)
     color_jitter: float = _within(0.1, 0, 1)
-    stain_jitter: float = _within(0.0, 0, 1)
     drop_rate: float = _within(0.1, 0, 0.9)
-    freeze_norm: bool = False
     grad_checkpointing: bool = False
     precision: str = "bfloat16"
-    patience: int | None = _within(None, 1)
-    tiles_per_slide: int = _within(16, 1)
-    patch_um: float | None = _within(None, 1, 10_000)
-    crop_px: int | None = _within(None, 8, 10_000)
     seed: int = _within(0, 0)
 
     def __post_init__(self) -> None:
@@ -97,18 +69,69 @@ class Recipe:
             (low, high), value = f.metadata.get("range", (None, None)), getattr(self, f.name)
             if low is not None and value is not None and not low <= value <= high:
                 raise TrainingError(f"{option(f.name)} is {value:g}, but has to be from {low:g} to {high:g}.")
-        for name, choices in (("tune", TUNE), ("precision", PRECISION)):
-            if getattr(self, name) not in choices:
-                found = f"{option(name)} is {getattr(self, name)!r}"
-                raise TrainingError(f"{found}, but has to be one of {', '.join(choices)}.")
-        if self.architecture != "tcgn_base" and self.weights != SCRATCH:
-            scratch = option("weights", SCRATCH)
-            raise TrainingError(f"An architecture, {self.architecture}, is built from scratch: say {scratch}.")
-        if self.patch_um is not None and self.crop_px is not None:
-            raise TrainingError(f"Give the side of a patch once: {option('patch_um')} or {option('crop_px')}.")
+        one_of(self, "precision", PRECISION)
         if self.epochs % self.cycles:
             raise TrainingError(f"{self.epochs} epochs cannot be divided into {self.cycles} cycles.")
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values, for JSON and checkpoints."""
         return {f.name: getattr(self, f.name) for f in fields(self)}
+
+
+def one_of(steps: Steps, name: str, choices: Sequence[str]) -> None:
+    """Refuse a value that is none of those there are."""
+    if getattr(steps, name) not in choices:
+        found = f"{option(name)} is {getattr(steps, name)!r}"
+        raise TrainingError(f"{found}, but has to be one of {', '.join(choices)}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe(Steps):
+    """How to train on spots; beside these, what `Steps` has.
+
+    Attributes:
+        weights: What to start from: a tag of the manifest, such as 'tcgn_base.cmt_tiny' for the trunk of ImageNet,
+            'hf-hub:organisation/name', a model directory, a file of parameters, or 'scratch'. None: the default tag.
+        architecture: What to build from scratch; weights bring their own.
+        tune: What is trained: 'head', 'last-stage' (with the final convolution and the head) or 'all'. The rest keeps
+            its weights and the statistics of its normalisation.
+        components: Principal components that are kept of the training targets to remove noise; 0 keeps all.
+        pearson: Weight of ``1 - PCC`` over the spots of a batch, averaged over genes, beside the squared error.
+        shift: How far a training crop may move from the spot's centre, as a share of its side.
+        stain_jitter: Largest change of the amounts of haematoxylin, eosin and residual, as a share.
+        freeze_norm: Keep the statistics of batch normalisation, also where weights are trained.
+        patience: Stop after so many epochs without a better median PCC on validation sections, set aside of the
+            training patients, and keep the best epoch; None trains all epochs on everything. Where there are too few
+            validation spots or bulk slides for a correlation, the error decides.
+        tiles_per_slide: Tiles drawn per step of a slide with one bulk measurement, which the mean of their predicted
+            counts, not of the logarithms, is compared to.
+        patch_um: Side of the patch in micrometres; None: that of the patches of ``weights``.
+        crop_px: Side of the patch in pixels of the image instead, for sections whose scale is not known.
+    """
+
+    weights: str | None = None
+    architecture: str = "tcgn_base"
+    tune: str = "all"
+    components: int = _within(20, 0)
+    pearson: float = _within(0.0, 0, 1e6)
+    shift: float = _within(0.1, 0, 1)
+    stain_jitter: float = _within(0.0, 0, 1)
+    freeze_norm: bool = False
+    patience: int | None = _within(None, 1)
+    tiles_per_slide: int = _within(16, 1)
+    patch_um: float | None = _within(None, 1, 10_000)
+    crop_px: int | None = _within(None, 8, 10_000)
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant.
+
+        Raises:
+            TrainingError: A value is out of its range, or two contradict each other.
+        """
+        super().__post_init__()
+        one_of(self, "tune", TUNE)
+        if self.architecture != "tcgn_base" and self.weights != SCRATCH:
+            scratch = option("weights", SCRATCH)
+            raise TrainingError(f"An architecture, {self.architecture}, is built from scratch: say {scratch}.")
+        if self.patch_um is not None and self.crop_px is not None:
+            raise TrainingError(f"Give the side of a patch once: {option('patch_um')} or {option('crop_px')}.")

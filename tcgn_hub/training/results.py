@@ -16,7 +16,8 @@ from tcgn_hub.files import write_text
 from tcgn_hub.images.transforms import INPUT_PX
 from tcgn_hub.prediction.ood import describe
 from tcgn_hub.prediction.predictor import Predictor
-from tcgn_hub.training.trainer import Trainer, fits_float16
+from tcgn_hub.training.loop import fits_float16
+from tcgn_hub.training.trainer import Trainer
 from tcgn_hub.units import UNITS
 from tcgn_hub.weights.info import WeightsInfo
 from tcgn_hub.weights.typical import describe_predictions

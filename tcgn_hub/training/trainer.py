@@ -1,20 +1,15 @@
-"""The `Trainer`: sections and a recipe in, a trained model out; and the `TrainState` that is all a run goes on from."""
+"""The `Trainer`: sections and a recipe in, a trained model out."""
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
-from timm.utils import ModelEmaV3
-from torch import nn
 
 from tcgn_hub.correlation import column_means, pearson
 from tcgn_hub.data.crops import SpotCrops, spot_crops
@@ -23,16 +18,12 @@ from tcgn_hub.data.targets import training_targets
 from tcgn_hub.errors import SectionError, TrainingError
 from tcgn_hub.evaluation.measuring import predict_crops
 from tcgn_hub.evaluation.splits import Split, spatial_block
-from tcgn_hub.files import make_folder
 from tcgn_hub.images.transforms import to_input
 from tcgn_hub.prediction.backends.torch import TorchBackend
 from tcgn_hub.prediction.predictor import Predictor
-from tcgn_hub.progress import Progress
-from tcgn_hub.text import option
 from tcgn_hub.training.batches import Batch, TrainingSpots, batches, steps_per_epoch
-from tcgn_hub.training.checkpoints import load_checkpoint, save_checkpoint
 from tcgn_hub.training.distributed import Processes
-from tcgn_hub.training.fingerprint import refuse_another
+from tcgn_hub.training.loop import Loop
 from tcgn_hub.training.losses import loss_of
 from tcgn_hub.training.optimisation import freeze, make_optimizer, make_schedule
 from tcgn_hub.training.recipe import Recipe
@@ -40,59 +31,13 @@ from tcgn_hub.training.start import Start, begin_at, starting_model
 from tcgn_hub.units import UNITS, mean_in_linear
 from tcgn_hub.weights.info import WeightsInfo
 
-if TYPE_CHECKING:
-    from torch.amp import GradScaler
-
 _logger = logging.getLogger(__name__)
 
 _PATCH_UM = 154.0  # of the default weights: the whole of a spot of 100 um, and what is around it
 _LEAST_SPOTS = 4  # below which a correlation says nothing
 
 
-@dataclass
-class TrainState:
-    """Everything that a run goes on from."""
-
-    model: nn.Module  # the model in training
-    ema: ModelEmaV3 | None  # the moving average of its weights, None for none
-    optimizer: torch.optim.Optimizer  # the optimiser
-    scaler: GradScaler  # of the loss, for float16
-    step: int = 0  # steps done
-    loss: float = 0.0  # sum of the loss over the items of the epoch so far
-    history: list[dict[str, Any]] = field(default_factory=list)  # one row an epoch that has ended
-    # ``score``, ``epoch``, ``model`` of the best epoch, and how many epochs since were ``stale``; None before
-    # anything was validated
-    best: dict[str, Any] | None = None
-
-    _PARTS = ("optimizer", "scaler")
-    _PLAIN = ("step", "loss", "history", "best")
-
-    @property
-    def kept(self) -> nn.Module:
-        """The model that is validated and kept."""
-        return self.model if self.ema is None else self.ema.module
-
-    def state_dict(self) -> dict[str, Any]:
-        """As tensors and plain values."""
-        return {
-            "model": self.model.state_dict(),
-            "ema": None if self.ema is None else self.ema.module.state_dict(),
-            **{name: getattr(self, name).state_dict() for name in self._PARTS},
-            **{name: getattr(self, name) for name in self._PLAIN},
-        }
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state_dict` gave."""
-        self.model.load_state_dict(state["model"])
-        if self.ema is not None:
-            self.ema.module.load_state_dict(state["ema"])
-        for name in self._PARTS:
-            getattr(self, name).load_state_dict(state[name])
-        for name in self._PLAIN:
-            setattr(self, name, state[name])
-
-
-class Trainer:
+class Trainer(Loop):
     """Trains a model on sections; see `tcgn_hub.finetune` for what is around it.
 
     Args:
@@ -132,15 +77,14 @@ class Trainer:
         cache: str | Path | None = None,
         progress: bool = False,
     ) -> None:
+        super().__init__(recipe, processes, progress=progress)
         self.sections = {section.name: section for section in sections}
         self.recipe, self.panel, self.split = recipe, list(panel), split
-        self.processes = processes or Processes().__enter__()
-        self._shown = progress and self.processes.first
         start = start or starting_model(recipe, panel)
         self.patch_um, self.crop_px = _patch_side(recipe, start.info, sections)
         self.crops = self._cut(cache)
         self._divide()
-        self.state = self._begin(start)
+        self._prepare(start)
 
     def _cut(self, cache: str | Path | None) -> dict[str, SpotCrops]:
         """Crops of all sections; a cache that several processes share is written by the first."""
@@ -183,7 +127,7 @@ class Trainer:
         rest, aside = ((SpotCrops(crops.pixels[p], crops.patch_px), targets[p]) for p in (~block, block))
         return {**train, name: rest}, {name: aside}
 
-    def _begin(self, start: Start) -> TrainState:
+    def _prepare(self, start: Start) -> None:
         recipe, processes = self.recipe, self.processes
         model = start.model
         if start.new_classifier:
@@ -192,106 +136,25 @@ class Trainer:
         self._frozen = freeze(model, recipe)
         if recipe.grad_checkpointing:
             model.set_grad_checkpointing(True)  # type: ignore[operator]
-        ema = ModelEmaV3(model, decay=recipe.ema) if recipe.ema else None
         optimizer = make_optimizer(model, recipe)
-        scaler = torch.amp.GradScaler(processes.kind, enabled=recipe.precision == "float16")
-        self._schedule = make_schedule(optimizer, recipe, self._cycle)
         self._scale = torch.from_numpy(self._targets.scale.astype(np.float32)).to(processes.device)
-        self._network = processes.shared(model)
-        return TrainState(model, ema, optimizer, scaler)
+        self._begin(model, optimizer, make_schedule(optimizer, recipe, self._cycle))
 
-    def fit(
-        self,
-        out: str | Path | None = None,
-        *,
-        fingerprint: Mapping[str, Any] | None = None,
-        workers: int = 0,
-        checkpoint_minutes: float = 10,
-    ) -> nn.Module:
-        """Run the steps that are left.
+    def items(self) -> int:
+        """How many items an epoch passes over."""
+        return len(self._spots)
 
-        Args:
-            out: Folder that the state is saved in, and continued from if it holds one; nothing is saved if None.
-            fingerprint: What the run follows from, saved with its state and compared before it is continued.
-            workers: Processes that prepare crops.
-            checkpoint_minutes: How often the state is saved. It is saved too at Ctrl-C and SIGTERM.
+    def batches(self, epoch: int, skip: int, workers: int) -> Iterator[tuple[int, list[Batch]]]:
+        """The steps of an epoch but for the first ``skip``, see `Loop.batches`."""
+        rank, count = self.processes.rank, self.processes.count
+        return batches(self._spots, self.recipe, epoch=epoch, skip=skip, rank=rank, processes=count, workers=workers)
 
-        Returns:
-            The model that is kept, in eval mode, its weights rounded to float16 as they are stored.
-
-        Raises:
-            TrainingError: The state is that of another run, or damaged.
-            OutputError: ``out`` cannot be made a folder.
-            KeyboardInterrupt: At Ctrl-C or SIGTERM, after the state was saved.
-        """
-        state, processes, out = self.state, self.processes, None if out is None else Path(out)
-        written = out if processes.first else None
-        if out is not None:
-            self._resume(out, fingerprint or {})
-        if written is not None:
-            make_folder(written)
-
-        def save() -> None:
-            if written is not None:
-                save_checkpoint(written, {"fingerprint": dict(fingerprint or {}), **state.state_dict()})
-
-        if processes.first and not state.step:
-            _logger.info("Training takes %d steps of %d spots.", self.total, self.recipe.batch_size)
-        bar = Progress(self.total, "step", name="training", done=state.step, shown=self._shown)
-        saved = began = time.monotonic()
-        with bar, _tensorboard(written) as board, processes.finishing_steps(), self._seeded(self.recipe.seed):
-            while state.step < self.total and not self.stopped:
-                self._start_epoch()
-                for size, parts in self._batches(workers):
-                    self.step(size, parts)
-                    bar.update()
-                    if state.step % self._per_epoch == 0:
-                        self._end_epoch(time.monotonic() - began, board)
-                        began = time.monotonic()
-                    stop = processes.stop_asked()
-                    if stop or time.monotonic() - saved >= 60 * checkpoint_minutes:
-                        save()
-                        saved = time.monotonic()
-                    if stop:
-                        saved_in = f"the state is saved in {out}; continue with {option('resume', True)}"
-                        raise KeyboardInterrupt(saved_in if out else "")
-        if state.best is not None:
-            state.kept.load_state_dict(state.best["model"])
-        processes.align(state.kept)
-        return _rounded(state.kept.eval())
-
-    def step(self, size: int, parts: Sequence[Batch]) -> None:
-        """One step of the optimiser.
-
-        Args:
-            size: Items of the whole batch, over all processes.
-            parts: The parts of it that this process computes, one after another.
-        """
-        state, recipe, processes = self.state, self.recipe, self.processes
-        # dropout of a step follows from its number, so that a resumed run repeats it
-        torch.manual_seed(_seed_of(recipe.seed, state.step, processes.rank))
-        self._schedule.step_update(state.step % self._cycle)
-        dtype = torch.float16 if recipe.precision == "float16" else torch.bfloat16
-        done = 0.0
-        for i, part in enumerate(parts, 1):
-            crops, index, targets = (tensor.to(processes.device) for tensor in part)
-            with processes.joined(self._network, last=i == len(parts)):
-                with torch.autocast(processes.kind, dtype, enabled=recipe.precision != "float32"):
-                    predicted = self._network(to_input(crops))
-                loss = loss_of(predicted.float(), index, targets, self._scale, pearson=recipe.pearson)
-                loss = loss * len(targets) / size
-                # the mean over processes is taken of the gradients
-                state.scaler.scale(loss * processes.count).backward()
-            done += loss.item()
-        state.loss += processes.sum(done) * size
-        state.scaler.unscale_(state.optimizer)
-        torch.nn.utils.clip_grad_norm_(state.model.parameters(), recipe.clip)
-        state.scaler.step(state.optimizer)
-        state.scaler.update()
-        state.optimizer.zero_grad()
-        state.step += 1
-        if state.ema is not None:
-            state.ema.update(state.model, state.step)
+    def loss(self, part: Batch) -> tuple[torch.Tensor, int]:
+        """Mean of the loss over the items of a part of a batch, and how many there are."""
+        crops, index, targets = (tensor.to(self.processes.device) for tensor in part)
+        with self.autocast():
+            predicted = self._network(to_input(crops))
+        return loss_of(predicted.float(), index, targets, self._scale, pearson=self.recipe.pearson), len(targets)
 
     def validate(self) -> dict[str, float]:
         """How well the model that is kept predicts what was set aside; the processes share the work.
@@ -335,70 +198,20 @@ class Trainer:
             predicted[rank::count] = predict_crops(predictor, SpotCrops(crops.pixels[rank::count], crops.patch_px))
         return self.processes.sums(predicted)
 
-    def _resume(self, out: Path, fingerprint: Mapping[str, Any]) -> None:
-        saved = load_checkpoint(out)
-        if saved is not None:
-            refuse_another(out, saved["fingerprint"], fingerprint)
-            self.state.load_state_dict(saved)
-            _logger.info("Continuing after step %d of %d.", self.state.step, self.total)
-
-    def _batches(self, workers: int) -> Iterator[tuple[int, list[Batch]]]:
-        epoch, skip = divmod(self.state.step, self._per_epoch)
-        processes = self.processes
-        return batches(
-            self._spots,
-            self.recipe,
-            epoch=epoch,
-            skip=skip,
-            rank=processes.rank,
-            processes=processes.count,
-            workers=workers,
-        )
-
-    def _start_epoch(self) -> None:
-        state = self.state
-        if state.step and state.step % self._cycle == 0:
-            state.model.load_state_dict(state.kept.state_dict())
-            state.optimizer.state.clear()
-        state.model.train()
-        for module in self._frozen:
-            module.eval()
-
-    def _end_epoch(self, seconds: float, board: Any) -> None:
-        state = self.state
-        row: dict[str, Any] = {"epoch": len(state.history) + 1, "loss": state.loss / len(self._spots)}
-        row["seconds"] = seconds
-        state.loss = 0.0
-        if self._validation:
-            measures = self.validate()
-            row |= measures
-            score = measures.get("val_pcc", -measures.get("val_rmse", math.nan))
-            if math.isnan(score):
-                score = -math.inf
-            if state.best is None or score > state.best["score"]:
-                model = {key: value.detach().cpu().clone() for key, value in state.kept.state_dict().items()}
-                state.best = {"score": score, "epoch": row["epoch"], "stale": 0, "model": model}
-            else:
-                state.best = {**state.best, "stale": state.best["stale"] + 1}
-        state.history.append(row)
-        if self.processes.first:
-            told = ", ".join(f"{key} {value:.4g}" for key, value in row.items() if key != "epoch")
-            _logger.info("Epoch %d of %d: %s.", row["epoch"], self.recipe.epochs, told)
-        if board is not None:
-            for key in row.keys() - {"epoch"}:
-                board.add_scalar(key, row[key], row["epoch"])
-
-    @contextlib.contextmanager
-    def _seeded(self, seed: int) -> Iterator[None]:
-        """While this lasts, random numbers follow from a seed; afterwards they are those of the caller again."""
-        device = torch.device(self.processes.device)
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            torch.manual_seed(seed)
-            yield
-
-
-def _seed_of(*numbers: int) -> int:
-    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+    def measures(self) -> dict[str, float]:
+        """What the epoch reached on what was set aside; the model of the best epoch is kept with it."""
+        if not self._validation:
+            return {}
+        state, measures = self.state, self.validate()
+        score = measures.get("val_pcc", -measures.get("val_rmse", math.nan))
+        if math.isnan(score):
+            score = -math.inf
+        if state.best is None or score > state.best["score"]:
+            model = {key: value.detach().cpu().clone() for key, value in state.kept.state_dict().items()}
+            state.best = {"score": score, "epoch": len(state.history) + 1, "stale": 0, "model": model}
+        else:
+            state.best = {**state.best, "stale": state.best["stale"] + 1}
+        return measures
 
 
 def _check_batch(items: int, recipe: Recipe, processes: Processes) -> None:
@@ -432,30 +245,3 @@ def _patch_side(
         )
     of_weights = None if known is None or known.scope == "trunk" else known.patch_um
     return recipe.patch_um or of_weights or _PATCH_UM, None
-
-
-def _rounded(model: nn.Module) -> nn.Module:
-    """The model as it is stored: what is measured is what is kept."""
-    if not fits_float16(model):
-        _logger.warning("A parameter is too large for float16, so that the weights are kept in float32.")
-        return model.float()
-    return model.half().float()
-
-
-def fits_float16(model: nn.Module) -> bool:
-    """Whether no parameter or statistic of a model becomes infinite in float16."""
-    large = torch.finfo(torch.float16).max
-    return all(bool((v.abs() <= large).all()) for v in model.state_dict().values() if v.is_floating_point())
-
-
-@contextlib.contextmanager
-def _tensorboard(out: Path | None) -> Iterator[Any]:
-    """A writer for TensorBoard where that is installed."""
-    with contextlib.ExitStack() as stack:
-        board = None
-        if out is not None:
-            with contextlib.suppress(ImportError):
-                from torch.utils.tensorboard import SummaryWriter
-
-                board = stack.enter_context(SummaryWriter(str(out / "tensorboard")))
-        yield board
