@@ -65,9 +65,9 @@ class Section:
         """
         try:
             if self.patches is not None:
-                image = _sha256(*sorted(_file_hash(patch) for patch in self.patches))
+                image = _sha256(*sorted(file_hash(patch) for patch in self.patches))
             else:
-                image = _file_hash(self.image) if self.image is not None else ""
+                image = file_hash(self.image) if self.image is not None else ""
         except OSError as err:
             raise SectionError(f"An image of section {self.name} cannot be read: {err}.") from err
         totals = np.rint(np.asarray(self.counts.sum(axis=0, dtype=np.float64)).ravel())
@@ -131,7 +131,8 @@ def _sha256(*parts: str | bytes) -> str:
     return hashlib.sha256(b"".join(part.encode() if isinstance(part, str) else part for part in parts)).hexdigest()
 
 
-def _file_hash(path: Path) -> str:
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file; of one above 64 MiB, of its size and its first and last 4 MiB."""
     with open(path, "rb") as file:
         size = path.stat().st_size
         if size <= _WHOLE:

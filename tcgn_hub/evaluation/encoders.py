@@ -43,6 +43,15 @@ class Encoder:
     def __call__(self, patches: np.ndarray) -> np.ndarray:
         """Features, float32, shape (n, d), of RGB patches, uint8, shape (n, 3, side, side) of any side."""
         import torch
+
+        with torch.inference_mode():
+            values = self.model(self.images(patches)).float().cpu().numpy()
+        # networks without pooling give maps (n, d, h, w) or tokens (n, tokens, d)
+        return values.mean(axis={2: (), 3: 1, 4: (2, 3)}[values.ndim])
+
+    def images(self, patches: np.ndarray) -> torch.Tensor:
+        """Its input, float32, shape (n, 3, size, size), of RGB patches, uint8, shape (n, 3, side, side)."""
+        import torch
         from PIL import Image
 
         resample = Image.Resampling[self.interpolation.upper()]
@@ -50,10 +59,7 @@ class Encoder:
         images = [Image.fromarray(patch).resize(shape, resample) for patch in patches.transpose(0, 2, 3, 1)]
         x = np.stack([np.asarray(image) for image in images]).astype(np.float32) / 255
         x = (x - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
-        with torch.inference_mode():
-            values = self.model(torch.from_numpy(x.transpose(0, 3, 1, 2).copy()).to(self.device)).float().cpu().numpy()
-        # networks without pooling give maps (n, d, h, w) or tokens (n, tokens, d)
-        return values.mean(axis={2: (), 3: 1, 4: (2, 3)}[values.ndim])
+        return torch.from_numpy(x.transpose(0, 3, 1, 2).copy()).to(self.device)
 
 
 def load_encoder(name: str, *, device: str = "auto") -> Encoder:

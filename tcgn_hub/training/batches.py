@@ -87,9 +87,13 @@ def steps_per_epoch(items: int, recipe: Recipe, *, processes: int = 1) -> int:
 
 
 def _starts(items: int, recipe: Recipe, processes: int) -> list[int]:
-    """Where each batch begins. The last one may be smaller, but every part of it has an item."""
-    starts = list(range(0, items, recipe.batch_size))
-    if len(starts) > 1 and items - starts[-1] < processes * recipe.accumulate:
+    return even_starts(items, recipe.batch_size, processes * recipe.accumulate)
+
+
+def even_starts(items: int, batch_size: int, parts: int) -> list[int]:
+    """Where each batch begins. The last one may be smaller, but every one of its parts has an item."""
+    starts = list(range(0, items, batch_size))
+    if len(starts) > 1 and items - starts[-1] < parts:
         starts.pop()
     return starts
 

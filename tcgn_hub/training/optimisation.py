@@ -9,14 +9,12 @@ from timm.optim import param_groups_layer_decay
 from timm.scheduler import CosineLRScheduler
 from torch import nn
 
-from tcgn_hub.training.recipe import Recipe
+from tcgn_hub.training.recipe import Recipe, Steps
 
 
 def freeze(model: Any, recipe: Recipe) -> list[nn.Module]:
     """Keep what a recipe does not train; returns the modules that have to stay in eval mode."""
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = recipe.drop_rate
+    set_dropout(model, recipe.drop_rate)
     parts = {"head": [model.head], "last-stage": [model.stages[-1], model.final_conv, model.head], "all": [model]}
     trained = parts[recipe.tune]
     model.requires_grad_(False)
@@ -31,7 +29,14 @@ def freeze(model: Any, recipe: Recipe) -> list[nn.Module]:
     ]
 
 
-def make_optimizer(model: Any, recipe: Recipe) -> torch.optim.Optimizer:
+def set_dropout(model: nn.Module, rate: float) -> None:
+    """Give all dropout of a model one rate."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = rate
+
+
+def make_optimizer(model: Any, recipe: Steps) -> torch.optim.Optimizer:
     """AdamW with layer-wise learning rates; biases and norms do not decay."""
     groups = param_groups_layer_decay(
         model,
@@ -42,7 +47,7 @@ def make_optimizer(model: Any, recipe: Recipe) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, lr=recipe.lr)
 
 
-def make_schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, steps: int) -> CosineLRScheduler:
+def make_schedule(optimizer: torch.optim.Optimizer, recipe: Steps, steps: int) -> CosineLRScheduler:
     """A linear rise, then half a cosine down to 0, for a cycle of so many steps."""
     warmup = min(round(recipe.warmup * steps), steps - 1)
     return CosineLRScheduler(

@@ -130,8 +130,52 @@ class Recipe(Steps):
         """
         super().__post_init__()
         one_of(self, "tune", TUNE)
-        if self.architecture != "tcgn_base" and self.weights != SCRATCH:
-            scratch = option("weights", SCRATCH)
-            raise TrainingError(f"An architecture, {self.architecture}, is built from scratch: say {scratch}.")
+        _from_scratch(self.architecture, self.weights)
         if self.patch_um is not None and self.crop_px is not None:
             raise TrainingError(f"Give the side of a patch once: {option('patch_um')} or {option('crop_px')}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distillation(Steps):
+    """How to distil frozen networks into a backbone; beside these, what `Steps` has.
+
+    Attributes:
+        weights: What to start from, as in `Recipe`, or 'scratch'.
+        architecture: What to build from scratch; weights bring their own.
+        crops: Squares of tissue that are drawn, as many of each image.
+        smallest_um: Side of the smallest square in micrometres.
+        largest_um: Side of the largest.
+        coarsest: Pixels along the side that the student sees a square by at the least; squares are made as coarse as
+            that at random, so that what is learned holds for images of less resolution. The teachers see all of them.
+    """
+
+    epochs: int = _within(8, 1)
+    lr: float = _within(1e-3, 1e-12, 1e3)
+    warmup: float = _within(0.1, 0, 1)
+    ema: float = _within(0.0, 0, 0.999999)
+    drop_rate: float = _within(0.0, 0, 0.9)
+    weights: str | None = SCRATCH
+    architecture: str = "tcgn_base"
+    crops: int = _within(5000, 2)
+    smallest_um: float = _within(77.0, 1, 10_000)
+    largest_um: float = _within(300.0, 1, 10_000)
+    coarsest: int = _within(140, 16, 224)
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant.
+
+        Raises:
+            TrainingError: A value is out of its range, or two contradict each other.
+        """
+        super().__post_init__()
+        _from_scratch(self.architecture, self.weights)
+        if self.smallest_um > self.largest_um:
+            raise TrainingError(f"{option('smallest_um')} is larger than {option('largest_um')}.")
+        if self.crops < self.batch_size:
+            raise TrainingError(f"{option('crops')} is {self.crops}, less than a batch of {self.batch_size}.")
+
+
+def _from_scratch(architecture: str, weights: str | None) -> None:
+    if architecture != "tcgn_base" and weights != SCRATCH:
+        scratch = option("weights", SCRATCH)
+        raise TrainingError(f"An architecture, {architecture}, is built from scratch: say {scratch}.")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tcgn_hub.errors import TrainingError
-from tcgn_hub.training.recipe import SCRATCH, Recipe
+from tcgn_hub.training.recipe import SCRATCH, Distillation, Recipe
 from tcgn_hub.weights.info import WeightsInfo
 from tcgn_hub.weights.lineage import Parent
 
@@ -34,13 +34,20 @@ class Start:
         return Parent(path.resolve().name if path.exists() else self.info.name, self.info.sha256)
 
 
-def starting_model(recipe: Recipe, panel: Sequence[str]) -> Start:
+def starting_model(recipe: Recipe | Distillation, panel: Sequence[str]) -> Start:
     """A model started as a recipe says; what is new in it follows from the seed."""
     import torch
 
     with torch.random.fork_rng([]):
         torch.manual_seed(recipe.seed)
         return _started(recipe, panel)
+
+
+def starting_backbone(recipe: Distillation) -> Start:
+    """A model without a classifier, started as a recipe says."""
+    start = starting_model(recipe, ["-"])
+    start.model.reset_classifier(0)  # type: ignore[operator]
+    return Start(start.model, start.info, True)
 
 
 def begin_at(model: nn.Module, mean: torch.Tensor) -> None:
@@ -53,7 +60,7 @@ def begin_at(model: nn.Module, mean: torch.Tensor) -> None:
         classifier.weight.mul_(0.1)
 
 
-def _started(recipe: Recipe, panel: Sequence[str]) -> Start:
+def _started(recipe: Recipe | Distillation, panel: Sequence[str]) -> Start:
     import timm
 
     from tcgn_hub.models.loading import load_model

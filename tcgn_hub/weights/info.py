@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 INTERVAL_LEVEL = 0.9
 """Share of the measurements that a prediction interval is to hold."""
 
-SCOPES = ("model", "trunk")
+SCOPES = ("model", "backbone", "trunk")
 
 
 @dataclass(frozen=True)
@@ -29,11 +29,12 @@ class WeightsInfo:
 
     Attributes:
         name: Tag, folder or file they were loaded from.
-        genes: Symbols in the order of the outputs; none of a trunk.
+        genes: Symbols in the order of the outputs; none of a backbone or a trunk.
         units: Units of the outputs.
         sha256: Of the file of parameters.
         architecture: Name of the timm architecture.
-        scope: 'model', or 'trunk' for weights without graph branches and head, to start training from.
+        scope: 'model'; or what is to start training from: 'backbone' for weights without a classifier, 'trunk' for such
+            without graph branches and head.
         crop: How patches are cut: ``patch_um``, ``nominal_patch_um``, ``px``, ``magnification``, ``rule``.
         training_data: What is stated of the training: ``name``, ``sections``, ``patients``, ``source``, ...
         held_out: Metrics on held-out sections; of each gene ``pcc`` and ``interval_radius``, by name ``significant``.
@@ -89,7 +90,7 @@ class WeightsInfo:
             if not isinstance(stated.get(key) or default, type(default)):
                 raise refused(f"{key} is no {'list' if default == [] else 'object'}")
         if stated.get("scope", "model") not in SCOPES:
-            raise refused(f"scope is {stated['scope']!r}, not 'model' or 'trunk'")
+            raise refused(f"scope is {stated['scope']!r}, not one of {', '.join(SCOPES)}")
         try:
             genes = stated.get("genes") or (load_panel(stated["panel"]) if stated.get("panel") else ())
         except (PanelError, AttributeError) as err:
