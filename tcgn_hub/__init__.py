@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from tcgn_hub.result import Explanation, Result
     from tcgn_hub.training.crossval import crossval
     from tcgn_hub.training.finetune import finetune
-    from tcgn_hub.training.recipe import Recipe
+    from tcgn_hub.training.pretrain import pretrain
+    from tcgn_hub.training.recipe import Distillation, Recipe
     from tcgn_hub.training.trainer import Trainer
     from tcgn_hub.weights.info import WeightsInfo
 
@@ -32,13 +33,15 @@ _HOMES = {
     "result": ("Explanation", "Result"),
     "training.crossval": ("crossval",),
     "training.finetune": ("finetune",),
-    "training.recipe": ("Recipe",),
+    "training.pretrain": ("pretrain",),
+    "training.recipe": ("Distillation", "Recipe"),
     "training.trainer": ("Trainer",),
     "weights.info": ("WeightsInfo",),
 }
 _HOME_OF = {name: f"tcgn_hub.{home}" for home, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "Distillation",
     "Explanation",
     "Predictor",
     "Recipe",
@@ -54,6 +57,7 @@ __all__ = [
     "load",
     "predict",
     "predict_slide",
+    "pretrain",
     "read_sections",
 ]
 

@@ -15,7 +15,7 @@ from tcgn_hub.files import make_folder, read_json, write_text
 
 _NAME = "run.json"
 _NOT_KEPT = ("resume", "output")
-_PATHS = ("data", "expression", "metadata", "cache", "genes", "split", "weights")
+_PATHS = ("data", "expression", "metadata", "cache", "genes", "split", "weights", "teacher")
 _NAMED = ("genes", "split", "weights")  # that may also be names of this package
 _EITHER = ("genes", "hvg")
 
@@ -31,7 +31,9 @@ def recall(args: argparse.Namespace) -> None:
         if name not in given and not (name in _EITHER and given.intersection(_EITHER)) and hasattr(args, name):
             setattr(args, name, value)
     missing = [] if args.data else ["the data"]
-    if all(getattr(args, name, None) is None for name in _EITHER):
+    if hasattr(args, "teacher"):
+        missing += [] if args.teacher else ["--teacher"]
+    elif all(getattr(args, name, None) is None for name in _EITHER):
         missing.append("--genes or --hvg" if hasattr(args, "hvg") else "--genes")
     if missing:
         at = f"{args.output} keeps no {_NAME} of a run that could be resumed" if args.resume else "A new run needs more"

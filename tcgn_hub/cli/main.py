@@ -12,6 +12,7 @@ from tcgn_hub.cli.common import make_parser
 COMMANDS = {
     "predict": "genes and values of patches and slides (also installed as tcgn-predict)",
     "explain": "draw what predictions rest on: maps of genes, the learned graph, tiles of slides",
+    "pretrain": "distil frozen networks into a backbone, from tissue alone",
     "finetune": "train on sections of your own",
     "evaluate": "measure weights on sections that they have not seen",
     "crossval": "train and measure with every patient or section held out once",

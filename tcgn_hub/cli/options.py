@@ -58,6 +58,16 @@ OPTIONS: dict[str, dict[str, Any]] = {
         flags=("data",),
         nargs="+",
     ),
+    "tissue": _value(
+        "slides, images, folders of them, or what `tcgn finetune` takes, of which counts are not looked at",
+        flags=("data",),
+        nargs="+",
+    ),
+    "teacher": _value(
+        "frozen networks to learn from: a model of timm that has trained parameters, hf-hub:ORG/NAME, or local-dir:DIR",
+        "NAME",
+        nargs="+",
+    ),
     "sections": _value("only these sections (default: all)", "NAME", nargs="+"),
     "expression": _value("expression table of a CSV of patches, a row a spot", "FILE"),
     "mpp": _value("micrometres per pixel of all images (default: what each file says)", "UM", _ABOVE_ZERO),

@@ -23,6 +23,7 @@ from tcgn_hub.images.tiles import OVERVIEW_PX
 from tcgn_hub.images.tissue import tissue_mask
 from tcgn_hub.images.transforms import INPUT_PX
 from tcgn_hub.progress import Progress
+from tcgn_hub.text import some
 from tcgn_hub.weights.lineage import SeenSection
 
 Tissues = str | Path | Sequence[Section] | Sequence[str | Path]
@@ -73,23 +74,28 @@ class Fields:
         return -(-len(self) // CHUNK)
 
 
-def read_tissues(data: Tissues, *, mpp: float | None = None) -> list[Tissue]:
+def read_tissues(data: Tissues, *, names: Sequence[str] | None = None, mpp: float | None = None) -> list[Tissue]:
     """What there is to cut squares from; counts are not looked at.
 
-    ``data``: sections or images; ``mpp``: micrometres per pixel of all images, in place of what the sources say.
+    ``data``: sections or images; ``names``: those to take, all if None; ``mpp``: micrometres per pixel of all images,
+    in place of what the sources say.
     """
     given_scale(mpp, None)
     items: list[Any] = [data] if isinstance(data, (str, Path)) else list(data)
     images = [item for item in items if not isinstance(item, Section) and _is_image(Path(item))]
     rest = [item for item in items if not any(item is image for image in images)]
-    tissues = [_of_section(section, mpp) for section in (as_sections(rest) if rest else ())]
-    tissues += [_of_image(path, mpp) for path in (find_images(images) if images else ())]
-    names = [tissue.name for tissue in tissues]
-    if not tissues:
+    sections, files = as_sections(rest) if rest else [], find_images(images) if images else []
+    there = [*(section.name for section in sections), *(file.stem for file in files)]
+    if not there:
         raise SectionError("There is no tissue to train on; give sections or slides.")
-    if len(set(names)) < len(names):
-        raise SectionError(f"Two images are named {max(names, key=names.count)}; rename one.")
-    return tissues
+    if len(set(there)) < len(there):
+        raise SectionError(f"Two images are named {max(there, key=there.count)}; rename one.")
+    unknown = [name for name in names or () if name not in there]
+    if unknown:
+        raise SectionError(f"There is no tissue {', '.join(unknown)}; there are {some(there, 20)}.")
+    chosen = set(there if names is None else names)
+    tissues = [_of_section(section, mpp) for section in sections if section.name in chosen]
+    return tissues + [_of_image(path, mpp) for path in files if path.stem in chosen]
 
 
 def draw_fields(

@@ -12,6 +12,10 @@ PENALTIES = tuple(10.0 ** np.arange(0, 6.25, 0.5))
 """Weights of the squared coefficients of ridge regression that may be chosen among."""
 
 
+COLOUR_TEXTURE = 32
+"""Numbers of `color_texture_features`."""
+
+
 def color_texture_features(crops: np.ndarray) -> np.ndarray:
     """Hand-made features of colour and texture, what the baseline sees of a patch.
 

@@ -40,18 +40,22 @@ def create_model(
 
 
 def load_model(
-    weights: str | Path | Resolved | None = None, *, device: str | None = None, cache_dir: str | Path | None = None
+    weights: str | Path | Resolved | None = None,
+    *,
+    device: str | None = None,
+    cache_dir: str | Path | None = None,
+    backbone: bool = False,
 ) -> tuple[TCGN, WeightsInfo]:
-    """A model in eval mode with its genes, units and held-out significance.
+    """A model in eval mode with its genes, units and held-out significance; with ``backbone`` also one without genes.
 
     ``weights`` are as `tcgn_hub.weights.hub.resolve` takes them, or what it gave. A file of parameters lies in a model
     directory, or is a published checkpoint of a panel of this package.
     """
     found = weights if isinstance(weights, Resolved) else resolve(weights, cache_dir=cache_dir)
     info = info_of(found)
+    if info is not None and (info.scope == "trunk" or (info.scope == "backbone" and not backbone)):
+        raise WeightsError(f"{found.name} predicts no genes; it is a start for fine-tuning.")
     if found.entry is not None and info is not None:
-        if info.scope == "trunk":
-            raise WeightsError(f"{found.name} predicts no genes; it is a start for fine-tuning.")
         model: Any = timm.create_model(found.name, pretrained=True, cache_dir=cache_dir)
     elif info is not None:
         names = {"label_names": info.genes}

@@ -755,6 +755,9 @@ def checkpoint_filter_fn(state_dict: Dict[str, torch.Tensor], model: nn.Module) 
 
     expected = model.state_dict()
     classifier = {"head.fc.weight", "head.fc.bias"}
+    if not getattr(model, "pretrained_cfg", {}).get("num_classes", 1):
+        # weights of a backbone: whatever classifier the model has is new
+        expected = {k: v for k, v in expected.items() if k not in classifier}
     missing = [k for k in expected if k not in state_dict]
     unexpected = [k for k in state_dict if k not in expected and k not in classifier]
     reshaped = [
@@ -841,8 +844,11 @@ def _cfg(**kwargs: Any) -> Dict[str, Any]:
 
 def _cfg_of(weights: ManifestEntry) -> Dict[str, Any]:
     file = weights.model_file
+    outputs: Dict[str, Any] = {}
+    if weights.info.scope != "trunk":
+        outputs = {"num_classes": len(weights.info.genes), "label_names": weights.info.genes}
     return _cfg(
-        **({"num_classes": len(weights.info.genes), "label_names": weights.info.genes} if weights.info.genes else {}),
+        **outputs,
         file=str(weights.folder / file.name) if weights.bundled and file else None,
         hf_hub_id=f"{weights.hub['repo_id']}@{weights.hub['revision']}" if weights.hub["repo_id"] else None,
         license=weights.info.license,

@@ -37,7 +37,7 @@ class TrainingSpots(Dataset):
         self._items = [(section, row) for section, t in enumerate(targets) for row in range(len(t))]
         self._bulk = [len(t) != len(c.pixels) for c, t in zip(crops, targets, strict=True)]
         # sections of one scale are resized on the device, at once
-        self._resize = len({c.patch_px for c in crops}) > 1
+        self._resize = len({c.patch_px for c in crops}) > 1 or recipe.zoom > 1 or recipe.coarsest < INPUT_PX
 
     def __len__(self) -> int:
         return len(self._items)
@@ -52,14 +52,19 @@ class TrainingSpots(Dataset):
         if self._bulk[section]:
             k = min(self._recipe.tiles_per_slide, len(crops.pixels))
             rows = list(rng.choice(len(crops.pixels), k, replace=False))
-        pieces = torch.stack([self._vary(np.asarray(crops.pixels[r]), crops.patch_px, rng) for r in rows])
+        pieces = [self._vary(np.asarray(crops.pixels[r]), crops.patch_px, rng) for r in rows]
         if self._resize:
-            pieces = F.interpolate(pieces, size=(INPUT_PX, INPUT_PX), mode="bilinear", antialias=True)
-        return pieces, torch.from_numpy(self._targets[section][row])
+            pieces = [coarsened(resized(piece, INPUT_PX), self._recipe.coarsest, rng) for piece in pieces]
+        return torch.stack(pieces), torch.from_numpy(self._targets[section][row])
 
     def _vary(self, crop: np.ndarray, size: int, rng: np.random.Generator) -> torch.Tensor:
-        """Move, rotate by 90 degrees and flip a crop (3, S, S), and change its colours."""
-        top, left = rng.integers(0, crop.shape[-1] - size + 1, 2)
+        """Move, enlarge, rotate by 90 degrees and flip a crop (3, S, S), and change its colours."""
+        if self._recipe.zoom > 1:
+            largest = crop.shape[-1]
+            move, size = round(self._recipe.shift * size), round(size * self._recipe.zoom ** rng.uniform(-1, 1))
+            top, left = ((largest - size) // 2 + rng.integers(-move, move + 1, 2)).clip(0, largest - size)
+        else:
+            top, left = rng.integers(0, crop.shape[-1] - size + 1, 2)
         turn, flip = int(rng.integers(0, 4)), rng.integers(0, 2)
         gain, shift = rng.uniform(-1, 1, (2, 3, 1, 1)).astype(np.float32) * self._recipe.color_jitter
         stain = rng.uniform(-1, 1, (2, 3)) * self._recipe.stain_jitter
@@ -69,6 +74,25 @@ class TrainingSpots(Dataset):
             piece = _jitter_stains(piece, *stain)
         # half of the share in the offset: 12 of 255 where the gain is 10 %
         return torch.from_numpy(np.clip(piece * (1 + gain) + 120 * shift, 0, 255))
+
+
+def margin(recipe: Recipe) -> float:
+    """What training crops need around a patch on each side, as a share of its side."""
+    return recipe.shift + (recipe.zoom - 1) / 2
+
+
+def resized(piece: torch.Tensor, side: int) -> torch.Tensor:
+    """A square (3, S, S) of another side."""
+    if piece.shape[-1] == side:
+        return piece
+    return F.interpolate(piece[None], size=(side, side), mode="bilinear", antialias=True)[0]
+
+
+def coarsened(piece: torch.Tensor, coarsest: int, rng: np.random.Generator) -> torch.Tensor:
+    """Every other square (3, 224, 224) as if it had been seen by fewer pixels along its side, ``coarsest`` or more."""
+    if coarsest >= INPUT_PX or rng.random() < 0.5:
+        return piece
+    return resized(resized(piece, int(rng.integers(coarsest, INPUT_PX))), INPUT_PX)
 
 
 def _jitter_stains(piece: np.ndarray, gain: np.ndarray, shift: np.ndarray) -> np.ndarray:

@@ -55,7 +55,7 @@ def _of_section(section: Section) -> dict[str, str]:
 def _flat(stated: Mapping[str, Any]) -> dict[str, str]:
     """One line for each thing that can differ."""
     parts = {**stated.get("recipe", {}), **{f"section {name}": it for name, it in stated.get("data", {}).items()}}
-    parts |= {key: stated.get(key) for key in ("panel", "split")}
+    parts |= {key: stated.get(key) for key in ("panel", "split", "teachers")}
     # the name of the weights is the recipe's, and a path may be named from elsewhere
     sha256 = (stated.get("weights") or {}).get("sha256")
     if sha256:

@@ -12,16 +12,16 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from tcgn_hub.data.fields import CHUNK, Tissue, Tissues, all_chunks, draw_fields, read_tissues
 from tcgn_hub.errors import OutputError, TrainingError
+from tcgn_hub.evaluation.baselines import COLOUR_TEXTURE, color_texture_features
 from tcgn_hub.files import write_text
 from tcgn_hub.images.transforms import INPUT_PX, dihedral, to_input
 from tcgn_hub.text import some
-from tcgn_hub.training.batches import even_starts
+from tcgn_hub.training.batches import coarsened, even_starts
 from tcgn_hub.training.checkpoints import check_folder, remove_checkpoints
 from tcgn_hub.training.distributed import Processes
 from tcgn_hub.training.loop import Loop, fits_float16
@@ -36,11 +36,12 @@ from tcgn_hub.writing.evaluations import draw, write_csv
 _logger = logging.getLogger(__name__)
 
 _OF_MEAN = 5.0  # weight of the error of a last map's mean over positions, beside that of the map
+_OF_COLOURS = 1.0  # weight of the error of what is measured of colour and texture
 _OF_STAGE = 0.5  # weight of the error of an earlier map
-_COARSE = 0.5  # share of the squares that are seen with less resolution
 _LOOKED_AT = 2  # chunks that tell how the channels of a teacher vary
 
-_Part = tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]  # squares, one of eight views each, teachers' values
+# squares, one of eight views each, colour and texture of each, teachers' values
+_Part = tuple[torch.Tensor, torch.Tensor, torch.Tensor, list[torch.Tensor]]
 
 
 def pretrain(
@@ -49,6 +50,7 @@ def pretrain(
     teacher: str | Sequence[str],
     out: str | Path,
     recipe: Distillation | None = None,
+    sections: Sequence[str] | None = None,
     mpp: float | None = None,
     resume: bool = False,
     device: str = "auto",
@@ -61,9 +63,10 @@ def pretrain(
     """Distil frozen networks into the backbone of TCGN, from tissue alone: no gene is looked at.
 
     The last map of the student tells, through a 1 x 1 convolution that is thrown away afterwards, the last map of each
-    teacher and its mean over positions, and maps of its first stages tell those of a teacher of about their size. All
-    maps are standardised by channel. Where squares are seen more than once the teachers are asked once, and what they
-    say is kept on disk meanwhile. Started by ``torchrun``, several processes share each batch.
+    teacher and its mean over positions, and maps of its first stages tell those of a teacher of about their size. The
+    mean of the last map tells, too, the hand-made features of colour and texture that the baseline of `evaluate` has.
+    Everything is standardised by channel. Where squares are seen more than once the teachers are asked once, and what
+    they say is kept on disk meanwhile. Started by ``torchrun``, several processes share each batch.
 
     Args:
         data: Sections, images or slides, or where to read them from; of sections only the image and the places of the
@@ -74,6 +77,7 @@ def pretrain(
             ``history.csv`` and ``figures/``. It is a start for `finetune` (``weights=out``), and a backbone for
             ``timm.create_model('local-dir:OUT', pretrained=True, num_classes=0)``.
         recipe: How to train.
+        sections: Names of the sections or images to take; all if None.
         mpp: Micrometres per pixel of all images, in place of what they say.
         resume: Continue the run in ``out`` where it was interrupted; it ends with the weights that it would have had.
         device: Device to train on; 'auto' is CUDA where there is one.
@@ -99,7 +103,7 @@ def pretrain(
     WeightsInfo.from_json(dict(metadata or {}), name="the metadata")
     names = [teacher] if isinstance(teacher, str) else list(teacher)
     with Processes(device) as processes:
-        tissues = read_tissues(data, mpp=mpp)
+        tissues = read_tissues(data, names=sections, mpp=mpp)
         start = starting_backbone(recipe)
         teachers = [Teacher(name, device=processes.device) for name in names]
         if processes.first:
@@ -132,12 +136,13 @@ class Student(nn.Module):
             nn.ModuleList(nn.Conv2d(widths[target.stage], target.channels, 1) for target in teacher.targets)
             for teacher in teachers
         )
+        self.colours = nn.Linear(backbone.num_features, COLOUR_TEXTURE)
 
-    def forward(self, x: torch.Tensor) -> list[list[torch.Tensor]]:
-        """The maps of each teacher's targets."""
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, list[list[torch.Tensor]]]:
+        """Colour and texture, and the maps of each teacher's targets."""
         last, between = self.backbone.forward_intermediates(x)
         maps = [*between[:3], last]
-        return [
+        return self.colours(last.mean((2, 3))), [
             [reader(maps[stage]) for reader, stage in zip(readers, stages, strict=True)]  # type: ignore[call-overload]
             for readers, stages in zip(self.readers, self.stages, strict=True)
         ]
@@ -214,13 +219,12 @@ class Distiller(Loop):
                         f"{err} What the teachers say of {len(self.fields)} squares takes {need:.1f} GB; give another"
                         " cache, fewer crops, or one epoch, in which nothing is kept."
                     ) from err
-                for teacher, of in zip(self.teachers, said, strict=False):
-                    teacher.look(of[:: max(1, len(of) // _LOOKED_AT)][:_LOOKED_AT])
-                for teacher in self.teachers[len(said) :]:
-                    some_chunks = pixels[:: max(1, len(pixels) // _LOOKED_AT)][:_LOOKED_AT]
-                    teacher.look([teacher(np.asarray(chunk)) for chunk in some_chunks])
+                looked_at = range(0, len(pixels), max(1, len(pixels) // _LOOKED_AT))[:_LOOKED_AT]
+                for number, teacher in enumerate(self.teachers):
+                    teacher.look([said[number][i] if kept else teacher(np.asarray(pixels[i])) for i in looked_at])
+                colours = np.concatenate([color_texture_features(np.asarray(pixels[i])) for i in looked_at])
             self.processes.wait()
-        return Squares(pixels, said, self.recipe)
+        return Squares(pixels, said, self.recipe, colours.mean(axis=0), colours.std(axis=0) + 1e-6)
 
     def fingerprint(self, start: Start) -> dict[str, Any]:
         """Everything that the result follows from, as plain values."""
@@ -256,13 +260,13 @@ class Distiller(Loop):
     def loss(self, part: _Part) -> tuple[torch.Tensor, int]:
         """Mean of the error over the squares of a part of a batch, and how many there are."""
         device = self.processes.device
-        squares, views, said = part
+        squares, views, colours, said = part
         if not self._squares.asked:
             # what is not kept is asked of the squares as they are turned
             said, views = [torch.from_numpy(t(said[0].numpy())) for t in self.teachers], torch.zeros_like(views)
         with self.autocast():
-            told = self._network(to_input(squares.to(device)))
-        losses = []
+            measured, told = self._network(to_input(squares.to(device)))
+        losses = [_OF_COLOURS * len(self.teachers) * (measured.float() - colours.to(device)).square().mean()]
         for teacher, of, values in zip(self.teachers, told, said, strict=True):
             targets = teacher.maps(values.to(device))
             turned = [torch.stack([dihedral(m, int(v)) for m, v in zip(maps, views, strict=True)]) for maps in targets]
@@ -280,40 +284,48 @@ class Squares(Dataset):
     """Varied squares of tissue, and what teachers say of them as they are.
 
     ``pixels``: of each chunk; ``said``: of each teacher, of each chunk; none to be asked later; ``recipe``: says how
-    squares are varied.
+    squares are varied; ``mean`` and ``std``: of what is measured of colour and texture, shape (32,).
     """
 
-    def __init__(self, pixels: Sequence[np.ndarray], said: Sequence[Sequence[np.ndarray]], recipe: Distillation):
-        self._pixels, self._said, self._recipe = pixels, said, recipe
+    def __init__(
+        self,
+        pixels: Sequence[np.ndarray],
+        said: Sequence[Sequence[np.ndarray]],
+        recipe: Distillation,
+        mean: np.ndarray,
+        std: np.ndarray,
+    ) -> None:
+        self._pixels, self._said, self._recipe, self._mean, self._std = pixels, said, recipe, mean, std
 
     @property
     def asked(self) -> bool:
         """Whether it is known what the teachers say."""
         return bool(self._said)
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[torch.Tensor, int, list[torch.Tensor]]:
-        """A square (3, 224, 224), float32 in 0 to 255, which of eight views it is, and the teachers' values.
+    def __getitem__(self, key: tuple[int, int]) -> tuple[torch.Tensor, int, torch.Tensor, list[torch.Tensor]]:
+        """A square (3, 224, 224), float32 in 0 to 255, which of eight views it is, its colours, the teachers' values.
 
-        Where they are not known, the square before its colours and its resolution were changed, uint8.
+        Colour and texture are measured as the student sees them. Where the teachers' values are not known, the square
+        before its colours and its resolution were changed, uint8.
         """
         epoch, item = key
         number, row = divmod(item, CHUNK)
         rng = np.random.default_rng((self._recipe.seed, epoch, item))
         view = int(rng.integers(0, 8))
         gain, shift = rng.uniform(-1, 1, (2, 3, 1, 1)).astype(np.float32) * self._recipe.color_jitter
-        side = int(rng.integers(self._recipe.coarsest, INPUT_PX + 1))
         whole = np.ascontiguousarray(dihedral(np.asarray(self._pixels[number][row]), view))
         square = torch.from_numpy(np.clip(whole * (1 + gain) + 120 * shift, 0, 255))
-        if side < INPUT_PX and rng.random() < _COARSE:
-            small = F.interpolate(square[None], size=(side, side), mode="bilinear", antialias=True)
-            square = F.interpolate(small, size=(INPUT_PX, INPUT_PX), mode="bilinear")[0]
         said = [torch.from_numpy(np.array(of[number][row])) for of in self._said]
-        return square, view, said or [torch.from_numpy(whole)]
+        square = coarsened(square, self._recipe.coarsest, rng)
+        measured = color_texture_features(square.numpy()[None])[0]
+        colours = torch.from_numpy((measured - self._mean) / self._std)
+        return square, view, colours, said or [torch.from_numpy(whole)]
 
 
 def _collate(items: list[Any]) -> _Part:
-    squares, views, said = zip(*items, strict=True)
-    return torch.stack(squares), torch.tensor(views), [torch.stack(of) for of in zip(*said, strict=True)]
+    squares, views, colours, said = zip(*items, strict=True)
+    values = [torch.stack(of) for of in zip(*said, strict=True)]
+    return torch.stack(squares), torch.tensor(views), torch.stack(colours), values
 
 
 def _write(

@@ -98,6 +98,9 @@ class Recipe(Steps):
         components: Principal components that are kept of the training targets to remove noise; 0 keeps all.
         pearson: Weight of ``1 - PCC`` over the spots of a batch, averaged over genes, beside the squared error.
         shift: How far a training crop may move from the spot's centre, as a share of its side.
+        zoom: Largest factor by which a training crop shows more, or less, tissue than a patch; 1 for none.
+        coarsest: Pixels along the side that a training crop is seen by at the least; every other one is made as coarse
+            as that at random, so that what is learned holds for images of less resolution; 224 for none.
         stain_jitter: Largest change of the amounts of haematoxylin, eosin and residual, as a share.
         freeze_norm: Keep the statistics of batch normalisation, also where weights are trained.
         patience: Stop after so many epochs without a better median PCC on validation sections, set aside of the
@@ -115,6 +118,8 @@ class Recipe(Steps):
     components: int = _within(20, 0)
     pearson: float = _within(0.0, 0, 1e6)
     shift: float = _within(0.1, 0, 1)
+    zoom: float = _within(1.0, 1, 4)
+    coarsest: int = _within(224, 16, 224)
     stain_jitter: float = _within(0.0, 0, 1)
     freeze_norm: bool = False
     patience: int | None = _within(None, 1)

@@ -73,7 +73,7 @@ def _started(recipe: Recipe | Distillation, panel: Sequence[str]) -> Start:
     entry = load_manifest().get(recipe.weights or "")
     if entry is not None and entry.info.scope == "trunk":
         return Start(timm.create_model(entry.tag, pretrained=True, num_classes=len(panel)), entry.info, True)
-    model, info = load_model(recipe.weights)
+    model, info = load_model(recipe.weights, backbone=True)
     other = list(info.genes) != list(panel)
     if other:
         model.reset_classifier(len(panel))

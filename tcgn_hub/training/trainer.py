@@ -21,7 +21,7 @@ from tcgn_hub.evaluation.splits import Split, spatial_block
 from tcgn_hub.images.transforms import to_input
 from tcgn_hub.prediction.backends.torch import TorchBackend
 from tcgn_hub.prediction.predictor import Predictor
-from tcgn_hub.training.batches import Batch, TrainingSpots, batches, steps_per_epoch
+from tcgn_hub.training.batches import Batch, TrainingSpots, batches, margin, steps_per_epoch
 from tcgn_hub.training.distributed import Processes
 from tcgn_hub.training.loop import Loop
 from tcgn_hub.training.losses import loss_of
@@ -88,7 +88,7 @@ class Trainer(Loop):
 
     def _cut(self, cache: str | Path | None) -> dict[str, SpotCrops]:
         """Crops of all sections; a cache that several processes share is written by the first."""
-        size: dict[str, Any] = {"patch_um": self.patch_um, "crop_px": self.crop_px, "margin": self.recipe.shift}
+        size: dict[str, Any] = {"patch_um": self.patch_um, "crop_px": self.crop_px, "margin": margin(self.recipe)}
         size["progress"] = self._shown
         crops = {}
         for turn in (True, False):
@@ -243,5 +243,5 @@ def _patch_side(
             f"The scale of section {unknown[0]} is not known; give the micrometres per pixel of its image, or the side"
             " of a patch in pixels (crop_px)."
         )
-    of_weights = None if known is None or known.scope == "trunk" else known.patch_um
+    of_weights = None if known is None or known.scope != "model" else known.patch_um
     return recipe.patch_um or of_weights or _PATCH_UM, None

@@ -90,7 +90,9 @@ def read_model_dir(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     try:
         config = read_json(path)
-        genes, architecture, outputs = config["label_names"], config["architecture"], config["num_classes"]
+        architecture, outputs = config["architecture"], config["num_classes"]
+        # timm leaves out the names of no outputs
+        genes = config["label_names"] if outputs else config.setdefault("label_names", [])
     except FileNotFoundError as err:
         refuse_unfinished(folder)
         raise WeightsError(f"{folder} is no model directory: it has no config.json.") from err
