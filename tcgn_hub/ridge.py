@@ -47,21 +47,41 @@ def choose_penalty(
     score: Callable[[np.ndarray, np.ndarray], float],
     prior: Linear | None = None,
 ) -> float:
-    """The penalty with the highest mean score where each part is predicted from the others.
+    """The penalty with the highest of `part_scores`; the middle one if there is only one part.
+
+    All as of `part_scores`.
+    """
+    scores = part_scores(x, y, parts, penalties, score=score, prior=prior)
+    return penalties[len(penalties) // 2 if scores is None else int(np.argmax(scores))]
+
+
+def part_scores(
+    x: np.ndarray,
+    y: np.ndarray,
+    parts: np.ndarray,
+    penalties: Sequence[float],
+    *,
+    score: Callable[[np.ndarray, np.ndarray], float],
+    measured: np.ndarray | None = None,
+    prior: Linear | None = None,
+) -> np.ndarray | None:
+    """How well each part is predicted from the others, the mean over parts, shape (penalties,); None of one part.
 
     ``x``, ``y``, ``penalties``, ``prior``: as of `fit_ridge`; ``parts``: number of the part that each row belongs to,
     shape (rows,); ``score``: of predictions and measurements of a part, both of shape (rows of it, outputs), the higher
-    the better; a part where it is NaN does not count. The middle one of the penalties if there is only one part.
+    the better; a part where it is NaN counts as 0; ``measured``: what predictions are compared with, like ``y``, if it
+    is not what they are fitted to.
     """
     numbers = np.unique(parts)
     if len(numbers) < 2:
-        return penalties[len(penalties) // 2]
+        return None
+    measured = y if measured is None else measured
     scores = np.zeros(len(penalties))
     for number in numbers:
         out = parts == number
         predicted = predict_ridge(x[~out], y[~out], x[out], penalties, prior=prior)
-        scores += np.nan_to_num([score(values, y[out]) for values in predicted])
-    return penalties[int(np.argmax(scores))]
+        scores += np.nan_to_num([score(values, measured[out]) for values in predicted])
+    return scores / len(numbers)
 
 
 def predict_ridge(
