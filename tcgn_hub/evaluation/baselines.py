@@ -50,7 +50,7 @@ def ridge_predict(
     spots, genes); NaN for genes without a training spot.
     """
     if parts is not None:
-        penalty = choose_penalty(train_features, train_targets, parts, PENALTIES, score=_median_pcc)
+        penalty = choose_penalty(train_features, train_targets, parts, PENALTIES, score=median_pcc)
     return predict_ridge(train_features, train_targets, test_features, (penalty,))[0]
 
 
@@ -77,7 +77,7 @@ def mean_predict(train_targets: np.ndarray, spots: int) -> np.ndarray:
     return np.tile(column_means(train_targets, np.nan), (spots, 1))
 
 
-def _median_pcc(predicted: np.ndarray, measured: np.ndarray) -> float:
+def median_pcc(predicted: np.ndarray, measured: np.ndarray) -> float:
     """Median PCC of the genes that have one, NaN if none has."""
     pcc = pearson(predicted, measured)
     known = ~np.isnan(pcc)

@@ -166,5 +166,5 @@ def fingerprint(parameters: Mapping[str, torch.Tensor], how: Sequence[Any]) -> s
     digest = hashlib.sha256(json.dumps(how).encode())
     for key, value in parameters.items():
         digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.cpu().reshape(-1).view(torch.uint8).numpy())
+        digest.update(value.cpu().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

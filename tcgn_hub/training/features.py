@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import logging
 import re
 import zipfile
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,10 @@ from tcgn_hub.errors import OutputError
 from tcgn_hub.evaluation.encoders import fingerprint
 from tcgn_hub.files import make_folder, write_npz
 from tcgn_hub.images.transforms import dihedral, to_input
+from tcgn_hub.prediction.backends.torch import TorchBackend
 from tcgn_hub.progress import Progress
 from tcgn_hub.training.distributed import Processes
+from tcgn_hub.training.loop import fits_float16
 
 _logger = logging.getLogger(__name__)
 
@@ -49,8 +53,10 @@ class TrunkFeatures:
         count, processes = len(crops.pixels), self._processes
         features, known = np.zeros((count, self._model.num_features), np.float32), np.zeros(count)
         if self._cache is not None:
-            path = self._cache / f"{re.sub(r'[^\w.-]', '_', name)}-{self._trunk[:16]}-{view}.npz"
-            keys, kept = _keys(crops), _kept(path, self._model.num_features)
+            what = re.sub(r"[^\w.-]", "_", name)
+            path = self._cache / f"{what}-{self._trunk[:16]}-{view}.npz"
+            keys = [key for patches in crops.patches() for key in keys_of(patches)]
+            kept = _kept(path, self._model.num_features)
             for i, key in enumerate(keys):
                 if key in kept:
                     features[i], known[i] = kept[key], 1
@@ -96,14 +102,68 @@ class PooledHead(nn.Module):
         super().__init__()
         self.head = model.head
 
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Groups of layers with rates of their own, as of models of timm: there is one."""
+        return {}
+
     def forward(self, pooled: torch.Tensor) -> torch.Tensor:
         """Values, shape (n, genes), of pooled features, shape (n, d)."""
         return self.head.fc(self.head.pre_logits(self.head.drop(pooled)))
 
 
-def _keys(crops: SpotCrops) -> list[bytes]:
-    """Of the pixels of each patch."""
-    return [hashlib.sha256(patch.tobytes()).digest() for patches in crops.patches() for patch in patches]
+def with_head(model: Any, trained: PooledHead) -> nn.Module:
+    """A model that shares its trunk with another, under a trained head."""
+    whole = copy.copy(model)
+    whole._modules = {**model._modules, "head": trained.head}
+    return whole
+
+
+def round_trunk(model: Any) -> None:
+    """Round the trunk of a model to float16, as it is stored."""
+    if not fits_float16(model):
+        return
+    for key, value in model.state_dict().items():
+        if value.is_floating_point() and not key.startswith("head."):
+            value.copy_(value.half())
+
+
+class KnownFeatures(TorchBackend):
+    """A model that knows the features of some patches already: of those it runs the head alone.
+
+    ``model``: a TCGN; ``features``: float32, shape (d,), of a patch by its key, see `keys_of`.
+    """
+
+    def __init__(self, model: Any, features: Mapping[bytes, np.ndarray]) -> None:
+        super().__init__(model)
+        self._features = features
+        self._prepared: tuple[Any, list[bytes]] = (None, [])
+
+    def prepare(self, pixels: Any) -> torch.Tensor:
+        """Resized and normalised on the device."""
+        x = super().prepare(pixels)
+        known = self._features and isinstance(pixels, np.ndarray)
+        self._prepared = x, keys_of(pixels.transpose(0, 3, 1, 2)) if known else []
+        return x
+
+    def forward(self, x: torch.Tensor, index: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        """Values and features."""
+        last, keys = self._prepared
+        if last is not x or index or not keys or not all(key in self._features for key in keys):
+            return super().forward(x, index)
+        pooled = np.stack([self._features[key] for key in keys])
+        with torch.inference_mode():
+            values = PooledHead(self.model)(torch.from_numpy(pooled).to(self.device))
+        return values.float().cpu().numpy(), pooled
+
+
+def keys_of(patches: np.ndarray) -> list[bytes]:
+    """What tells RGB patches, uint8, shape (n, 3, side, side), from others: of each a hash of its pixels."""
+    return [hashlib.sha256(patch.tobytes()).digest() for patch in patches]
+
+
+def known_features(crops: SpotCrops, features: np.ndarray) -> dict[bytes, np.ndarray]:
+    """Features, shape (n, d), by the keys of their patches."""
+    return dict(zip((key for patches in crops.patches() for key in keys_of(patches)), features, strict=True))
 
 
 def _kept(path: Path, width: int) -> dict[bytes, np.ndarray]:
