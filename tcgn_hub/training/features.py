@@ -102,10 +102,6 @@ class PooledHead(nn.Module):
         super().__init__()
         self.head = model.head
 
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Groups of layers with rates of their own, as of models of timm: there is one."""
-        return {}
-
     def forward(self, pooled: torch.Tensor) -> torch.Tensor:
         """Values, shape (n, genes), of pooled features, shape (n, d)."""
         return self.head.fc(self.head.pre_logits(self.head.drop(pooled)))

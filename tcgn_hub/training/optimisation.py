@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from timm.layers import DropPath, calculate_drop_path_rates
-from timm.optim import param_groups_layer_decay
+from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from timm.scheduler import CosineLRScheduler
 from torch import nn
 
@@ -51,12 +51,11 @@ def set_dropout(model: nn.Module, rate: float) -> None:
 
 def make_optimizer(model: Any, recipe: Steps) -> torch.optim.Optimizer:
     """AdamW with layer-wise learning rates; biases and norms do not decay."""
-    groups = param_groups_layer_decay(
-        model,
-        recipe.weight_decay,
-        no_weight_decay_list=tuple(getattr(model, "no_weight_decay", set)()),
-        layer_decay=recipe.layer_decay,
-    )
+    undecayed = tuple(getattr(model, "no_weight_decay", set)())
+    if hasattr(model, "group_matcher"):
+        groups = param_groups_layer_decay(model, recipe.weight_decay, undecayed, layer_decay=recipe.layer_decay)
+    else:
+        groups = param_groups_weight_decay(model, recipe.weight_decay, undecayed)
     return torch.optim.AdamW(groups, lr=recipe.lr)
 
 

@@ -30,6 +30,12 @@ class Probe:
     penalty: float
     median_pcc: float | None  # where each part was predicted from the others, None if there is one part only
 
+    def __str__(self) -> str:
+        score = (
+            "" if self.median_pcc is None else f", median PCC {self.median_pcc:.3f} where training spots were left out"
+        )
+        return f"penalty {self.penalty:.4g}{score}"
+
     def to_json(self) -> dict[str, Any]:
         """How it was chosen, as plain values."""
         return {"penalty": self.penalty, "median_pcc": self.median_pcc}

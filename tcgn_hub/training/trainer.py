@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -151,14 +151,18 @@ class Trainer(Loop):
         if recipe.tune in ("head", "probe", "probe+all"):
             self._see(cache)
         if recipe.tune in ("probe", "probe+all"):
-            self.probe = self._fit_probe()
+            self.probe = self.probe_of(self.features)
+            write_probe(model, self.probe)
+            if processes.first:
+                _logger.info("The head was fitted in closed form: %s.", self.probe)
         if recipe.tune == "head":
             seen = [self.features[name][:, rows] for name, (_, _, rows) in self._train.items()]
             self._spots = TrainingFeatures(seen, self._targets.targets, recipe)
         trained = PooledHead(model) if self._trunk_is_frozen else model
         optimizer = make_optimizer(trained, recipe)
         self._scale = torch.from_numpy(self._targets.scale.astype(np.float32)).to(processes.device)
-        self._begin(trained, optimizer, make_schedule(optimizer, recipe, max(self._cycle, 1)))
+        # a probe takes none
+        self._begin(trained, optimizer, make_schedule(optimizer, recipe, max(self._cycle, 2)))
 
     @property
     def _trunk_is_frozen(self) -> bool:
@@ -176,19 +180,18 @@ class Trainer(Loop):
                 turns = range(views if name in self._train else 1)
                 self.features[name] = np.stack([known.of(name, crops, view) for view in turns])
 
-    def _fit_probe(self) -> Probe:
-        seen, sections = [], []
-        for name, (_, _, rows) in self._train.items():
-            seen.append(self.features[name][:, rows])
-            sections.append(self.sections[name].at(rows))
-        probe = fit_probe(seen, self._targets, [targets for _, targets, _ in self._train.values()], sections)
-        write_probe(self._whole, probe)
-        if self.processes.first:
-            reached = ""
-            if probe.median_pcc is not None:
-                reached = f", median PCC {probe.median_pcc:.3f} where training spots were left out"
-            _logger.info("The head was fitted in closed form: penalty %.4g%s.", probe.penalty, reached)
-        return probe
+    def probe_of(self, features: Mapping[str, np.ndarray]) -> Probe:
+        """Ridge regression of the training targets on features of the training sections, see `fit_probe`.
+
+        Args:
+            features: Of each section by name, shape (views, spots, d).
+        """
+        return fit_probe(
+            [features[name][:, rows] for name, (_, _, rows) in self._train.items()],
+            self._targets,
+            [targets for _, targets, _ in self._train.values()],
+            [self.sections[name].at(rows) for name, (_, _, rows) in self._train.items()],
+        )
 
     def whole(self, kept: nn.Module) -> nn.Module:
         """The model to be stored, of what is trained of it."""
