@@ -18,7 +18,8 @@ from tcgn_hub.data.targets import pearson_residuals, training_targets
 from tcgn_hub.errors import SectionError, WeightsError
 from tcgn_hub.evaluation import heldout
 from tcgn_hub.evaluation.baselines import color_texture_features, depth_predict, ridge_predict
-from tcgn_hub.evaluation.heldout import _labels, evaluate
+from tcgn_hub.evaluation.encoders import encoder_labels
+from tcgn_hub.evaluation.heldout import evaluate
 from tcgn_hub.evaluation.measuring import _parts, measure, predict_crops
 from tcgn_hub.evaluation.tables import section_table
 from tcgn_hub.prediction.predictor import Predictor
@@ -243,9 +244,9 @@ def test_encoders_stand_beside_the_weights(sections, predictor, tmp_path):
 
 def test_labels_of_encoders_leave_out_folders_where_they_can():
     names = ["hf-hub:org/net", "local-dir:/a/net", "resnet18"]
-    assert _labels(names) == {"ridge org/net": names[0], "ridge net": names[1], "ridge resnet18": names[2]}
+    assert encoder_labels(names) == {"ridge org/net": names[0], "ridge net": names[1], "ridge resnet18": names[2]}
     twins = ["local-dir:/a/net", "local-dir:/b/net"]
-    assert _labels(twins) == {f"ridge {name}": name for name in twins}
+    assert encoder_labels(twins) == {f"ridge {name}": name for name in twins}
 
 
 # -------------------------------------------------------------------------------------- predictions of other methods

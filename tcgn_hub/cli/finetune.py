@@ -15,7 +15,10 @@ if TYPE_CHECKING:
     from tcgn_hub.evaluation.splits import Split
 
 _DATA = ("sections", "expression", "mpp", "force_scale")
-_OPTIONS = ("test", "resume", "allow_seen", "device", "workers", "cache", "checkpoint_minutes")
+_OPTIONS = (
+    *("test", "resume", "allow_seen", "device", "workers", "cache", "checkpoint_minutes"),
+    *("encoders", "encoder_um"),
+)
 _EPILOG = """\
 The output is a model directory: tcgn-predict --weights OUT, timm's 'local-dir:OUT' and `tcgn weights publish OUT` take
 it. Several processes or GPUs: torchrun --standalone --nproc-per-node 2 -m tcgn_hub.cli.main finetune ...

@@ -10,7 +10,7 @@ import inspect
 import math
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import fields
+from dataclasses import Field, fields
 from typing import Any, TypeVar
 
 from tcgn_hub.training.recipe import TUNE, Steps
@@ -246,8 +246,16 @@ def add_recipe(parser: argparse.ArgumentParser, of: type[Steps]) -> None:
             type=kind,
             choices=_CHOICES.get(field.name),
             metavar=None if field.name in _CHOICES else kind.__name__.upper(),
-            help=text + ("" if field.default is None else f" (default: {field.default})"),
+            help=text + _default(field),
         )
+
+
+def _default(field: Field) -> str:
+    """What the help says of the default of a field of a recipe."""
+    if "usual" in field.metadata:
+        gentle = "; with probe+all {}".format(field.metadata["probe+all"])
+        return f" (default: {field.metadata['usual']}{gentle})"
+    return "" if field.default is None else f" (default: {field.default})"
 
 
 def recipe_of(args: argparse.Namespace, of: type[R]) -> R:

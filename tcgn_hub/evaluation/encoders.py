@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -87,7 +87,9 @@ def load_encoder(name: str, *, device: str = "auto") -> Encoder:
         ) from err
     size, mean, std = config["input_size"][-1], tuple(config["mean"]), tuple(config["std"])
     how = [type(model).__name__, size, config["interpolation"], mean, std]
-    return Encoder(name, model.to(device), device, size, config["interpolation"], mean, std, _fingerprint(model, how))
+    return Encoder(
+        name, model.to(device), device, size, config["interpolation"], mean, std, fingerprint(model.state_dict(), how)
+    )
 
 
 def encoder_features(
@@ -149,11 +151,20 @@ def _kept(path: Path, spots: int) -> np.ndarray | None:
     return features if features.ndim == 2 and len(features) == spots and features.dtype == np.float32 else None
 
 
-def _fingerprint(model: torch.nn.Module, how: list[Any]) -> str:
+def encoder_labels(encoders: Sequence[str]) -> dict[str, str]:
+    """Names of frozen networks by the label of their baseline, without folders where that leaves them apart."""
+    short = [name.removeprefix("hf-hub:") for name in encoders]
+    short = [Path(name).name if name.startswith("local-dir:") else name for name in short]
+    apart = len(set(short)) == len(set(encoders))
+    return {f"ridge {label}": name for label, name in zip(short if apart else encoders, encoders, strict=True)}
+
+
+def fingerprint(parameters: Mapping[str, torch.Tensor], how: Sequence[Any]) -> str:
+    """Of parameters and statistics by name, and of what else decides the features, as plain values."""
     import torch
 
     digest = hashlib.sha256(json.dumps(how).encode())
-    for key, value in model.state_dict().items():
+    for key, value in parameters.items():
         digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.cpu().reshape(-1).view(torch.uint8).numpy())
+        digest.update(value.cpu().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -12,7 +12,7 @@ from tcgn_hub.data.crops import spot_crops
 from tcgn_hub.data.readers import Data, as_sections
 from tcgn_hub.data.sections import Section
 from tcgn_hub.errors import SectionError
-from tcgn_hub.evaluation.encoders import encoder_features, load_encoder
+from tcgn_hub.evaluation.encoders import encoder_features, encoder_labels, load_encoder
 from tcgn_hub.evaluation.evaluate import summarise
 from tcgn_hub.evaluation.measuring import measure, pooled_features
 from tcgn_hub.evaluation.protocols import hest_probes
@@ -121,7 +121,7 @@ def evaluate(
     if not fitted:
         why = f"none of the sections that {info.name} has seen is among the data"
         _logger.warning("No baselines: %s.", why if predictor else "there are no sections to fit them on")
-    loaded = {label: load_encoder(name, device=device) for label, name in _labels(encoders).items() if fitted}
+    loaded = {label: load_encoder(name, device=device) for label, name in encoder_labels(encoders).items() if fitted}
     panel = info.genes if predictor is not None else _panel(info.genes if genes is None else load_panel(genes), chosen)
 
     needs_images = predictor is not None or bool(fitted)
@@ -160,14 +160,6 @@ def _is_named(section: Section, test: Sequence[str] | None, train: Sequence[str]
     """Whether a section may be measured on: it is named, or nothing is to be fitted on it."""
     names = {section.name, section.patient}
     return not names.intersection(train or ()) if test is None else bool(names.intersection(test))
-
-
-def _labels(encoders: Sequence[str]) -> dict[str, str]:
-    """Names of frozen networks by the label of their baseline, without folders where that leaves them apart."""
-    short = [name.removeprefix("hf-hub:") for name in encoders]
-    short = [Path(name).name if name.startswith("local-dir:") else name for name in short]
-    apart = len(set(short)) == len(set(encoders))
-    return {f"ridge {label}": name for label, name in zip(short if apart else encoders, encoders, strict=True)}
 
 
 def _to_fit(

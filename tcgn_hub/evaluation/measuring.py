@@ -149,7 +149,7 @@ def _baselines(
     without_noise = np.concatenate(training_targets([targets[s.name] for s in train], _COMPONENTS).targets)
     for label, of in features.items():
         own = {s.name: _of_section(s, of[s.name]) for s in sections}
-        baselines[label] = ridge(own, without_noise, _parts(train))
+        baselines[label] = ridge(own, without_noise, parts_of(train))
     return baselines
 
 
@@ -157,7 +157,7 @@ def _depth(counts: np.ndarray | None, spots: int) -> np.ndarray:
     return np.full(spots, np.nan) if counts is None else depth(counts)
 
 
-def _parts(train: Sequence[Section]) -> np.ndarray:
+def parts_of(train: Sequence[Section]) -> np.ndarray:
     """What is left out together to choose a penalty: a section, or strips of the only one; bulk slides in fives."""
     if len(train) == 1 and not train[0].bulk:
         xy = np.nan_to_num(train[0].xy)

@@ -892,7 +892,7 @@ def test_tcgn(pretrained: bool = False, **kwargs: Any) -> TCGN:  # noqa: PT028 -
         "graph_depths": ((1, 1), (1,)),
         "graph_mlp_ratio": 0.5,
         "num_features": 32,
-        "head_hidden_size": 32,
+        "head_hidden_size": 64,
     }
     return _create_tcgn("test_tcgn", pretrained=pretrained, **{**model_args, **kwargs})
 

@@ -6,6 +6,7 @@ several processes, therefore sees what an uninterrupted one would.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -22,40 +23,57 @@ from tcgn_hub.training.recipe import Recipe
 _HED = ((0.650, 0.704, 0.286), (0.072, 0.990, 0.105), (0.268, 0.570, 0.776))
 
 Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-"""Crops (m, 3, S, S), float32 in 0 to 255; which target each belongs to, (m,); targets (b, genes), NaN if unknown."""
+"""Crops (m, 3, S, S), float32 in 0 to 255, or features (m, d); which target each belongs to, (m,); targets (b, genes),
+NaN if unknown."""
 
 
-class TrainingSpots(Dataset):
-    """Varied crops of spots and their targets; a slide with one bulk measurement is one item of many tiles.
+class TrainingItems(Dataset, ABC):
+    """What is seen of spots, and their targets; a slide with one bulk measurement is one item of many tiles.
 
-    ``crops``: of each section; ``targets``: of each section, float32, shape (spots, genes); shape (1, genes) of a bulk
-    measurement; ``recipe``: says how crops are varied.
+    ``counts``: spots or tiles of each section; ``targets``: of each section, float32, shape (spots, genes); shape
+    (1, genes) of a bulk measurement; ``recipe``: says how what is seen varies.
     """
 
-    def __init__(self, crops: Sequence[SpotCrops], targets: Sequence[np.ndarray], recipe: Recipe):
-        self._crops, self._targets, self._recipe = crops, targets, recipe
+    def __init__(self, counts: Sequence[int], targets: Sequence[np.ndarray], recipe: Recipe):
+        self._counts, self._targets, self._recipe = counts, targets, recipe
         self._items = [(section, row) for section, t in enumerate(targets) for row in range(len(t))]
-        self._bulk = [len(t) != len(c.pixels) for c, t in zip(crops, targets, strict=True)]
-        # sections of one scale are resized on the device, at once
-        self._resize = len({c.patch_px for c in crops}) > 1 or recipe.zoom > 1 or recipe.coarsest < INPUT_PX
 
     def __len__(self) -> int:
         return len(self._items)
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Crops (k, 3, S, S) and the target (genes,) of an item in an epoch; the key is (epoch, item)."""
+        """What is seen, shape (k, ...), and the target (genes,) of an item in an epoch; the key is (epoch, item)."""
         epoch, item = key
         section, row = self._items[item]
-        crops = self._crops[section]
         rng = np.random.default_rng((self._recipe.seed, epoch, item))
-        rows = [row]
-        if self._bulk[section]:
-            k = min(self._recipe.tiles_per_slide, len(crops.pixels))
-            rows = list(rng.choice(len(crops.pixels), k, replace=False))
+        rows, count = [row], self._counts[section]
+        if len(self._targets[section]) != count:
+            rows = list(rng.choice(count, min(self._recipe.tiles_per_slide, count), replace=False))
+        return self._seen(section, rows, rng), torch.from_numpy(self._targets[section][row])
+
+    @abstractmethod
+    def _seen(self, section: int, rows: Sequence[int], rng: np.random.Generator) -> torch.Tensor:
+        """What is seen of some spots of a section, varied at random, shape (k, ...)."""
+
+
+class TrainingSpots(TrainingItems):
+    """Varied crops of spots, float32, shape (k, 3, S, S).
+
+    ``crops``: of each section; the others as of `TrainingItems`.
+    """
+
+    def __init__(self, crops: Sequence[SpotCrops], targets: Sequence[np.ndarray], recipe: Recipe):
+        super().__init__([len(c.pixels) for c in crops], targets, recipe)
+        self._crops = crops
+        # sections of one scale are resized on the device, at once
+        self._resize = len({c.patch_px for c in crops}) > 1 or recipe.zoom > 1 or recipe.coarsest < INPUT_PX
+
+    def _seen(self, section: int, rows: Sequence[int], rng: np.random.Generator) -> torch.Tensor:
+        crops = self._crops[section]
         pieces = [self._vary(np.asarray(crops.pixels[r]), crops.patch_px, rng) for r in rows]
         if self._resize:
             pieces = [coarsened(resized(piece, INPUT_PX), self._recipe.coarsest, rng) for piece in pieces]
-        return torch.stack(pieces), torch.from_numpy(self._targets[section][row])
+        return torch.stack(pieces)
 
     def _vary(self, crop: np.ndarray, size: int, rng: np.random.Generator) -> torch.Tensor:
         """Move, enlarge, rotate by 90 degrees and flip a crop (3, S, S), and change its colours."""
@@ -74,6 +92,21 @@ class TrainingSpots(Dataset):
             piece = _jitter_stains(piece, *stain)
         # half of the share in the offset: 12 of 255 where the gain is 10 %
         return torch.from_numpy(np.clip(piece * (1 + gain) + 120 * shift, 0, 255))
+
+
+class TrainingFeatures(TrainingItems):
+    """Features of spots by a frozen trunk, float32, shape (k, d), of a rotation or reflection drawn for each.
+
+    ``features``: of each section, shape (views, spots, d); the others as of `TrainingItems`.
+    """
+
+    def __init__(self, features: Sequence[np.ndarray], targets: Sequence[np.ndarray], recipe: Recipe):
+        super().__init__([of.shape[1] for of in features], targets, recipe)
+        self._features = features
+
+    def _seen(self, section: int, rows: Sequence[int], rng: np.random.Generator) -> torch.Tensor:
+        features = self._features[section]
+        return torch.from_numpy(features[rng.integers(0, len(features), len(rows)), rows])
 
 
 def margin(recipe: Recipe) -> float:
@@ -123,7 +156,7 @@ def even_starts(items: int, batch_size: int, parts: int) -> list[int]:
 
 
 def batches(
-    spots: TrainingSpots,
+    spots: TrainingItems,
     recipe: Recipe,
     *,
     epoch: int,

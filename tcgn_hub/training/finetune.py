@@ -9,17 +9,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tcgn_hub.data.checks import check_sections
 from tcgn_hub.data.readers import Data, as_sections
 from tcgn_hub.data.sections import Section
 from tcgn_hub.data.targets import variable_genes
 from tcgn_hub.errors import TrainingError
+from tcgn_hub.evaluation.encoders import Encoder, encoder_features, encoder_labels, load_encoder
 from tcgn_hub.evaluation.evaluate import summarise
 from tcgn_hub.evaluation.measuring import measure
 from tcgn_hub.evaluation.splits import Split, check_seen, make_split
 from tcgn_hub.evaluation.tables import tables
 from tcgn_hub.panels import load_panel
-from tcgn_hub.text import some
+from tcgn_hub.result import OURS
+from tcgn_hub.text import option, some
 from tcgn_hub.training.checkpoints import check_folder, remove_checkpoints
 from tcgn_hub.training.distributed import Processes
 from tcgn_hub.training.fingerprint import fingerprint
@@ -42,6 +46,8 @@ def finetune(
     split: str | Split = "patient",
     test: Sequence[str] | None = None,
     allow_seen: Sequence[str] = (),
+    encoders: Sequence[str] = (),
+    encoder_um: Sequence[float] | None = None,
     resume: bool = False,
     device: str = "auto",
     workers: int = 0,
@@ -67,10 +73,17 @@ def finetune(
         test: Names of the patients or sections to hold out; with 'patient' and None, about a fifth of the patients.
         allow_seen: Sections or patients to test on although the weights that training starts from have seen them; all
             results then say so.
+        encoders: Frozen networks to compare the trunk of TCGN with, each by itself and beside it, by the same ridge
+            regression; for a recipe that tunes 'probe'. A model of timm that has trained parameters,
+            'hf-hub:ORG/NAME', or 'local-dir:DIR'. Which is best is said by leaving out training sections; the model
+            that is written is TCGN's all the same.
+        encoder_um: Sides of the patches that they see, in micrometres, whose features stand side by side; if None, the
+            patch that TCGN sees.
         resume: Continue the run in ``out`` where it was interrupted; it ends with the weights that it would have had.
         device: Device to train on; 'auto' is CUDA where there is one.
         workers: Processes that prepare crops.
-        cache: Folder to keep crops in, for several runs on the same data; below ``out``, for this run, if None.
+        cache: Folder to keep crops, and features of frozen networks, in, for several runs on the same data; below
+            ``out``, for this run, if None.
         checkpoint_minutes: How often the state of the run is saved. It is saved too at Ctrl-C and SIGTERM.
         metadata: What else to record in the block ``tcgn`` of ``config.json``, such as the licence of the data.
         progress: Show progress bars on stderr where that is a terminal, and else log a line a minute.
@@ -89,6 +102,8 @@ def finetune(
         KeyboardInterrupt: At Ctrl-C or SIGTERM, after the state was saved.
     """
     recipe, out = recipe or Recipe(), Path(out)
+    if encoders and recipe.tune != "probe":
+        raise TrainingError(f"Frozen networks are compared with a probe: say {option('tune', 'probe')}.")
     check_folder(out, resume=resume)
     with Processes(device) as processes:
         sections = as_sections(data)
@@ -105,6 +120,8 @@ def finetune(
             allow_seen=allow_seen,
             processes=processes,
             cache=cache,
+            encoders=encoders,
+            encoder_um=encoder_um,
             metadata=metadata or {},
             workers=workers,
             checkpoint_minutes=checkpoint_minutes,
@@ -124,6 +141,8 @@ def run(
     cache: str | Path | None,
     metadata: Mapping[str, Any],
     progress: bool,
+    encoders: Sequence[str] = (),
+    encoder_um: Sequence[float] | None = None,
     **options: Any,
 ) -> dict[str, Any]:
     """One run, when sections, panel and split are known; ``options`` are those of `Trainer.fit`."""
@@ -135,6 +154,8 @@ def run(
     if processes.first:
         _logger.info("%s", table)
         _logger.info("%s", _beginning(start, checked, panel, split, recipe))
+    # before hours are spent, whether they can be had
+    loaded = {label: load_encoder(name, device=processes.device) for label, name in encoder_labels(encoders).items()}
     trainer = Trainer(
         checked,
         recipe,
@@ -150,6 +171,8 @@ def run(
     metrics: dict[str, Any] = {}
     if processes.first:
         evaluation, measured = None, []
+        features = _beside(trainer, loaded, encoder_um, cache or out / "crops", progress)
+        probe = _compared(trainer, features)
         if split.test:
             measured = measure(
                 # fused, as `tcgn_hub.load` will predict with it
@@ -158,6 +181,7 @@ def run(
                 test=[trainer.sections[name] for name in split.test],
                 panel=panel,
                 crops=trainer.crops,
+                features=features,
                 progress=progress,
             )
             evaluation = summarise(measured, panel)
@@ -179,6 +203,7 @@ def run(
             lineage=lineage,
             fingerprint=stated,
             metadata=metadata,
+            probe=probe,
         )
         remove_checkpoints(out)
         if cache is None:
@@ -191,10 +216,49 @@ def _beginning(start: Start, sections: Sequence[Section], panel: Sequence[str], 
     """What is said before the first long step."""
     train = [section for section in sections if section.name in split.train]
     spots, known = sum(len(section.spots) for section in train), start.parent
+    how = f"{recipe.epochs} epochs" if recipe.epochs else "a head in closed form"
     return (
         f"Starting {f'from {known.name}' if known else 'from scratch'}: {spots} spots of {some(s.name for s in train)},"
-        f" {len(panel)} genes, {recipe.epochs} epochs. Crops of the spots come first."
+        f" {len(panel)} genes, {how}. Crops of the spots come first."
     )
+
+
+def _beside(
+    trainer: Trainer,
+    encoders: Mapping[str, Encoder],
+    encoder_um: Sequence[float] | None,
+    cache: str | Path,
+    progress: bool,
+) -> dict[str, dict[str, np.ndarray]]:
+    """Features of frozen networks for each section, by label; of each network alone, and with those of the trunk."""
+    sides = encoder_um or ([] if trainer.patch_um is None else [trainer.patch_um])
+    features = {}
+    for label, encoder in encoders.items():
+        field: dict[str, Any] = {"patch_um": sides, "crop_px": trainer.crop_px, "cache": cache, "progress": progress}
+        own = {name: encoder_features(encoder, section, **field) for name, section in trainer.sections.items()}
+        features[label] = own
+        features[f"{label} + {OURS}"] = {n: np.concatenate([x, trainer.features[n][0]], axis=1) for n, x in own.items()}
+    return features
+
+
+def _compared(trainer: Trainer, features: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, Any] | None:
+    """How the probe was chosen, and what other features would have reached on training sections that are left out."""
+    if trainer.probe is None:
+        return None
+    stated = trainer.probe.to_json()
+    if not features:
+        return stated
+    ours = {name: of[0] for name, of in trainer.features.items()}
+    reached = {
+        label: trainer.probe_of({name: x[None] for name, x in of.items()}).median_pcc
+        for label, of in {OURS: ours, **features}.items()
+    }
+    known = {label: score for label, score in reached.items() if score is not None}
+    best = max(known, key=known.__getitem__, default=None)
+    if best is not None:
+        scores = ", ".join(f"{label} {score:.3f}" for label, score in known.items())
+        _logger.info("Where training spots are left out, the features of %s are best (median PCC: %s).", best, scores)
+    return {**stated, "compared": reached, "best": best}
 
 
 def refuse_seen(start: Start, sections: Sequence[Section], split: Split, allow: Sequence[str]) -> list[str]:

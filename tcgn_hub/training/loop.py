@@ -138,7 +138,7 @@ class Loop(ABC):
             if written is not None:
                 save_checkpoint(written, {"fingerprint": dict(fingerprint or {}), **state.state_dict()})
 
-        if processes.first and not state.step:
+        if processes.first and self.total and not state.step:
             _logger.info("Training takes %d steps of %d.", self.total, self.steps.batch_size)
         bar = Progress(self.total, "step", name="training", done=state.step, shown=self._shown)
         saved = began = time.monotonic()
@@ -161,7 +161,7 @@ class Loop(ABC):
         if state.best is not None:
             state.kept.load_state_dict(state.best["model"])
         processes.align(state.kept)
-        return _rounded(state.kept.eval())
+        return rounded(self.whole(state.kept).eval())
 
     def step(self, size: int, parts: Sequence[Any]) -> None:
         """One step of the optimiser.
@@ -201,6 +201,10 @@ class Loop(ABC):
     def stopped(self) -> bool:
         """Whether training ends before all steps are done."""
         return False
+
+    def whole(self, kept: nn.Module) -> nn.Module:
+        """The model to be stored, of what is trained of it."""
+        return kept
 
     @abstractmethod
     def items(self) -> int:
@@ -260,7 +264,7 @@ def _seed_of(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
-def _rounded(model: nn.Module) -> nn.Module:
+def rounded(model: nn.Module) -> nn.Module:
     """The model as it is stored: what is measured is what is kept."""
     if not fits_float16(model):
         _logger.warning("A parameter is too large for float16, so that the weights are kept in float32.")

@@ -10,13 +10,18 @@ from tcgn_hub.errors import TrainingError
 from tcgn_hub.text import option
 
 SCRATCH = "scratch"
-TUNE = ("head", "last-stage", "all")
+TUNE = ("head", "last-stage", "all", "probe", "probe+all")
 PRECISION = ("bfloat16", "float16", "float32")
 _MANY = 10**9
 
 
 def _within(default: Any, low: float, high: float = _MANY) -> Any:
     return field(default=default, metadata={"range": (low, high)})
+
+
+def _by_tune(usual: Any, gentle: Any, low: float, high: float = _MANY) -> Any:
+    """A value whose default is another one where training goes on from a probe."""
+    return field(default=None, metadata={"range": (low, high), "usual": usual, "probe+all": gentle})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +99,10 @@ class Recipe(Steps):
             'hf-hub:organisation/name', a model directory, a file of parameters, or 'scratch'. None: the default tag.
         architecture: What to build from scratch; weights bring their own.
         tune: What is trained: 'head', 'last-stage' (with the final convolution and the head) or 'all'. The rest keeps
-            its weights and the statistics of its normalisation.
+            its weights and the statistics of its normalisation. Of 'head' the features of the trunk are computed once:
+            its patches are rotated and reflected, but not moved and not changed in colour. 'probe' is a linear head in
+            closed form: ridge regression, with a penalty chosen by leaving one training section out, and no epochs;
+            'probe+all' goes on from there with all weights, gently.
         components: Principal components that are kept of the training targets to remove noise; 0 keeps all.
         pearson: Weight of ``1 - PCC`` over the spots of a batch, averaged over genes, beside the squared error.
         shift: How far a training crop may move from the spot's centre, as a share of its side.
@@ -102,6 +110,8 @@ class Recipe(Steps):
         coarsest: Pixels along the side that a training crop is seen by at the least; every other one is made as coarse
             as that at random, so that what is learned holds for images of less resolution; 224 for none.
         stain_jitter: Largest change of the amounts of haematoxylin, eosin and residual, as a share.
+        drop_path: Rate of dropping a residual branch of the trunk's last block, rising from 0 at its first.
+        norm_momentum: Weight of a batch in the statistics of batch normalisation.
         freeze_norm: Keep the statistics of batch normalisation, also where weights are trained.
         patience: Stop after so many epochs without a better median PCC on validation sections, set aside of the
             training patients, and keep the best epoch; None trains all epochs on everything. Where there are too few
@@ -121,6 +131,12 @@ class Recipe(Steps):
     zoom: float = _within(1.0, 1, 4)
     coarsest: int = _within(224, 16, 224)
     stain_jitter: float = _within(0.0, 0, 1)
+    epochs: int = _by_tune(14, 3, 0)
+    lr: float = _by_tune(2.5e-4, 1e-4, 1e-12, 1e3)
+    ema: float = _by_tune(0.98, 0.0, 0, 0.999999)
+    drop_rate: float = _by_tune(0.1, 0.0, 0, 0.9)
+    drop_path: float = _by_tune(0.0, 0.1, 0, 0.9)
+    norm_momentum: float = _by_tune(0.1, 0.02, 0, 1)
     freeze_norm: bool = False
     patience: int | None = _within(None, 1)
     tiles_per_slide: int = _within(16, 1)
@@ -133,9 +149,19 @@ class Recipe(Steps):
         Raises:
             TrainingError: A value is out of its range, or two contradict each other.
         """
+        for f in fields(self):
+            if "usual" in f.metadata and getattr(self, f.name) is None:
+                value = 0 if (f.name, self.tune) == ("epochs", "probe") else f.metadata.get(self.tune)
+                object.__setattr__(self, f.name, f.metadata["usual"] if value is None else value)
         super().__post_init__()
         one_of(self, "tune", TUNE)
         _from_scratch(self.architecture, self.weights)
+        if self.tune == "probe" and (self.epochs or self.patience):
+            given = option("epochs" if self.epochs else "patience")
+            goes_on = option("tune", "probe+all")
+            raise TrainingError(f"A probe has no epochs: leave {given} out, or say {goes_on} to go on from it.")
+        if self.tune != "probe" and not self.epochs:
+            raise TrainingError(f"{option('epochs')} is 0, but has to be 1 at least.")
         if self.patch_um is not None and self.crop_px is not None:
             raise TrainingError(f"Give the side of a patch once: {option('patch_um')} or {option('crop_px')}.")
 

@@ -39,12 +39,14 @@ def write_results(
     lineage: Mapping[str, Any],
     fingerprint: Mapping[str, Any],
     metadata: Mapping[str, Any],
+    probe: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     """Write the files of a finished run; ``metrics.json`` comes last and says that all others are there.
 
     ``trainer``: the run; ``model``: what it kept; ``out``: the folder; ``evaluation``: results on what was held out,
     None if nothing was; ``measured``: what they were computed from; ``lineage``: ``parents`` and ``seen`` of the
-    weights; ``fingerprint``: what the run follows from; ``metadata``: what else is to be stated of the weights.
+    weights; ``fingerprint``: what the run follows from; ``metadata``: what else is to be stated of the weights;
+    ``probe``: how a head in closed form was chosen, None if there is none.
     """
     from tcgn_hub.weights.card import model_card
     from tcgn_hub.weights.model_dir import save_model_dir
@@ -75,13 +77,15 @@ def write_results(
     save_model_dir(model, out, info, half=fits_float16(model))
     write_text(out / "README.md", model_card(info.name, info))
     write_text(out / "splits.json", split.to_json())
-    write_csv(out / "history.csv", history)
+    if history:
+        write_csv(out / "history.csv", history)
     draw(out / "figures", history=history)
     metrics = {
         **fingerprint,
         "spots": {name: len(section.spots) for name, section in sections.items()},
         "left_out": {name: dict(section.left_out) for name, section in sections.items()},
         "epochs": len(history),
+        **({} if probe is None else {"probe": dict(probe)}),
         "held_out": None,
     }
     if evaluation is None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from tcgn_hub.correlation import column_means, pearson
 from tcgn_hub.data.crops import SpotCrops, spot_crops
@@ -19,13 +20,22 @@ from tcgn_hub.errors import SectionError, TrainingError
 from tcgn_hub.evaluation.measuring import predict_crops
 from tcgn_hub.evaluation.splits import Split, spatial_block
 from tcgn_hub.images.transforms import to_input
-from tcgn_hub.prediction.backends.torch import TorchBackend
 from tcgn_hub.prediction.predictor import Predictor
-from tcgn_hub.training.batches import Batch, TrainingSpots, batches, margin, steps_per_epoch
+from tcgn_hub.training.batches import (
+    Batch,
+    TrainingFeatures,
+    TrainingItems,
+    TrainingSpots,
+    batches,
+    margin,
+    steps_per_epoch,
+)
 from tcgn_hub.training.distributed import Processes
+from tcgn_hub.training.features import KnownFeatures, PooledHead, TrunkFeatures, known_features, round_trunk, with_head
 from tcgn_hub.training.loop import Loop
 from tcgn_hub.training.losses import loss_of
 from tcgn_hub.training.optimisation import freeze, make_optimizer, make_schedule
+from tcgn_hub.training.probe import VIEWS, Probe, fit_probe, write_probe
 from tcgn_hub.training.recipe import Recipe
 from tcgn_hub.training.start import Start, begin_at, starting_model
 from tcgn_hub.units import UNITS, mean_in_linear
@@ -47,7 +57,7 @@ class Trainer(Loop):
         split: What trains, and what is validated on.
         start: The model to train; that of the recipe if None.
         processes: The processes that share the work; this one alone if None.
-        cache: Folder to keep crops in; in memory if None.
+        cache: Folder to keep crops, and features of a frozen trunk, in; in memory if None.
         progress: Show progress bars on stderr where that is a terminal, and else log a line a minute.
 
     Attributes:
@@ -56,6 +66,9 @@ class Trainer(Loop):
         train_crops: Those that train.
         patch_um: Side of the patches in micrometres; None if they are cut by ``crop_px``.
         crop_px: The same in pixels of the image.
+        probe: The linear head that was fitted in closed form, None if there is none.
+        features: Of each section by name, by a frozen trunk, of each rotation or reflection that was computed, float32,
+            shape (views, spots, d); none where the trunk is trained from the start.
         total: Steps of the whole run.
 
     Raises:
@@ -84,7 +97,7 @@ class Trainer(Loop):
         self.patch_um, self.crop_px = _patch_side(recipe, start.info, sections)
         self.crops = self._cut(cache)
         self._divide()
-        self._prepare(start)
+        self._prepare(start, cache)
 
     def _cut(self, cache: str | Path | None) -> dict[str, SpotCrops]:
         """Crops of all sections; a cache that several processes share is written by the first."""
@@ -99,16 +112,21 @@ class Trainer(Loop):
 
     def _divide(self) -> None:
         """Say which spots train, and which are validated on."""
-        tables = {n: (self.crops[n], expression_targets(self.sections[n], self.panel)) for n in self.sections}
+        tables = {
+            name: (self.crops[name], expression_targets(section, self.panel), np.arange(len(section.spots)))
+            for name, section in self.sections.items()
+        }
         train = {name: tables[name] for name in self.split.train}
         self._validation = {name: tables[name] for name in self.split.val}
         if self.recipe.patience and not self._validation:
             train, self._validation = self._block_aside(train)
-        items = sum(len(targets) for _, targets in train.values())
+        self._train = train
+        measured = [targets for _, targets, _ in train.values()]
+        items = sum(len(targets) for targets in measured)
         _check_batch(items, self.recipe, self.processes)
-        self.train_crops = [crops for crops, _ in train.values()]
-        self._targets = training_targets([targets for _, targets in train.values()], self.recipe.components)
-        self._spots = TrainingSpots(self.train_crops, self._targets.targets, self.recipe)
+        self.train_crops = [crops for crops, _, _ in train.values()]
+        self._targets = training_targets(measured, self.recipe.components)
+        self._spots: TrainingItems = TrainingSpots(self.train_crops, self._targets.targets, self.recipe)
         self._per_epoch = steps_per_epoch(items, self.recipe, processes=self.processes.count)
         self.total = self.recipe.epochs * self._per_epoch
         self._cycle = self.total // self.recipe.cycles
@@ -122,23 +140,70 @@ class Trainer(Loop):
                 " train without patience."
             )
         name = max(divisible, key=divisible.__getitem__)
-        crops, targets = train[name]
+        crops, targets, _ = train[name]
         block = spatial_block(self.sections[name].xy)
-        rest, aside = ((SpotCrops(crops.pixels[p], crops.patch_px), targets[p]) for p in (~block, block))
+        rest, aside = ((SpotCrops(crops.pixels[p], crops.patch_px), targets[p], p) for p in (~block, block))
         return {**train, name: rest}, {name: aside}
 
-    def _prepare(self, start: Start) -> None:
+    def _prepare(self, start: Start, cache: str | Path | None) -> None:
         recipe, processes = self.recipe, self.processes
         model = start.model
         if start.new_classifier:
             begin_at(model, torch.from_numpy(self._targets.mean))
-        model = processes.prepared(model.to(processes.device))
+        self._whole = model = processes.prepared(model.to(processes.device))
         self._frozen = freeze(model, recipe)
         if recipe.grad_checkpointing:
             model.set_grad_checkpointing(True)  # type: ignore[operator]
-        optimizer = make_optimizer(model, recipe)
+        self.features: dict[str, np.ndarray] = {}
+        self.probe: Probe | None = None
+        if recipe.tune in ("head", "probe", "probe+all"):
+            self._see(cache)
+        if recipe.tune in ("probe", "probe+all"):
+            self.probe = self.probe_of(self.features)
+            write_probe(model, self.probe)
+            if processes.first:
+                _logger.info("The head was fitted in closed form: %s.", self.probe)
+        if recipe.tune == "head":
+            seen = [self.features[name][:, rows] for name, (_, _, rows) in self._train.items()]
+            self._spots = TrainingFeatures(seen, self._targets.targets, recipe)
+        trained = PooledHead(model) if self._trunk_is_frozen else model
+        optimizer = make_optimizer(trained, recipe)
         self._scale = torch.from_numpy(self._targets.scale.astype(np.float32)).to(processes.device)
-        self._begin(model, optimizer, make_schedule(optimizer, recipe, self._cycle))
+        # a probe takes none
+        self._begin(trained, optimizer, make_schedule(optimizer, recipe, max(self._cycle, 2)))
+
+    @property
+    def _trunk_is_frozen(self) -> bool:
+        return self.recipe.tune in ("head", "probe")
+
+    def _see(self, cache: str | Path | None) -> None:
+        """Compute the features of all sections; of those that are only measured as they are."""
+        if self._trunk_is_frozen:
+            # what the head is trained on is what it will see of the weights that are stored
+            round_trunk(self._whole)
+        known = TrunkFeatures(self._whole, self.processes, cache=cache, progress=self._shown)
+        views = min(8, self.recipe.epochs) if self.recipe.tune == "head" else VIEWS
+        for name, crops in self.crops.items():
+            if name in self._train or self._trunk_is_frozen:
+                turns = range(views if name in self._train else 1)
+                self.features[name] = np.stack([known.of(name, crops, view) for view in turns])
+
+    def probe_of(self, features: Mapping[str, np.ndarray]) -> Probe:
+        """Ridge regression of the training targets on features of the training sections, see `fit_probe`.
+
+        Args:
+            features: Of each section by name, shape (views, spots, d).
+        """
+        return fit_probe(
+            [features[name][:, rows] for name, (_, _, rows) in self._train.items()],
+            self._targets,
+            [targets for _, targets, _ in self._train.values()],
+            [self.sections[name].at(rows) for name, (_, _, rows) in self._train.items()],
+        )
+
+    def whole(self, kept: nn.Module) -> nn.Module:
+        """The model to be stored, of what is trained of it."""
+        return with_head(self._whole, kept) if isinstance(kept, PooledHead) else kept
 
     def items(self) -> int:
         """How many items an epoch passes over."""
@@ -147,13 +212,15 @@ class Trainer(Loop):
     def batches(self, epoch: int, skip: int, workers: int) -> Iterator[tuple[int, list[Batch]]]:
         """The steps of an epoch but for the first ``skip``, see `Loop.batches`."""
         rank, count = self.processes.rank, self.processes.count
+        # of features there is nothing to prepare
+        workers = 0 if self._trunk_is_frozen else workers
         return batches(self._spots, self.recipe, epoch=epoch, skip=skip, rank=rank, processes=count, workers=workers)
 
     def loss(self, part: Batch) -> tuple[torch.Tensor, int]:
         """Mean of the loss over the items of a part of a batch, and how many there are."""
-        crops, index, targets = (tensor.to(self.processes.device) for tensor in part)
+        seen, index, targets = (tensor.to(self.processes.device) for tensor in part)
         with self.autocast():
-            predicted = self._network(to_input(crops))
+            predicted = self._network(seen if self._trunk_is_frozen else to_input(seen))
         return loss_of(predicted.float(), index, targets, self._scale, pearson=self.recipe.pearson), len(targets)
 
     def validate(self) -> dict[str, float]:
@@ -164,9 +231,9 @@ class Trainer(Loop):
             slides as the spots of one section; or ``val_rmse`` where no section has spots enough for a correlation.
         """
         self.processes.align(self.state.kept)
-        predictor = self.predictor(self.state.kept)
+        predictor = self.predictor(self.whole(self.state.kept))
         spots, slides = [], []
-        for name, (crops, targets) in self._validation.items():
+        for name, (crops, targets, _) in self._validation.items():
             predicted = self._predict(predictor, crops)
             if self.sections[name].bulk:
                 slides.append((mean_in_linear(predicted)[None], targets))
@@ -189,7 +256,12 @@ class Trainer(Loop):
 
     def predictor(self, model: Any, **known: Any) -> Predictor:
         """A model of this run, and what is known of it, to predict with."""
-        return Predictor(TorchBackend(model), WeightsInfo("these weights", tuple(self.panel), UNITS, **known))
+        features: dict[bytes, np.ndarray] = {}
+        if self._trunk_is_frozen:
+            for name, of in self.features.items():
+                features |= known_features(self.crops[name], of[0])
+        backend = KnownFeatures(model, features)
+        return Predictor(backend, WeightsInfo("these weights", tuple(self.panel), UNITS, **known))
 
     def _predict(self, predictor: Predictor, crops: SpotCrops) -> np.ndarray:
         rank, count = self.processes.rank, self.processes.count
