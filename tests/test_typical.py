@@ -66,7 +66,7 @@ def test_training_tissue_has_mean_0_and_standard_deviation_1():
     rising, falling = found.leading(0, tuple(map(str, range(30))), 3)
     assert rising[0] == str(found.axes[0].argmax())
     assert falling[0] == str(found.axes[0].argmin())
-    assert found.to_depth is found.depth(modules) is found.depth_limits() is None
+    assert found.to_depth is found.depth is found.given_depth_limits(0) is None
 
 
 def test_depth_is_read_off_the_axes():
@@ -75,8 +75,9 @@ def test_depth_is_read_off_the_axes():
     depth = 3 + 0.2 * along[:, 0] - 0.1 * along[:, 1]
     holes = np.where(np.arange(300) % 3 == 0, np.nan, depth)
     found = describe_predictions(values, holes)
+    assert found.depth.of == "modules"
     np.testing.assert_allclose(found.depth(found.modules(values)), depth, atol=0.01)
-    low, high = found.depth_limits()
+    low, high = found.depth.limits()
     assert (depth < low).mean() < 0.05 > (depth > high).mean()
     assert high - low == pytest.approx(2 * 2.326 * depth.std(), rel=0.1)
     assert describe_predictions(values, np.full(300, np.nan)).to_depth is None
