@@ -148,7 +148,7 @@ def to_table(result: Result) -> str:
         of = "" if len(result) == 1 else f", mean over the {'tiles' if result.slide else 'patches'}"
         after.append(f"z: standard deviations from what is predicted for the training tissue; ordered by its size{of}")
     if not result.slide and result.depth is not None:
-        after.append("at mean depth: the value without what goes with the depth that is predicted of the patch")
+        after.append("at mean depth: the value without what goes with the predicted depth, log10 of the panel's counts")
     if "tta_std" in result.layers:
         after.append(f"tta_std: standard deviation over rotations and reflections of {over}")
     if "interval_radius" in result.var:
@@ -182,9 +182,8 @@ def _block(result: Result, i: int) -> str:
     head = f"{obs['name']}: central {obs['patch_px']} px, "
     known = obs["mpp"] == obs["mpp"]
     head += f"{obs['mpp']:.4g} um/px by {obs['scale_source']}" if known else "scale unknown"
-    head += f", weights {result.info.name}\n"
-    if "predicted_depth" in obs:
-        head += f"predicted depth {obs['predicted_depth']:.2f} (log10 of the panel's counts)\n"
+    head += f", weights {result.info.name}"
+    head += f", predicted depth {obs['predicted_depth']:.2f}\n" if "predicted_depth" in obs else "\n"
     if obs.get("ood", 0) > 1:
         head += f"{ood_text(obs['ood'])}{_WITHHELD if 'significant' in result.var else ''}\n"
     ends = result.interval(slice(i, i + 1))
