@@ -494,10 +494,11 @@ def test_a_report_of_genes_given_depth(tmp_path):
     says = "The maps show each gene given depth: its value without what, over the training tissue"
     assert [says in page for page in pages.values()] == [False, True]
     # maps that are one picture are named together as they are drawn
-    drawn = {layer: re.findall(r'alt="Map of ([A-Z].*?)"', page) for layer, page in pages.items()}
+    drawn = {layer: re.findall(r'alt="Map of ([A-Z].*?)(?:, given depth)?"', page) for layer, page in pages.items()}
+    assert [page.count(', given depth"') for page in pages.values()] == [0, len(drawn["given_depth"])]
     assert drawn == {layer: mapped_genes(slide, layer=layer) for layer in pages}
     assert len(drawn["value"]) != len(drawn["given_depth"])
-    first = [re.search(r'alt="Map of HLA-DRA" src="(.*?)"', page)[1] for page in pages.values()]
+    first = [re.search(r'alt="Map of HLA-DRA.*?" src="(.*?)"', page)[1] for page in pages.values()]
     assert first[0] != first[1]
     assert "predicted depth has a PCC of 0.63" in pages["value"]
     np.testing.assert_allclose(layer_values(slide, "given_depth")[:, 0], slide.X[:, 1], atol=1e-5)

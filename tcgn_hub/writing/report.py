@@ -173,7 +173,8 @@ def _map(result: Result, shown: _Map, layer: str) -> _Picture:
     dull = result.significance(shown.gene) == "no"
     caption = "; ".join(part for part in ("not significant" if dull else "", shown.caption) if part)
     png = draw_gene(result, shown.gene, layer=layer, side=_FIGURE_SIDE)
-    return _Picture(png, f"Map of {shown.gene}", caption, dull)
+    what = f"Map of {shown.gene}" + (", given depth" if layer == "given_depth" else "")
+    return _Picture(png, what, caption, dull)
 
 
 def _measured(result: Result, gene: str) -> list[_Picture]:
