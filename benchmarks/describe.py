@@ -37,6 +37,8 @@ def main() -> None:
     for i, share in enumerate(typical.shares):
         rising, falling = typical.leading(i, info.genes)
         print(f"axis {i + 1}: {share:.1%} of the variance; up {', '.join(rising)}; down {', '.join(falling) or 'none'}")
+    if typical.depth is not None:
+        print(f"depth from the {typical.depth.of}: mean {typical.depth.mean:.2f}, sd {typical.depth.sd:.2f}")
     print(", ".join(f"{name}: {len(json.dumps(block)) / 1024:.0f} KiB" for name, block in blocks.items()))
 
 

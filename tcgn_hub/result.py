@@ -69,6 +69,8 @@ def gene_table(info: WeightsInfo, columns: Sequence[int]) -> dict[str, np.ndarra
     typical = info.predicted_in_training
     if typical is not None:
         var |= {f"trained_{key}": getattr(typical, key)[list(columns)] for key in ("mean", "sd", "low", "high")}
+    if typical is not None and typical.depth is not None:
+        var["depth_slope"] = typical.depth.slope[list(columns)]
     return var
 
 
@@ -133,15 +135,15 @@ class Result:
 
     Attributes:
         X: Predictions in `units`, float32, shape (n, genes).
-        obs: Arrays of n by name. Of all: ``name`` and ``ood`` (distance from the training tissue, above 1 it is out of
-            distribution; only where the weights describe it). Of patches: ``x`` and ``y`` (centre of what was predicted
-            in pixels of the picture), ``mpp``, ``scale_source``, ``patch_um`` and ``patch_px`` (its side), and
-            ``trained_um`` (what the weights were trained on). Of tiles: ``array_row`` and ``array_col``; the scale is
-            the same of all, in ``uns``.
+        obs: Arrays of n by name. Of all: ``name``, ``ood`` (distance from the training tissue, above 1 it is out of
+            distribution) and ``predicted_depth``, see `depth`, each only where the weights describe it. Of patches:
+            ``x`` and ``y`` (centre of what was predicted in pixels of the picture), ``mpp``, ``scale_source``,
+            ``patch_um`` and ``patch_px`` (its side), and ``trained_um`` (what the weights were trained on). Of tiles:
+            ``array_row`` and ``array_col``; the scale is the same of all, in ``uns``.
         var: Arrays of one value a gene: ``gene``; ``significant`` (bool), ``held_out_pcc``,
             ``held_out_pcc_given_depth`` and ``interval_radius`` (NaN where unknown); and of what is predicted for the
             training tissue ``trained_mean``, ``trained_sd``, ``trained_low`` and ``trained_high`` (1 % lie below, and
-            above). Each only if the weights state it.
+            above), and ``depth_slope``, by which it rises with predicted depth. Each only if the weights state it.
         uns: ``weights`` (`WeightsInfo`), ``failed`` (what could not be predicted, and why), ``slide`` (`SlideContext`,
             of tiles), ``tta``, ``backend`` and ``precision``.
         layers: ``tta_std``, standard deviation over the rotations and reflections that X is the mean of, if several;
@@ -205,10 +207,9 @@ class Result:
     def depth(self) -> np.ndarray | None:
         """Log10 of the panel's counts of a spot as predicted, float32, shape (n,); None if the weights cannot say.
 
-        It is fitted to the spots that the weights were trained on, and was not measured on others.
+        See `tcgn_hub.weights.typical.Depth`; how well is ``held_out['depth_pcc']`` of `info`, if it was measured.
         """
-        typical = self.info.predicted_in_training
-        return None if typical is None or "modules" not in self.obsm else typical.depth(self.obsm["modules"])
+        return self.obs.get("predicted_depth")
 
     def column(self, gene: str) -> int:
         """Column of a gene.
@@ -278,6 +279,21 @@ class Result:
             return None
         sd = np.where(self.var["trained_sd"] > 0, self.var["trained_sd"], np.nan).astype(np.float32)
         return (self.X[rows] - self.var["trained_mean"]) / sd
+
+    def given_depth(self, rows: slice = slice(None)) -> np.ndarray | None:
+        """Values at the mean depth of the training tissue, float32, like X; None if the weights predict no depth.
+
+        That is the value less what predictions for the training tissue rise by with `depth`, over what it is above its
+        mean there. It is in the units of the values but, unlike these, may be below 0.
+
+        Args:
+            rows: Of which patches or tiles.
+        """
+        depth, typical = self.depth, self.info.predicted_in_training
+        if depth is None or typical is None or typical.depth is None:
+            return None
+        above = depth[rows, None] - np.float32(typical.depth.mean)
+        return (self.X[rows] - above * self.var["depth_slope"]).astype(np.float32)
 
     def deviation(self) -> np.ndarray | None:
         """The mean of `z` over the patches or tiles, float64, shape (genes,); None if it is not known."""
@@ -395,10 +411,11 @@ class Result:
         the number of ``patches``. Of both: ``failed``, ``notes`` (of how many each is said), ``weights``, ``sha256``,
         ``units``, ``interval_level``, ``out_of_distribution`` (how many are), ``skill`` and ``significance`` (see
         `WeightsInfo`), ``significance_withheld`` (why; None where it is not), ``spread``, ``modules`` (of each axis the
-        ``share`` of the variance, and which genes are ``rising`` and ``falling`` along it), ``tta``, ``backend``,
-        ``precision``, and the version of ``tcgn_hub``.
+        ``share`` of the variance, and which genes are ``rising`` and ``falling`` along it), ``trained_depth`` (mean of
+        what `depth` is for the training tissue), ``tta``, ``backend``, ``precision``, and the version of ``tcgn_hub``.
         """
         slide, is_ood, info = self.slide, self.is_ood, self.info
+        typical = info.predicted_in_training
         place: dict[str, Any] = {"patches": len(self)}
         if slide is not None:
             place = {
@@ -428,6 +445,7 @@ class Result:
             "significance_withheld": self.withheld() or None,
             "spread": self.spread(),
             "modules": self._modules(),
+            "trained_depth": None if typical is None or typical.depth is None else typical.depth.mean,
             **{key: self.uns.get(key) for key in ("tta", "backend", "precision")},
             "tcgn_hub": __version__,
         }
@@ -446,10 +464,11 @@ class Result:
     def gene_metadata(self) -> dict[str, dict[str, Any] | None]:
         """What is known of the genes, as values that JSON can hold.
 
-        ``significant``, ``held_out_pcc``, ``held_out_pcc_given_depth``, ``interval_radius``, ``trained_mean`` and
-        ``trained_sd`` by gene, None where a gene has none, and None as a whole where the weights state none, or where
-        ``significant`` is `withheld`. The prediction interval is the value less and plus the radius, in the units of
-        the values, and not below 0 where these are `tcgn_hub.units.UNITS`.
+        ``significant``, ``held_out_pcc``, ``held_out_pcc_given_depth``, ``interval_radius``, ``trained_mean``,
+        ``trained_sd`` and ``depth_slope`` by gene, None where a gene has none, and None as a whole where the weights
+        state none, or where ``significant`` is `withheld`. The prediction interval is the value less and plus the
+        radius, in the units of the values, and not below 0 where these are `tcgn_hub.units.UNITS`. What `given_depth`
+        gives is the value less ``depth_slope`` times what ``predicted_depth`` is above ``trained_depth``.
         """
         told = self._told()
         return {
@@ -458,7 +477,7 @@ class Result:
             else None
             for key in (
                 *("significant", "held_out_pcc", "held_out_pcc_given_depth", "interval_radius"),
-                *("trained_mean", "trained_sd"),
+                *("trained_mean", "trained_sd", "depth_slope"),
             )
         }
 
@@ -478,12 +497,12 @@ class Result:
     def to_anndata(self, *, copy: bool = True) -> AnnData:
         """Patches or tiles as observations, genes as variables, in the conventions of scverse.
 
-        ``X`` is float32 in `units`; ``layers`` has `z`, ``tta_std``, and ``interval_low`` and ``interval_high``, the
-        ends of the prediction intervals. ``obs`` and ``var`` hold what those of this object do, but no ``significant``
-        where it is `withheld`, and ``obs['predicted_depth']``, see `depth`, and ``obs['in_tissue']`` of tiles, which is
-        1. ``obsm['spatial']`` are the centres as (x, y) in pixels at full resolution, ``obsm['modules']`` the places
-        along the axes of the weights, and ``obsm['X_tcgn']`` the features. ``uns['spatial']`` holds the overview under
-        the stem of the slide's name, so that scanpy and squidpy draw it without being told more. ``uns['tcgn']`` is
+        ``X`` is float32 in `units`; ``layers`` has `z`, `given_depth`, ``tta_std``, and ``interval_low`` and
+        ``interval_high``, the ends of the prediction intervals. ``obs`` and ``var`` hold what those of this object do,
+        but no ``significant`` where it is `withheld`, and ``obs['in_tissue']`` of tiles, which is 1.
+        ``obsm['spatial']`` are the centres as (x, y) in pixels at full resolution, ``obsm['modules']`` the places along
+        the axes of the weights, and ``obsm['X_tcgn']`` the features. ``uns['spatial']`` holds the overview under the
+        stem of the slide's name, so that scanpy and squidpy draw it without being told more. ``uns['tcgn']`` is
         `metadata`, with ``failed`` and ``modules`` as JSON, NaN where something is not known, and ``mask``, uint8 with
         1 where the tissue is, of ``mask_downsample`` full-resolution pixels per pixel. Each is there only where it is
         known.
@@ -498,16 +517,13 @@ class Result:
         pandas = require("pandas", extra="h5ad", to="make AnnData")
         array = np.array if copy else np.asarray
         layers, obsm = dict(self.layers), dict(self.obsm)
-        ends, z, depth = self.interval(), self.z(), self.depth
-        if z is not None:
-            layers["z"] = z
+        ends = self.interval()
+        layers |= {key: v for key, v in (("z", self.z()), ("given_depth", self.given_depth())) if v is not None}
         if ends is not None:
             layers |= {"interval_low": ends[0], "interval_high": ends[1]}
         if "features" in obsm:
             obsm["X_tcgn"] = obsm.pop("features")
         obs = {key: array(values) for key, values in self.obs.items() if key != "name"}
-        if depth is not None:
-            obs["predicted_depth"] = depth
         uns: dict[str, Any] = {"tcgn": {k: math.nan if v is None else v for k, v in self.metadata().items()}}
         # names of tiles may hold slashes, which HDF5 would take for groups
         uns["tcgn"]["failed"] = json.dumps(self.failed)
@@ -715,6 +731,10 @@ class Measured:
     train_pcc: dict[str, np.ndarray] = field(default_factory=dict)
     # variance of each gene's Pearson residuals on the training sections, shape (genes,); None without any
     train_variance: np.ndarray | None = None
+    # depth as the weights predict it, shape (n,), and by what each gene goes with it, shape (genes,), see
+    # `tcgn_hub.weights.typical.Depth`; None where they predict none
+    predicted_depth: np.ndarray | None = None
+    depth_slope: np.ndarray | None = None
 
     @property
     def methods(self) -> dict[str, np.ndarray]:

@@ -91,6 +91,8 @@ def make(
     )
     uns = _uns(held_out, units, {"9/9": "the tile is damaged"} if failed is None else failed, described)
     modules = {"modules": uns["weights"].predicted_in_training.modules(values)} if described else {}
+    if described:
+        known["predicted_depth"] = uns["weights"].predicted_in_training.depth(modules["modules"])
     return Result(
         X=values,
         obs={"name": names, "array_row": grid[:, 0], "array_col": grid[:, 1], **known},
@@ -112,6 +114,10 @@ def make_patches(
     """Patches; of those that are sure the last is out of distribution."""
     values = np.random.default_rng(1).uniform(0, 2, (count, len(GENES))).astype(np.float32)
     uns = _uns(held_out, units, {"gone.png": "gone.png does not exist."}, described)
+    known = {"ood": np.linspace(0.5, 1.25, count)} if sure else {}
+    if described:
+        tissue = uns["weights"].predicted_in_training
+        known["predicted_depth"] = tissue.depth(tissue.modules(values))
     return Result(
         X=values,
         obs={
@@ -123,7 +129,7 @@ def make_patches(
             "patch_um": np.full(count, 154.0),
             "trained_um": np.full(count, 154.0),
             "patch_px": np.full(count, 224),
-            **({"ood": np.linspace(0.5, 1.25, count)} if sure else {}),
+            **known,
         },
         var=gene_table(uns["weights"], range(len(GENES))),
         uns=uns,

@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
@@ -158,6 +159,7 @@ GIVEN = {
     "workers": ["--workers", "0"],
     "max_pixels": ["--max-pixels", "1000000"],
     "plot": ["--plot", "G1"],
+    "map": ["--map", "value"],
     "report": ["--report"],
     "bulk": ["--bulk", "bulk.csv"],
 }
@@ -272,6 +274,7 @@ def test_a_value_out_of_its_range_is_refused_as_it_is_read(command, arguments, c
         ([str(golden.SVS), "-o", "x.csv", "--features"], "--features are kept in an .h5ad only"),
         ([str(golden.SVS)], "Say where to write the tiles"),
         ([str(golden.SVS), "--bulk", "b.csv", "--report"], "--report"),
+        ([str(golden.SVS), "-o", "x.h5ad", "--map", "given_depth"], "--map says what --plot and --report draw"),
         ([str(golden.SVS), "--bulk", "no/b.csv"], "no/b.csv cannot be written"),
         ([str(golden.SVS), "-o", "x.h5ad", "--spots", "s.csv", "--stride-um", "300"], "--stride-um"),
         ([str(golden.SVS), "-o", "x.h5ad", "--spots", "s.csv"], "s.csv"),
@@ -334,6 +337,35 @@ def test_one_predictor_serves_slides_plots_reports_and_galleries(recorded, capsy
     assert len((tmp_path / "bulk.csv").read_text().splitlines()) == 3
 
 
+def test_maps_are_drawn_given_depth(recorded, capsys, tmp_path, monkeypatch):
+    drawn = []
+
+    def write_report(path, result, *, layer, galleries):
+        drawn.append(("report", layer))
+
+    def draw_gene(result, gene, *, layer):
+        drawn.append((gene, layer))
+        return b"png"
+
+    monkeypatch.setattr("tcgn_hub.writing.report.write_report", write_report)
+    monkeypatch.setattr("tcgn_hub.writing.figures.draw_gene", draw_gene)
+    more = ["-o", str(tmp_path / "x.csv"), "--plot", "G1", "--report"]
+    assert main([str(golden.SVS), *more, "--map", "given_depth"]) == 0
+    assert main([str(golden.SVS), *more]) == 0
+    assert drawn == [("G1", "given_depth"), ("report", "given_depth"), ("G1", "value"), ("report", "value")]
+    assert {path.name for path in tmp_path.glob("x.G1*")} == {"x.G1.given_depth.png", "x.G1.png"}
+
+
+def test_no_map_is_given_depth_where_none_is_predicted(recorded, capsys, tmp_path, monkeypatch):
+    import tcgn_hub.prediction.predictor
+
+    predictor = tcgn_hub.prediction.predictor.load()
+    monkeypatch.setattr(predictor, "info", replace(predictor.info, typical=None))
+    assert main([str(golden.SVS), "-o", str(tmp_path / "x.csv"), "--plot", "G1", "--map", "given_depth"]) == 2
+    _one_sentence(capsys, "predicts no depth, so that there are no maps of given_depth; draw the values")
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_log_has_no_handler_left(capsys, tiny):
     import logging
 
@@ -350,7 +382,11 @@ def test_the_log_has_no_handler_left(capsys, tiny):
 def test_table(capsys):
     assert main([PATCH, "--top", "5"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == (f"{PATCH}: central 224 px, 0.687 um/px by resolution in the file, weights tcgn_base.her2st")
+    depth = tcgn_hub.predict([PATCH]).depth[0]
+    assert lines[0] == (
+        f"{PATCH}: central 224 px, 0.687 um/px by resolution in the file, weights tcgn_base.her2st, predicted depth"
+        f" {depth:.2f}"
+    )
     head, expected = lines[1].split(), tcgn_hub.predict([PATCH]).top(5)
     assert head[:2] == ["gene", "value"]
     assert [word for word in head if word in ("90%", "significant", "held-out")] == ["90%", "significant", "held-out"]

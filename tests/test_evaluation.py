@@ -459,6 +459,32 @@ def test_without_counts_significance_is_said_to_be_of_the_pcc():
     assert note in tables(unknown)
 
 
+def test_depth_that_is_predicted_is_measured():
+    rng = np.random.default_rng(0)
+    sections, drawn = [], {}
+    for name, noise in (("A1", 0.5), ("B1", 2.0)):
+        own = section(name, seed=1, blind=0)
+        level, biology = rng.normal(size=(144, 1)), rng.normal(size=(144, len(GENES)))
+        counts = rng.multinomial(1000, np.full(60, 1 / 60), 144) * np.round(10 + 3 * level).clip(1)
+        measured = np.log10(1 + counts.sum(axis=1))
+        targets = biology + 2 * (measured - measured.mean())[:, None] / measured.std()
+        targets[:, 3] = np.nan if name == "A1" else targets[:, 3]
+        slope = rng.uniform(1, 3, len(GENES))
+        predicted_depth = level[:, 0] + noise * rng.normal(size=144)
+        predicted = biology + slope * predicted_depth[:, None]
+        own = replace(own, targets=targets, predicted=predicted, counts=counts.astype(float))
+        sections.append(replace(own, predicted_depth=predicted_depth, depth_slope=slope))
+        drawn[name] = np.corrcoef(predicted_depth, measured)[0, 1]
+    found = summarise(sections, GENES, repeats=2).summary
+    assert {name: part["depth_pcc"] for name, part in found["sections"].items()} == pytest.approx(drawn)
+    assert found["depth_pcc"] == pytest.approx(np.mean(list(drawn.values())))
+    # what is left of the predictions is what is left of the measurement
+    assert found["median_pcc_of_given_depth"] > 0.99
+    assert found["median_pcc"] < 0.9
+    unknown = summarise([replace(sections[0], predicted_depth=None)], GENES, repeats=2).summary
+    assert unknown["depth_pcc"] is unknown["median_pcc_of_given_depth"] is None
+
+
 def test_genes_and_spots_without_measurement():
     part = section("B1", seed=1)
     part.targets[:, 0] = part.counts[:, 0] = np.nan

@@ -77,6 +77,8 @@ def make_measured(**changes):
             "in_units": frozenset({"<b>other</b>"}),
             "train_pcc": {"TCGN": np.arange(4.0)},
             "train_variance": np.ones(4),
+            "predicted_depth": np.arange(30.0),
+            "depth_slope": np.arange(4.0),
             **changes,
         }
     )
@@ -124,6 +126,19 @@ def test_methods_are_listed_by_rank_with_what_they_lack():
     assert method_table(alone) == ""
     assert tables(alone) == section_table(alone)
     assert "could not be simulated" in section_table(alone)
+
+
+def test_how_well_depth_is_predicted_is_told_with_the_skill(tmp_path):
+    evaluation = make_evaluation(depth_pcc=0.6543, median_pcc_of_given_depth=0.1)
+    evaluation.summary["sections"]["C6"]["depth_pcc"] = 0.7
+    note = (
+        "the predicted depth has a PCC of 0.654 with that of the spots (C6 0.700, B4 -); genes given the predicted"
+        " depth have a PCC of 0.100 with what is measured"
+    )
+    assert f"T{note[1:]}." in section_table(evaluation)
+    write_evaluation(evaluation, [make_measured()], tmp_path, metadata={})
+    assert f"<li>{note}</li>" in (tmp_path / "evaluation.html").read_text(encoding="utf-8")
+    assert "predicted depth" not in section_table(make_evaluation())
 
 
 def test_the_page_needs_nothing_beside_it_and_holds_all_tables(tmp_path):
@@ -203,7 +218,12 @@ def test_the_page_sorts_and_filters(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"predicted": None}, {"counts": None, "train_variance": None, "train_pcc": {}, "predictions": {}}]
+    "changes",
+    [
+        {},
+        {"predicted": None, "predicted_depth": None, "depth_slope": None},
+        {"counts": None, "train_variance": None, "train_pcc": {}, "predictions": {}},
+    ],
 )
 def test_what_was_measured_is_read_again(changes, tmp_path):
     sections = [make_measured(**changes), make_measured(name="B4", baselines={}, in_units=frozenset())]
@@ -212,7 +232,7 @@ def test_what_was_measured_is_read_again(changes, tmp_path):
         assert (again.name, again.patient) == (one.name, one.patient)
         assert again.in_units == {label for section in sections for label in section.in_units}
         assert list(again.methods) == list(one.methods)
-        for key in ("xy", "targets", "predicted", "counts", "train_variance"):
+        for key in ("xy", "targets", "predicted", "counts", "train_variance", "predicted_depth", "depth_slope"):
             value = getattr(one, key)
             assert (getattr(again, key) is None) == (value is None)
             if value is not None:

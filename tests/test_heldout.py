@@ -20,7 +20,7 @@ from tcgn_hub.evaluation import heldout
 from tcgn_hub.evaluation.baselines import color_texture_features, depth_predict, ridge_predict
 from tcgn_hub.evaluation.encoders import encoder_labels
 from tcgn_hub.evaluation.heldout import evaluate
-from tcgn_hub.evaluation.measuring import _parts, measure, predict_crops
+from tcgn_hub.evaluation.measuring import measure, parts_of, predict_crops
 from tcgn_hub.evaluation.tables import section_table
 from tcgn_hub.prediction.predictor import Predictor
 from tcgn_hub.result import Evaluation
@@ -186,14 +186,14 @@ def test_baselines_and_what_they_reach_on_their_own_sections(sections, predictor
 
 
 def test_one_training_section_is_left_out_in_strips(sections):
-    parts = _parts(sections[:1])
+    parts = parts_of(sections[:1])
     along = sections[0].xy[:, np.argmax(np.ptp(sections[0].xy, axis=0))]
     assert np.bincount(parts).min() >= 2
     assert len(np.unique(parts)) == 5
     assert all(along[parts == i].max() < along[parts == i + 1].min() for i in range(4))
     slides = [replace(sections[0], bulk=True, counts=sections[0].counts[:1]) for _ in range(2)]
     slides = [replace(slide, name=f"S{i}") for i, slide in enumerate(slides)]
-    assert _parts([slides[0], sections[1], slides[1]]).tolist() == [3, *[1] * 12, 3]
+    assert parts_of([slides[0], sections[1], slides[1]]).tolist() == [3, *[1] * 12, 3]
 
 
 def test_baselines_of_slides_and_of_spots(sections, predictor):

@@ -1,5 +1,6 @@
 """What weights predict for their training tissue, and what is said of other tissue by it."""
 
+import csv
 import json
 from dataclasses import replace
 
@@ -16,7 +17,8 @@ from tcgn_hub.evaluation.skill import effective_rank
 from tcgn_hub.weights.info import WeightsInfo
 from tcgn_hub.weights.typical import Typical, describe_predictions
 from tcgn_hub.writing.bulk import BulkTable
-from tcgn_hub.writing.tables import to_table
+from tcgn_hub.writing.geojson import to_geojson
+from tcgn_hub.writing.tables import to_json, to_table
 
 RNG = np.random.default_rng(0)
 KNOWN = {
@@ -66,7 +68,7 @@ def test_training_tissue_has_mean_0_and_standard_deviation_1():
     rising, falling = found.leading(0, tuple(map(str, range(30))), 3)
     assert rising[0] == str(found.axes[0].argmax())
     assert falling[0] == str(found.axes[0].argmin())
-    assert found.to_depth is found.depth(modules) is found.depth_limits() is None
+    assert found.to_depth is found.depth is found.given_depth_limits(0) is None
 
 
 def test_depth_is_read_off_the_axes():
@@ -75,18 +77,83 @@ def test_depth_is_read_off_the_axes():
     depth = 3 + 0.2 * along[:, 0] - 0.1 * along[:, 1]
     holes = np.where(np.arange(300) % 3 == 0, np.nan, depth)
     found = describe_predictions(values, holes)
+    assert found.depth.of == "modules"
     np.testing.assert_allclose(found.depth(found.modules(values)), depth, atol=0.01)
-    low, high = found.depth_limits()
+    low, high = found.depth.limits()
     assert (depth < low).mean() < 0.05 > (depth > high).mean()
     assert high - low == pytest.approx(2 * 2.326 * depth.std(), rel=0.1)
     assert describe_predictions(values, np.full(300, np.nan)).to_depth is None
     assert describe_predictions(np.ones((300, 5)), depth) is None
 
 
+def drawn(spots=400, features=60, genes=12, noise=0.1):
+    """Values, depth, features and parts: depth is in features that no gene follows, and half of the genes in depth."""
+    rng = np.random.default_rng(5)
+    x = rng.normal(size=(spots, features)) * 10 ** rng.uniform(-1, 2, features) + 50
+    own = (x - 50) / (x - 50).std(axis=0)
+    depth = 3 + 0.1 * own[:, :4].sum(axis=1) + noise * rng.normal(size=spots)
+    values = 1 + 0.1 * own[:, 20 : 20 + genes] + 0.5 * (np.arange(genes) % 2) * (depth - 3)[:, None]
+    values[:, -1] = 0.5
+    return values.astype(np.float32), depth, x.astype(np.float32), np.arange(spots) // 100
+
+
+def test_depth_is_learned_from_the_features():
+    values, depth, features, parts = drawn()
+    train, test = parts < 3, parts == 3
+    found = describe_predictions(values[train], depth[train], features=features[train], parts=parts[train])
+    assert found.depth is found.learned_depth
+    assert found.depth.of == "features"
+    own = found.depth(features)
+    # noise of half of the standard deviation of depth leaves a PCC of 0.89
+    assert np.corrcoef(own[test], depth[test])[0, 1] > 0.85
+    assert (found.depth.mean, found.depth.sd) == pytest.approx((own[train].mean(), own[train].std()), rel=1e-3)
+    alone = np.concatenate([found.depth(features[[i]]) for i in range(5)])
+    np.testing.assert_array_equal(found.depth(features[:5]), alone)
+    low, high = found.depth.limits()
+    assert (own < low).mean() < 0.05 > (own > high).mean()
+
+
+def test_what_is_given_depth_has_nothing_to_do_with_it_over_the_training_tissue():
+    values, depth, features, parts = drawn()
+    learned = describe_predictions(values, depth, features=features, parts=parts)
+    axes = describe_predictions(values, depth)
+    for found, numbers, most in ((learned, features, 1e-3), (axes, axes.modules(values), 0.02)):
+        own = found.depth(numbers)
+        given = values - (own - found.depth.mean)[:, None] * found.depth.slope
+        plain, left = (np.corrcoef(np.column_stack([own, v[:, :-1]]).T)[0, 1:] for v in (values, given))
+        assert np.abs(plain).max() > 0.3
+        assert np.abs(left).max() < most
+        np.testing.assert_allclose(given.mean(axis=0), found.mean, atol=1e-3)
+        np.testing.assert_array_equal(given[:, -1], values[:, -1])
+        for gene in range(11):
+            low, high = found.given_depth_limits(gene)
+            assert 0.001 < np.mean((given[:, gene] < low) | (given[:, gene] > high)) < 0.05
+
+
+def test_a_feature_that_hardly_differs_does_not_count():
+    values, depth, features, parts = drawn()
+    features[:, -1] = 50 + 1e-4 * (depth - depth.mean())
+    found = describe_predictions(values, depth, features=features.astype(np.float32), parts=parts)
+    assert found.depth.weight[-1] == 0
+    assert (found.depth.weight[:-1] != 0).sum() > 40
+
+
+def test_depth_is_learned_where_it_is_known_of_enough_spots():
+    values, depth, features, parts = drawn()
+    known = np.where(np.arange(400) % 2, depth, np.nan)
+    found = describe_predictions(values, known, features=features, parts=parts)
+    assert np.corrcoef(found.depth(features), depth)[0, 1] > 0.8
+    few = np.where(np.arange(400) < 39, depth, np.nan)
+    assert describe_predictions(values, few, features=features, parts=parts).depth.of == "modules"
+    nothing = describe_predictions(values, depth, features=np.ones_like(features), parts=parts)
+    assert nothing.depth.of == "modules"
+
+
 def test_what_is_stored_says_the_same():
     values = RNG.normal(size=(100, 785)).astype(np.float32)
+    features, parts = 3 + RNG.normal(size=(100, 1280)).astype(np.float32), np.arange(100) // 50
     for depth in (None, values[:, 0]):
-        found = describe_predictions(values, depth)
+        found = describe_predictions(values, depth, features=features, parts=parts)
         text = json.dumps(found.to_json())
         assert len(text) < 60e3
         back = Typical.from_json(json.loads(text), 785)
@@ -97,7 +164,13 @@ def test_what_is_stored_says_the_same():
         if depth is None:
             assert back.to_depth is None
         else:
-            np.testing.assert_array_equal(back.depth(modules), found.depth(modules))
+            np.testing.assert_array_equal(back.depth(features), found.depth(features))
+            np.testing.assert_array_equal(back.depth.slope, found.depth.slope)
+            assert (back.depth.mean, back.depth.sd) == (found.depth.mean, found.depth.sd)
+            # an earlier version has no more than the axes
+            before = Typical.from_json({k: v for k, v in json.loads(text).items() if k != "depth"}, 785)
+            np.testing.assert_array_equal(before.to_depth, found.to_depth)
+            assert before.depth.of == "modules"
 
 
 @pytest.mark.parametrize(
@@ -109,6 +182,30 @@ def test_malformed_descriptions_are_refused(change):
         del document["effective_rank"]
     with pytest.raises(WeightsError, match=r"^What is stated of w is malformed \(.*\)\.$"):
         WeightsInfo.from_json({"typical": {**document, **(change or {})}}, name="w", genes=tuple(GENES))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"of": "counts"},
+        {"slope": "AACAPw=="},
+        {"weight": "?"},
+        {"weight": "AADAfw=="},
+        {"sd": 0},
+        {"mean": None},
+        {"mean": float("nan")},
+        None,
+    ],
+)
+def test_a_malformed_depth_is_refused(change):
+    values, depth, features, parts = drawn(genes=4)
+    document = describe_predictions(values, depth, features=features, parts=parts).to_json()
+    assert Typical.from_json(document, 4).depth.of == "features"
+    if change is None:
+        del document["depth"]["offset"]
+    document["depth"].update(change or {})
+    with pytest.raises(WeightsError, match=r"^What is stated of w is malformed \(.*\)\.$"):
+        WeightsInfo.from_json({"typical": document}, name="w", genes=tuple(GENES))
 
 
 # ------------------------------------------------------------------------------------------------- what is said of it
@@ -125,6 +222,8 @@ def test_skill_in_one_line():
     assert info.pcc_given_depth == {"GNAS": 0.3, "FASN": 0.1, "HLA-DRA": None, "ACTB": 0.2}
     better = replace(info, held_out={**KNOWN, "median_pcc_given_depth": 0.15})
     assert better.skill.endswith("0.15 is left given depth)")
+    deep = replace(better, held_out={**better.held_out, "depth_pcc": 0.634})
+    assert deep.skill.endswith("0.15 is left given depth; predicted depth has a PCC of 0.63)")
     bare = WeightsInfo("w", tuple(GENES))
     assert bare.skill == bare.tissue == ""
     assert bare.significance == "better than chance on held-out tissue"
@@ -189,6 +288,46 @@ def test_axes_and_depth_are_in_what_is_written(tmp_path):
     assert np.corrcoef(slide.depth, slide.obsm["modules"][:, 0])[0, 1] > 0.9
 
 
+def test_values_given_depth_are_in_what_is_written(tmp_path):
+    slide, patches = make(described=True), make_patches(described=True)
+    for result in (slide, patches):
+        depth, given = result.info.predicted_in_training.depth, result.given_depth()
+        want = result.X - np.outer(result.depth - depth.mean, result.var["depth_slope"])
+        np.testing.assert_allclose(given, want, atol=1e-6)
+        assert given.dtype == np.float32
+        assert np.abs(given - result.X).max() > 0.01
+        np.testing.assert_array_equal(result.given_depth(slice(1, 3)), given[1:3])
+        np.testing.assert_array_equal(result.select(["ACTB", "GNAS"]).given_depth(), given[:, [3, 0]])
+        np.testing.assert_array_equal(result.to_anndata().layers["given_depth"], given)
+        document = json.loads("".join(to_json(result)))
+        assert [row["predicted_depth"] for row in document["predictions"]] == pytest.approx(result.depth.tolist())
+        written = [[gene["given_depth"] for gene in row["genes"]] for row in document["predictions"]]
+        np.testing.assert_allclose(written, given, atol=1e-6)
+        # a table of values tells it by the slopes that go with it
+        result.write(tmp_path / "table.csv")
+        beside = json.loads((tmp_path / "table.csv.json").read_text())
+        rows = list(csv.DictReader((tmp_path / "table.csv").open(encoding="utf-8")))
+        for gene, slope in beside["depth_slope"].items():
+            again = [
+                float(row[gene]) - slope * (float(row["predicted_depth"]) - beside["runs"][0]["trained_depth"])
+                for row in rows
+            ]
+            np.testing.assert_allclose(again, given[:, result.column(gene)], atol=1e-4)
+    own = [tile["properties"]["measurements"] for tile in json.loads("".join(to_geojson(slide)))["features"]]
+    np.testing.assert_allclose([tile["predicted_depth"] for tile in own], slide.depth, atol=5e-5)
+    head, columns, *lines = to_table(patches).splitlines()
+    assert head.endswith(f", predicted depth {patches.depth[0]:.2f}")
+    at = columns.index("at mean depth")
+    shown = {line.split()[0]: float(line[at:].split()[0]) for line in lines[:4]}
+    assert shown == pytest.approx(dict(zip(GENES, patches.given_depth()[0].tolist(), strict=True)), abs=5e-4)
+    for result in (make(), make_patches()):
+        assert result.given_depth() is result.depth is result.metadata()["trained_depth"] is None
+        assert "given_depth" not in result.to_anndata().layers
+        assert "predicted_depth" not in result.to_anndata().obs
+        assert "depth" not in to_table(result)
+        assert json.loads("".join(to_json(result)))["predictions"][0]["genes"][0]["given_depth"] is None
+
+
 def test_significance_is_withheld_of_foreign_tissue(tmp_path):
     slide = make(held_out=KNOWN, sure=True)
     assert not slide.withheld()
@@ -240,6 +379,37 @@ def test_axes_are_of_all_genes_whichever_are_asked_for(tiny):
     assert one.depth.shape == (3,)
 
 
+def test_depth_is_that_of_each_patch_alone(tiny):
+    noise = [RNG.integers(0, 255, (224, 224, 3), dtype=np.uint8) // (1 + i) for i in range(3)]
+    learned = tiny.info.predicted_in_training.depth
+    assert learned.of == "features"
+    together = tiny.patches(noise, force=True)
+    np.testing.assert_allclose(together.depth, learned(tiny.embed(noise)), atol=1e-5)
+    for tta in (1, 3):
+        together = tiny.patches(noise, force=True, tta=tta, batch_size=2)
+        for i, image in enumerate(noise):
+            alone = tiny.patches([image], force=True, tta=tta)
+            np.testing.assert_allclose(alone.depth, together.depth[[i]], atol=1e-4)
+            np.testing.assert_allclose(alone.given_depth(), together.given_depth()[[i]], atol=1e-4)
+    views = [learned(tiny.backend.forward(tiny.backend.prepare(noise), i)[1]) for i in range(3)]
+    np.testing.assert_allclose(together.depth, np.mean(views, axis=0), atol=1e-4)
+    assert np.ptp(views, axis=0).max() > 1e-3
+
+
+def test_weights_of_an_earlier_version_read_depth_off_their_axes(tiny):
+    noise = [RNG.integers(0, 255, (224, 224, 3), dtype=np.uint8) for _ in range(2)]
+    before = {key: value for key, value in tiny.info.typical.items() if key != "depth"}
+    own = tcgn_hub.Predictor(tiny.backend, replace(tiny.info, typical=before))
+    result = own.patches(noise, force=True)
+    np.testing.assert_array_equal(result.depth, result.info.predicted_in_training.depth(result.obsm["modules"]))
+    assert np.isfinite(result.given_depth()).all()
+    none = tcgn_hub.Predictor(tiny.backend, replace(tiny.info, typical={**before, "to_depth": None}))
+    result = none.patches(noise, force=True)
+    assert result.depth is result.given_depth() is None
+    assert "depth_slope" not in result.var
+    assert result.z() is not None
+
+
 def test_axes_of_a_slide_survive_an_interruption(tiny, tmp_path):
     Image.fromarray(RNG.integers(0, 255, (600, 600, 3), dtype=np.uint8)).save(tmp_path / "slide.png")
     options = {"mpp": 0.6875, "stride_um": 154, "min_tissue": 0, "workers": 0, "resume": tmp_path / "state"}
@@ -247,6 +417,8 @@ def test_axes_of_a_slide_survive_an_interruption(tiny, tmp_path):
     again = tiny.slide(tmp_path / "slide.png", **options)
     assert np.isfinite(first.obsm["modules"]).all()
     np.testing.assert_array_equal(again.obsm["modules"], first.obsm["modules"])
+    assert np.isfinite(first.depth).all()
+    np.testing.assert_array_equal(again.given_depth(), first.given_depth())
 
 
 def test_depth_is_the_sum_of_the_panels_counts(tmp_path):

@@ -20,7 +20,7 @@ from tcgn_hub.data.sections import panel_depth
 from tcgn_hub.errors import WeightsError
 from tcgn_hub.evaluation.conformal import coverage, coverage_across, interval_radius
 from tcgn_hub.evaluation.evaluate import summarise
-from tcgn_hub.evaluation.measuring import predict_crops
+from tcgn_hub.evaluation.measuring import pooled_features, predict_crops
 from tcgn_hub.models.loading import load_model
 from tcgn_hub.prediction import ood
 from tcgn_hub.prediction.backends.torch import TorchBackend
@@ -30,6 +30,7 @@ from tcgn_hub.prediction.predictor import Predictor
 from tcgn_hub.result import Measured
 from tcgn_hub.training.results import held_out_of
 from tcgn_hub.units import UNITS
+from tcgn_hub.weights import typical
 from tcgn_hub.weights.info import WeightsInfo
 from tcgn_hub.weights.model_dir import read_info, save_model_dir
 from tcgn_hub.weights.typical import describe_predictions
@@ -211,6 +212,7 @@ def test_malformed_statements_are_one_sentence(tmp_path):
 
 def test_a_training_states_them(tmp_path, monkeypatch):
     monkeypatch.setattr(ood, "_LEAST_SPOTS", 8)
+    monkeypatch.setattr(typical, "_LEAST_SPOTS", 8)
     write_section(tmp_path, "A1", spots=10)
     write_section(tmp_path, "B1", spots=12, seed=1)
     recipe = tcgn_hub.Recipe(
@@ -224,11 +226,22 @@ def test_a_training_states_them(tmp_path, monkeypatch):
     assert TissueModel.from_json(info.ood).features.mean.shape == (32,)
     assert TissueModel.from_json(info.ood).picture.mean.shape == (32,)
     section = next(section for section in tcgn_hub.read_sections(tmp_path) if section.name == "A1")
-    values = predict_crops(tcgn_hub.load(path=tmp_path / "model"), spot_crops(section, crop_px=112))
+    crops = spot_crops(section, crop_px=112)
+    values = predict_crops(tcgn_hub.load(path=tmp_path / "model"), crops)
     expected = describe_predictions(values, panel_depth(section, PANEL))
     np.testing.assert_allclose(info.predicted_in_training.mean, expected.mean, atol=1e-4)
     np.testing.assert_allclose(info.predicted_in_training.sd, expected.sd, atol=1e-4)
     np.testing.assert_allclose(info.predicted_in_training.to_depth[0], expected.to_depth[0], atol=1e-3)
+    learned = info.predicted_in_training.depth
+    assert learned.of == "features"
+    model = tcgn_hub.load(path=tmp_path / "model")
+    np.testing.assert_allclose(learned.mean, learned(pooled_features(model, crops)).mean(), atol=1e-3)
+    # on the section held out, as measured
+    with np.load(tmp_path / "model/held_out.npz", allow_pickle=False) as arrays:
+        predicted, counts = arrays["0.predicted_depth"], arrays["0.counts"]
+    held_out = info.held_out["depth_pcc"]
+    assert held_out == pytest.approx(np.corrcoef(predicted, np.log10(1 + counts.sum(axis=1)))[0, 1], abs=1e-4)
+    assert held_out == info.held_out["sections"]["B1"]["depth_pcc"]
     assert "directions" not in (tmp_path / "model/README.md").read_text()
 
 

@@ -29,7 +29,7 @@ from tcgn_hub.units import UNITS
 from tcgn_hub.weights.info import WeightsInfo
 from tcgn_hub.weights.typical import describe_predictions
 from tcgn_hub.writing.bulk import BulkTable
-from tcgn_hub.writing.figures import _SlideFigure, draw_gene, draw_mask
+from tcgn_hub.writing.figures import _SlideFigure, draw_gene, draw_mask, layer_values
 from tcgn_hub.writing.geojson import to_geojson
 from tcgn_hub.writing.report import mapped_genes, write_report
 from tcgn_hub.writing.tables import describe, to_csv, to_json, to_table
@@ -190,10 +190,10 @@ def test_geojson(prediction):
 @pytest.mark.parametrize("kind", [make, make_patches])
 def test_csv_and_parquet_hold_the_same(kind, sure, tmp_path):
     parquet = pytest.importorskip("pyarrow.parquet")
-    result = kind(held_out=SURE if sure else HELD_OUT, sure=sure)
+    result = kind(held_out=SURE if sure else HELD_OUT, sure=sure, described=sure)
     before = list(describe(result))
     assert before[:6] == ["name", "x", "y", "array_row", "array_col", "mpp"]
-    assert before[6:] == ["scale_source", "patch_um", "trained_um", "patch_px", "ood"]
+    assert before[6:] == ["scale_source", "patch_um", "trained_um", "patch_px", "ood", "predicted_depth"]
     rows = lines(to_csv(result))
     assert rows[0] == [*before, *GENES, *(f"{gene}.tta_std" for gene in GENES if sure)]
     result.write(tmp_path / "table.parquet")
@@ -202,7 +202,7 @@ def test_csv_and_parquet_hold_the_same(kind, sure, tmp_path):
     table = parquet.read_table(tmp_path / "table.parquet")
     assert table.column_names == rows[0]
     unknown = [name for name in before if table[name].null_count]
-    assert unknown == ["array_row", "array_col"] * (kind is make_patches) + ["ood"] * (not sure)
+    assert unknown == ["array_row", "array_col"] * (kind is make_patches) + ["ood", "predicted_depth"] * (not sure)
     assert [str(table.schema.field(name).type) for name in before[1:5]] == ["double", "double", "int64", "int64"]
     assert [row[0] for row in rows[1:]] == table["name"].to_pylist() == result.names
     for column, name in enumerate(rows[0][1:], 1):
@@ -477,6 +477,34 @@ def test_a_report_says_first_how_little_is_told_apart(tmp_path):
     assert f"<li>significance is withheld: {reason}</li>" in page
     assert page.count("<td>withheld</td>") == 4
     assert 'class="dull"' not in page
+
+
+def test_a_report_of_genes_given_depth(tmp_path):
+    pytest.importorskip("matplotlib")
+    slide = make(held_out={**SURE, "depth_pcc": 0.634, "effective_rank": 2.0}, described=True)
+    # a map of nothing but depth is no map given depth
+    slope, above = slide.var["depth_slope"], slide.depth - slide.info.predicted_in_training.depth.mean
+    values = slide.X.copy()
+    values[:, [0, 2]] = above[:, None] * slope[[0, 2]] + np.array([slide.X[:, 1], slide.X[:, 3]]).T
+    slide = replace(slide, X=values)
+    pages = {}
+    for layer in ("value", "given_depth"):
+        write_report(tmp_path / "report.html", slide, layer=layer)
+        pages[layer] = (tmp_path / "report.html").read_text(encoding="utf-8")
+    says = "The maps show each gene given depth: its value without what, over the training tissue"
+    assert [says in page for page in pages.values()] == [False, True]
+    # maps that are one picture are named together as they are drawn
+    drawn = {layer: re.findall(r'alt="Map of ([A-Z].*?)(?:, given depth)?"', page) for layer, page in pages.items()}
+    assert [page.count(', given depth"') for page in pages.values()] == [0, len(drawn["given_depth"])]
+    assert drawn == {layer: mapped_genes(slide, layer=layer) for layer in pages}
+    assert len(drawn["value"]) != len(drawn["given_depth"])
+    first = [re.search(r'alt="Map of HLA-DRA.*?" src="(.*?)"', page)[1] for page in pages.values()]
+    assert first[0] != first[1]
+    assert "predicted depth has a PCC of 0.63" in pages["value"]
+    np.testing.assert_allclose(layer_values(slide, "given_depth")[:, 0], slide.X[:, 1], atol=1e-5)
+    with pytest.raises(OutputError, match=r"tcgn_base\.test predicts no depth"):
+        write_report(tmp_path / "none.html", make(), layer="given_depth")
+    assert not (tmp_path / "none.html").exists()
 
 
 def test_what_was_measured_is_shown_beside_what_is_predicted(prediction, tmp_path):

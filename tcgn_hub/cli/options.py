@@ -134,6 +134,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
     ),
     "features": _flag("keep the 1280 features of each tile, in an h5ad"),
     "plot": _value("maps of genes and of the tissue, PNG files beside the output", "GENE,..."),
+    "map": _value(
+        "what --plot and --report draw of a gene: its value, or given_depth, without what goes with the predicted depth"
+        " (default: value)",
+        choices=("value", "given_depth"),
+    ),
     "report": _flag("a self-contained HTML page beside the output"),
     "bulk": _value("one pseudo-bulk row per slide, CSV", "FILE"),
     "npz": _flag("patches: the arrays too, beside the picture"),

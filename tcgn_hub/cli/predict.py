@@ -38,7 +38,7 @@ _LOADED = ("weights", "device", "precision", "backend")
 _SHARED = ("significant_only", "tta", "batch_size")
 _SCALE = ("mpp", "magnification", "patch_um", "force_scale")
 _TILED = ("series", "stride_um", "spots", "library", "min_tissue", "features", "workers", "max_pixels")
-_DRAWN = ("plot", "report", "bulk")
+_DRAWN = ("plot", "map", "report", "bulk")
 
 
 def build_parser(prog: str) -> argparse.ArgumentParser:
@@ -147,7 +147,7 @@ def _predict_slides(slides: list[Path], options: dict[str, Any], args: argparse.
             result.write(output, format=suffix)
             written = [
                 *_tables(output, suffix),
-                *_draw(result, output, plots, predictor if args.report else None, prog),
+                *_draw(result, output, plots, predictor if args.report else None, args.map or "value", prog),
             ]
         if bulk:
             bulk.add(result)
@@ -245,6 +245,8 @@ def _check_slides(outputs: Sequence[Path | None], suffix: str, args: argparse.Na
             raise OutputError(message)
         if given(args, ("plot", "report", "features", "format")):
             raise OutputError("--plot, --report, --features and --format are of the output of the tiles; give -o.")
+    if args.map and not (args.plot or args.report):
+        raise OutputError("--map says what --plot and --report draw; give one of them, or leave it out.")
     if args.bulk:
         _check_place(Path(args.bulk))
     if args.features and suffix != ".h5ad":
@@ -255,8 +257,12 @@ def _check_slides(outputs: Sequence[Path | None], suffix: str, args: argparse.Na
 
 def _plots(predictor: Predictor, genes: list[str] | None, args: argparse.Namespace) -> list[str]:
     """Genes to draw."""
-    from tcgn_hub.errors import PanelError
+    from tcgn_hub.errors import OutputError, PanelError
+    from tcgn_hub.writing.figures import no_depth
 
+    typical = predictor.info.predicted_in_training
+    if args.map == "given_depth" and (typical is None or typical.depth is None):
+        raise OutputError(no_depth(predictor.info.name))
     predicted = predictor.columns(genes, significant_only=bool(args.significant_only))
     drawn = [] if args.plot is None else predictor.columns(args.plot.split(","))
     absent = [predictor.info.genes[i] for i in drawn if i not in predicted]
@@ -282,7 +288,9 @@ def _with_measured(result: Result, args: argparse.Namespace, prog: str) -> Resul
         return result
 
 
-def _draw(result: Result, output: Path, plots: list[str], reporter: Predictor | None, prog: str) -> list[Path]:
+def _draw(
+    result: Result, output: Path, plots: list[str], reporter: Predictor | None, layer: str, prog: str
+) -> list[Path]:
     """Maps of genes, and a report if there is who explains it; their files."""
     from tcgn_hub.files import write_bytes
     from tcgn_hub.writing.figures import draw_gene, draw_mask
@@ -290,8 +298,8 @@ def _draw(result: Result, output: Path, plots: list[str], reporter: Predictor | 
 
     written = []
     for gene in plots:
-        written.append(output.with_suffix(f".{gene}.png"))
-        write_bytes(written[-1], draw_gene(result, gene))
+        written.append(output.with_suffix(f".{gene}.png" if layer == "value" else f".{gene}.{layer}.png"))
+        write_bytes(written[-1], draw_gene(result, gene, layer=layer))
     if plots and result.slide is not None and result.slide.mask is not None:
         written.append(output.with_suffix(".tissue.png"))
         write_bytes(written[-1], draw_mask(result))
@@ -299,8 +307,9 @@ def _draw(result: Result, output: Path, plots: list[str], reporter: Predictor | 
         written.append(output.with_suffix(".html"))
         if reporter.backend.name == "onnx":
             say(prog, "the report has no tiles with Grad-CAM, which needs weights of PyTorch")
-        explained = [] if reporter.backend.name == "onnx" else mapped_genes(result)[:_EXPLAINED]
-        write_report(written[-1], result, galleries=reporter.galleries(result, explained) if explained else ())
+        explained = [] if reporter.backend.name == "onnx" else mapped_genes(result, layer=layer)[:_EXPLAINED]
+        galleries = reporter.galleries(result, explained) if explained else ()
+        write_report(written[-1], result, layer=layer, galleries=galleries)
     return written
 
 

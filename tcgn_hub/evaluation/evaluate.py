@@ -84,10 +84,13 @@ def summarise(
       allows for neighbouring spots being alike, see `tcgn_hub.evaluation.significance`, with depth, its square and its
       cube held fixed, for genes need not follow depth in a line; ``share_significant`` of those measured;
       ``significant_genes_pcc``: the same of the plain correlation;
+    - ``depth_pcc``: correlation of the depth that the weights predict with that of the spots, and
+      ``median_pcc_of_given_depth``, of what they give as a gene given depth with what its measurement has beyond the
+      line in the spots' depth;
     - ``median_ceiling``, ``median_ceiling_given_depth``: see `tcgn_hub.evaluation.ceiling.noise_ceiling`;
     - ``interval_simulated``: how often 95 % intervals of the median PCC held the truth in simulated sections like
       these, see `tcgn_hub.evaluation.intervals.simulated_coverage`;
-    - ``methods``: all of these but the last three of every method by its label, with ``gain``, the median PCC of the
+    - ``methods``: all of these but the last five of every method by its label, with ``gain``, the median PCC of the
       first less that of the method over the genes that both predict. The first stands beside, too: that of the weights,
       or the first of the predictions of others;
     - ``measured_by``: which of `tcgn_hub.evaluation.protocols.PROTOCOLS` the medians are of; ``protocols``, over all
@@ -222,6 +225,7 @@ def _common(section: Measured) -> tuple[Measured, int]:
         baselines=of(section.baselines),
         predictions=of(section.predictions),
         counts=None if section.counts is None else section.counts[keep],
+        predicted_depth=None if section.predicted_depth is None else section.predicted_depth[keep],
     )
     return kept, int((was_measured & ~keep).sum())
 
@@ -316,16 +320,37 @@ def _choices(section: Measured, label: str, labels: np.ndarray) -> dict[str, tup
 
 
 def _of_section(section: Measured, seed: int) -> dict[str, np.ndarray]:
-    """What is known of the measurement of a section: ceilings, shape (genes,), and the effective rank, shape ()."""
-    nothing = np.full(section.targets.shape[1], np.nan)
-    known = {"ceiling": nothing, "ceiling_given_depth": nothing, "effective_rank_measured": np.array(np.nan)}
+    """What is known of the measurement of a section: ceilings, shape (genes,), and the effective rank, shape ().
+
+    And of the depth that the weights predict: its correlation, shape (), and those of the genes given it.
+    """
+    nothing, unknown = np.full(section.targets.shape[1], np.nan), np.array(np.nan)
+    known = dict.fromkeys(("ceiling", "ceiling_given_depth", "pcc_of_given_depth"), nothing)
+    known |= {"effective_rank_measured": unknown, "depth_pcc": unknown}
     if len(section.targets) < _LEAST_SPOTS:
         return known
     known["effective_rank_measured"] = np.array(effective_rank(section.targets))
     if section.counts is not None:
         known["ceiling"] = noise_ceiling(section.counts, seed=seed)
         known["ceiling_given_depth"] = noise_ceiling(section.counts, given_depth=True, seed=seed)
-    return known
+    return known | _of_depth(section)
+
+
+def _of_depth(section: Measured) -> dict[str, np.ndarray]:
+    """How well depth is predicted, and genes given it, see `summarise`; nothing where it is not known."""
+    if section.counts is None or section.predicted_depth is None or section.predicted is None:
+        return {}
+    measured, own = depth(section.counts), section.predicted_depth.astype(np.float64)
+    if not np.isfinite(measured).all():
+        return {}
+    line = np.stack([np.ones(len(measured)), measured], axis=1)
+    # a gene that was not measured leaves NaN in its own column only
+    left = section.targets - line @ (np.linalg.pinv(line) @ section.targets)
+    given = section.predicted - (own - own.mean())[:, None] * section.depth_slope
+    return {
+        "depth_pcc": np.array(pearson(own[:, None], measured[:, None])[0]),
+        "pcc_of_given_depth": pearson(given, left),
+    }
 
 
 def _once(known: Mapping[str, np.ndarray]) -> dict[str, float]:
@@ -334,6 +359,8 @@ def _once(known: Mapping[str, np.ndarray]) -> dict[str, float]:
         "median_ceiling": _median(known["ceiling"]),
         "median_ceiling_given_depth": _median(known["ceiling_given_depth"]),
         "effective_rank_measured": float(known["effective_rank_measured"]),
+        "depth_pcc": float(known["depth_pcc"]),
+        "median_pcc_of_given_depth": _median(known["pcc_of_given_depth"]),
     }
 
 

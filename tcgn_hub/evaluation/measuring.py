@@ -26,12 +26,19 @@ def predict_crops(
     predictor: Predictor, crops: SpotCrops, *, tta: int = 1, batch_size: int = 32, bar: Progress | None = None
 ) -> np.ndarray:
     """Predictions for the centres of crops, shape (n, genes); ``bar`` counts them."""
-    predicted = []
+    return _said(predictor, crops, tta=tta, batch_size=batch_size, bar=bar)["values"]
+
+
+def _said(
+    predictor: Predictor, crops: SpotCrops, *, tta: int = 1, batch_size: int = 32, bar: Progress | None = None
+) -> dict[str, np.ndarray]:
+    """What `Predictor.run` gives for the centres of crops; ``bar`` counts them."""
+    parts = []
     for x in _batches(crops, batch_size):
-        predicted.append(predictor.run(x, tta=tta)["values"])
+        parts.append(predictor.run(x, tta=tta))
         if bar is not None:
             bar.update(len(x))
-    return np.concatenate(predicted)
+    return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
 
 
 def pooled_features(predictor: Predictor, crops: SpotCrops, *, batch_size: int = 32) -> np.ndarray:
@@ -87,15 +94,19 @@ def measure(
     counts = {s.name: None if s.bulk else panel_counts(s, panel) for s in sections}
     baselines = _baselines(train, sections, targets, counts, crops, features) if train else {}
 
-    methods = dict(baselines)
+    methods, depths = dict(baselines), dict[str, np.ndarray | None]()
     if predictor is not None:
         count = sum(len(crops[section.name].pixels) for section in sections)
         with Progress(count, "spot", name="measuring", shown=progress) as bar:
             # to choose genes on the training sections, patches as they are will do
             times = {**dict.fromkeys([s.name for s in train], 1), **dict.fromkeys([s.name for s in test], tta)}
-            methods[OURS] = {s.name: _predicted(predictor, s, crops[s.name], times[s.name], bar) for s in sections}
+            said = {s.name: _said(predictor, crops[s.name], tta=times[s.name], bar=bar) for s in sections}
+        methods[OURS] = {s.name: _measurable(s, said[s.name]["values"]) for s in sections}
+        depths = {s.name: None if s.bulk else said[s.name].get("predicted_depth") for s in sections}
     train_pcc = {label: _mean_pcc(train, values, targets) for label, values in methods.items() if train}
     train_variance = _variance([counts[section.name] for section in train])
+    typical = None if predictor is None else predictor.info.predicted_in_training
+    slope = None if typical is None or typical.depth is None else typical.depth.slope
     spots = [
         Measured(
             name=section.name,
@@ -107,6 +118,8 @@ def measure(
             counts=counts[section.name],
             train_pcc=train_pcc,
             train_variance=train_variance,
+            predicted_depth=depths.get(section.name),
+            depth_slope=None if depths.get(section.name) is None else slope,
         )
         for section in test
     ]
@@ -115,9 +128,8 @@ def measure(
     return spots + ([_together(slides)] if slides else [])
 
 
-def _predicted(predictor: Predictor, section: Section, crops: SpotCrops, tta: int, bar: Progress) -> np.ndarray:
+def _measurable(section: Section, values: np.ndarray) -> np.ndarray:
     """Predictions for what was measured: the spots, or of a bulk slide the mean of its tiles in linear space."""
-    values = predict_crops(predictor, crops, tta=tta, bar=bar)
     return mean_in_linear(values)[None] if section.bulk else values
 
 

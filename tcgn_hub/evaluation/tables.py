@@ -7,7 +7,15 @@ from typing import Any
 
 from tcgn_hub.result import OURS, Evaluation
 from tcgn_hub.text import aligned
-from tcgn_hub.writing.evaluation_page import UNSEEN, depth_note, interval_note, number, ranking_note, with_interval
+from tcgn_hub.writing.evaluation_page import (
+    UNSEEN,
+    depth_note,
+    interval_note,
+    number,
+    predicted_depth_note,
+    ranking_note,
+    with_interval,
+)
 
 _SECTIONS = (
     "section",
@@ -62,7 +70,7 @@ def section_table(evaluation: Evaluation, *, markdown: bool = False) -> str:
         patients = len({values["patient"] for values in summary["sections"].values()})
         rows.append(_of_section("all", f"{patients} patient{'s' * (patients > 1)}", summary))
     notes = [f"{name}: {values['note']}." for name, values in summary["sections"].items() if "note" in values]
-    notes += [f"{note[0].upper()}{note[1:]}." for note in depth_note(summary)]
+    notes += [f"{note[0].upper()}{note[1:]}." for note in (*depth_note(summary), *predicted_depth_note(summary))]
     if reason := summary.get("not_marked_because"):
         notes.append(f"No gene is marked significant: {reason}.")
     if seen := summary.get("allowed_seen"):

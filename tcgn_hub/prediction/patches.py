@@ -178,7 +178,7 @@ def patch_table(cuts: Sequence[Cut], said: dict[str, np.ndarray]) -> dict[str, n
         "patch_um": np.array([cut.patch_um for cut in cuts], float),
         "trained_um": np.array([cut.trained_um for cut in cuts], float),
         "patch_px": np.array([cut.side for cut in cuts], int),
-        **({"ood": said["ood"]} if "ood" in said else {}),
+        **{key: said[key] for key in ("ood", "predicted_depth") if key in said},
     }
 
 

@@ -88,20 +88,25 @@ class Predictor:
             features: Whether to return the features.
 
         Returns:
-            ``values``, float32, shape (B, genes); ``tta_std`` likewise, if ``tta`` is above 1; ``ood``, shape (B,), and
-            ``modules``, shape (B, k), if the weights describe their training tissue and what they predict for it; and
-            ``features``, shape (B, 1280), if asked for.
+            ``values``, float32, shape (B, genes); ``tta_std`` likewise, if ``tta`` is above 1; ``ood``, shape (B,),
+            ``modules``, shape (B, k), and ``predicted_depth``, shape (B,), if the weights describe their training
+            tissue, what they predict for it, and how depth goes with that; and ``features``, shape (B, 1280), if asked
+            for.
         """
         x: Any = self.backend.prepare(pixels)
         first, pooled = self.backend.forward(x)
-        out = {"values": self._possible(first)}
+        out, averaged = {"values": self._possible(first)}, pooled
         if tta > 1:
-            seen = np.stack([first, *(self.backend.forward(x, index)[0] for index in range(1, tta))])
+            views = [(first, pooled), *(self.backend.forward(x, index) for index in range(1, tta))]
+            seen, averaged = np.stack([view for view, _ in views]), np.mean([view for _, view in views], axis=0)
             out = {"values": self._possible(seen.mean(axis=0)), "tta_std": seen.std(axis=0, ddof=1)}
         if self._tissue is not None:
             out["ood"] = self._tissue.distance(pooled, None if self._tissue.picture is None else picture_features(x))
-        if self.info.predicted_in_training is not None:
-            out["modules"] = self.info.predicted_in_training.modules(out["values"])
+        typical = self.info.predicted_in_training
+        if typical is not None:
+            out["modules"] = typical.modules(out["values"])
+        if typical is not None and typical.depth is not None:
+            out["predicted_depth"] = typical.depth(averaged if typical.depth.of == "features" else out["modules"])
         if features:
             out["features"] = pooled
         return out

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from tcgn_hub.prediction.predictor import Predictor
 
 _CHUNK = 256  # tiles; what an interruption may cost
-_FORMAT = "tcgn_hub slide 2"
+_FORMAT = "tcgn_hub slide 3"
 _FOLLOWED = (
     *("genes", "significant_only", "mpp", "magnification", "patch_um", "stride_um", "spots", "min_tissue"),
     *("features", "tta", "series", "force", "library"),
@@ -152,7 +152,7 @@ def predict_tiles(
             "name": np.array(tiles.names, dtype=object),
             "array_row": tiles.array_row,
             "array_col": tiles.array_col,
-            **({"ood": arrays["ood"]} if "ood" in arrays else {}),
+            **{key: arrays[key] for key in ("ood", "predicted_depth") if key in arrays},
         },
         var=gene_table(info, columns),
         uns={

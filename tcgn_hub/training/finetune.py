@@ -28,7 +28,7 @@ from tcgn_hub.training.checkpoints import check_folder, remove_checkpoints
 from tcgn_hub.training.distributed import Processes
 from tcgn_hub.training.fingerprint import fingerprint
 from tcgn_hub.training.recipe import Recipe
-from tcgn_hub.training.results import write_results
+from tcgn_hub.training.results import described, write_results
 from tcgn_hub.training.start import Start, starting_model
 from tcgn_hub.training.trainer import Trainer
 from tcgn_hub.weights.info import WeightsInfo
@@ -173,11 +173,14 @@ def run(
         evaluation, measured = None, []
         features = _beside(trainer, loaded, encoder_um, cache or out / "crops", progress)
         probe = _compared(trainer, features)
+        # fused, as `tcgn_hub.load` will predict with it
+        fused = copy.deepcopy(model).fuse()  # type: ignore[operator]
+        trained = [trainer.sections[name] for name in split.train]
+        blocks = described(trainer.predictor(fused), trained, trainer.crops)
         if split.test:
             measured = measure(
-                # fused, as `tcgn_hub.load` will predict with it
-                trainer.predictor(copy.deepcopy(model).fuse()),  # type: ignore[operator]
-                train=[trainer.sections[name] for name in split.train],
+                trainer.predictor(fused, typical=blocks["typical"]),
+                train=trained,
                 test=[trainer.sections[name] for name in split.test],
                 panel=panel,
                 crops=trainer.crops,
@@ -200,6 +203,7 @@ def run(
             out,
             evaluation=evaluation,
             measured=measured,
+            blocks=blocks,
             lineage=lineage,
             fingerprint=stated,
             metadata=metadata,

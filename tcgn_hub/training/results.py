@@ -11,7 +11,7 @@ import numpy as np
 
 from tcgn_hub.data.crops import SpotCrops
 from tcgn_hub.data.sections import Section, panel_depth
-from tcgn_hub.evaluation.measuring import seen_in
+from tcgn_hub.evaluation.measuring import parts_of, seen_in
 from tcgn_hub.files import write_text
 from tcgn_hub.images.transforms import INPUT_PX
 from tcgn_hub.prediction.ood import describe
@@ -36,6 +36,7 @@ def write_results(
     *,
     evaluation: Evaluation | None,
     measured: Sequence[Measured],
+    blocks: Mapping[str, Any],
     lineage: Mapping[str, Any],
     fingerprint: Mapping[str, Any],
     metadata: Mapping[str, Any],
@@ -44,9 +45,9 @@ def write_results(
     """Write the files of a finished run; ``metrics.json`` comes last and says that all others are there.
 
     ``trainer``: the run; ``model``: what it kept; ``out``: the folder; ``evaluation``: results on what was held out,
-    None if nothing was; ``measured``: what they were computed from; ``lineage``: ``parents`` and ``seen`` of the
-    weights; ``fingerprint``: what the run follows from; ``metadata``: what else is to be stated of the weights;
-    ``probe``: how a head in closed form was chosen, None if there is none.
+    None if nothing was; ``measured``: what they were computed from; ``blocks``: what `described` gives;
+    ``lineage``: ``parents`` and ``seen`` of the weights; ``fingerprint``: what the run follows from; ``metadata``: what
+    else is to be stated of the weights; ``probe``: how a head in closed form was chosen, None if there is none.
     """
     from tcgn_hub.weights.card import model_card
     from tcgn_hub.weights.model_dir import save_model_dir
@@ -66,7 +67,7 @@ def write_results(
                 "patients": sorted({sections[name].patient for name in split.train}),
                 "held_out": list(split.test),
             },
-            **described(trainer.predictor(model), [sections[name] for name in split.train], trainer.crops),
+            **blocks,
             **lineage,
         },
         name=out.resolve().name,
@@ -109,7 +110,20 @@ def described(
         places=[section.xy for section in sections],
     )
     depths = np.concatenate([panel_depth(section, predictor.info.genes) for section in sections])
-    typical = describe_predictions(np.concatenate([each.values for each in seen]), depths)
+    spots = [section for section in sections if not section.bulk]
+    # the tiles of a bulk slide have no depth, so that their part does not count
+    parts, is_spot = (
+        np.zeros(len(depths), int),
+        np.repeat([not s.bulk for s in sections], [len(s.spots) for s in sections]),
+    )
+    if spots:
+        parts[is_spot] = parts_of(spots)
+    typical = describe_predictions(
+        np.concatenate([each.values for each in seen]),
+        depths,
+        features=np.concatenate([each.features for each in seen]),
+        parts=parts,
+    )
     return {
         "ood": None if tissue is None else tissue.to_json(),
         "typical": None if typical is None else typical.to_json(),

@@ -242,6 +242,7 @@ class WeightsInfo:
             self.held_out.get(key)
             for key in ("effective_rank", "median_pcc", "median_one_factor", "median_pcc_given_depth")
         )
+        depth = self.held_out.get("depth_pcc")
         if rank is None:
             return ""
         count = max(round(rank), 1)
@@ -250,6 +251,8 @@ class WeightsInfo:
             parts.append(f"{one:.2f} of {pcc:.2f} of the median PCC is one picture")
         if given is not None:
             parts.append(f"{given:.2f} is left given depth")
+        if depth is not None:
+            parts.append(f"predicted depth has a PCC of {depth:.2f}")
         follow = ""
         if pcc is not None and given is not None and 2 * given < pcc:
             follow = "; most maps follow tissue density"

@@ -3,20 +3,83 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from tcgn_hub.correlation import centred, standardised
+from tcgn_hub.correlation import centred, pearson, standardised
+from tcgn_hub.ridge import choose_penalty, fit_ridge
 from tcgn_hub.weights.arrays import from_text, to_text
 
-__all__ = ["Typical", "describe_predictions"]
+__all__ = ["Depth", "Typical", "describe_predictions"]
 
 _TAIL = 0.01
 _MOST_AXES = 8
 _NORMAL_TAIL = 2.326  # standard deviations that 1 % of a normal distribution lie above
 _PER_GENE = ("mean", "sd", "low", "high")
+_LEAST_SPOTS = 40  # below, depth is not learned from 1280 features
+_LEAST_SD = 0.01  # of the features' median, below which one would weigh too much where it differs more
+_PENALTIES = tuple(10.0 ** np.arange(1, 6.25, 0.5))
+
+
+@dataclass(frozen=True, eq=False)
+class Depth:
+    """Log10 of the panel's counts of a spot as predicted, and how predictions of genes go with it in training tissue.
+
+    Attributes:
+        of: What it is linear in: 'features', the means over positions of the final map, or, in weights of versions that
+            did not learn it, 'modules', see `Typical.modules`.
+        weight: By which it rises with each of these, float32, shape (d,).
+        offset: What it is where they are 0.
+        mean: Of the spots of the training tissue.
+        sd: Their standard deviation.
+        slope: By which each gene's prediction rises with it there, float32, shape (genes,).
+    """
+
+    of: str
+    weight: np.ndarray
+    offset: float
+    mean: float
+    sd: float
+    slope: np.ndarray
+
+    def __call__(self, numbers: np.ndarray) -> np.ndarray:
+        """The depth of patches, float32, shape (n,), from their features or modules, shape (n, d)."""
+        return (self.offset + numbers @ self.weight.astype(np.float64)).astype(np.float32)
+
+    def limits(self) -> tuple[float, float]:
+        """What 1 % of training tissue would be below and above, were it normal."""
+        reach = _NORMAL_TAIL * max(self.sd, 1e-3)
+        return self.mean - reach, self.mean + reach
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values; arrays as base64 of little-endian float32."""
+        return {**vars(self), **{key: to_text(getattr(self, key), "<f4") for key in ("weight", "slope")}}
+
+    @classmethod
+    def from_json(cls, document: dict[str, Any], genes: int) -> Depth:
+        """What `to_json` gave.
+
+        Args:
+            document: The object.
+            genes: How many there are.
+
+        Raises:
+            ValueError: The document is malformed, or of another number of genes.
+        """
+        try:
+            weight, slope = (from_text(document[key], "<f4") for key in ("weight", "slope"))
+            offset, mean, sd = (float(document[key]) for key in ("offset", "mean", "sd"))
+            of = document["of"]
+        except (KeyError, TypeError) as err:
+            raise ValueError(f"the predicted depth lacks {err}") from err
+        if of not in ("features", "modules") or len(slope) != genes:
+            raise ValueError(f"the predicted depth is of {of!r} and {len(slope)} genes, where {genes} are predicted")
+        if not all(np.isfinite(part).all() for part in (weight, slope, offset, mean, sd)) or not sd > 0:
+            raise ValueError("the predicted depth holds what cannot be")
+        return cls(of, weight, offset, mean, sd, slope)
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +97,7 @@ class Typical:
         effective_rank: How many axes there are in effect, see `tcgn_hub.evaluation.skill.effective_rank`.
         to_depth: Log10 of a spot's counts at the middle of the axes, and how much it rises along each, shape (k + 1,);
             None if the counts are not known.
+        learned_depth: The same from the features; None if it was not learned.
     """
 
     mean: np.ndarray
@@ -44,6 +108,7 @@ class Typical:
     shares: np.ndarray
     effective_rank: float
     to_depth: np.ndarray | None = None
+    learned_depth: Depth | None = None
 
     def z(self, values: np.ndarray) -> np.ndarray:
         """Predictions in standard deviations from the mean of training tissue, like ``values``, shape (n, genes).
@@ -59,25 +124,35 @@ class Typical:
         Args:
             values: Predictions of all genes, shape (n, genes).
         """
-        spread = np.sqrt(self.shares * max(int((self.sd > 0).sum()), 1))
-        return (np.nan_to_num(self.z(values)) @ self.axes.T / spread).astype(np.float32)
+        return (np.nan_to_num(self.z(values)) @ self.axes.T / self._spread).astype(np.float32)
 
-    def depth(self, modules: np.ndarray) -> np.ndarray | None:
-        """Log10 of the panel's counts of a spot as the axes have it, float32, shape (n,); None if it is not known.
+    @property
+    def _spread(self) -> np.ndarray:
+        """Standard deviation over training tissue along each axis, shape (k,)."""
+        return np.sqrt(self.shares * max(int((self.sd > 0).sum()), 1))
 
-        Args:
-            modules: What `modules` gave.
+    @cached_property
+    def depth(self) -> Depth | None:
+        """How depth is predicted: as it was learned, or else read off the axes; None if it is not known."""
+        if self.learned_depth is not None or self.to_depth is None:
+            return self.learned_depth
+        weight = self.to_depth[1:]
+        # along the axes training tissue has standard deviation 1, and nothing of one goes with another
+        variance = float(weight @ weight)
+        slope = self.sd * ((weight * self._spread) @ self.axes) / variance if variance else 0 * self.sd
+        mean = float(self.to_depth[0])
+        return Depth("modules", weight, mean, mean, math.sqrt(variance), slope.astype(np.float32))
+
+    def given_depth_limits(self, gene: int) -> tuple[float, float] | None:
+        """What 1 % of training tissue would be below and above in a gene given depth, were it normal, by its number.
+
+        None if depth is not known.
         """
-        if self.to_depth is None:
+        if self.depth is None:
             return None
-        return (self.to_depth[0] + modules @ self.to_depth[1:]).astype(np.float32)
-
-    def depth_limits(self) -> tuple[float, float] | None:
-        """What 1 % of training tissue would be below and above in `depth`, were it normal; None if it is not known."""
-        if self.to_depth is None:
-            return None
-        reach = _NORMAL_TAIL * max(float(np.linalg.norm(self.to_depth[1:])), 1e-3)
-        return float(self.to_depth[0] - reach), float(self.to_depth[0] + reach)
+        mean, sd = float(self.mean[gene]), float(self.sd[gene])
+        reach = _NORMAL_TAIL * math.sqrt(max(sd**2 - (float(self.depth.slope[gene]) * self.depth.sd) ** 2, 0))
+        return mean - reach, mean + reach
 
     @staticmethod
     def module_limits() -> tuple[float, float]:
@@ -98,6 +173,7 @@ class Typical:
             "axes": to_text(self.axes, "<f2"),
             "effective_rank": self.effective_rank,
             "to_depth": None if self.to_depth is None else to_text(self.to_depth, "<f4"),
+            **({} if self.learned_depth is None else {"depth": self.learned_depth.to_json()}),
         }
 
     @classmethod
@@ -117,6 +193,7 @@ class Typical:
             axes = from_text(document["axes"], "<f2")
             to_depth = None if document["to_depth"] is None else from_text(document["to_depth"], "<f4")
             rank = float(document["effective_rank"])
+            depth = None if document.get("depth") is None else Depth.from_json(document["depth"], genes)
         except (KeyError, TypeError) as err:
             raise ValueError(f"the predictions for training tissue lack {err}") from err
         parts = (*per_gene.values(), axes, shares, *([] if to_depth is None else [to_depth]))
@@ -127,16 +204,31 @@ class Typical:
         if not all(np.isfinite(part).all() for part in parts) or not (shares > 0).all() or (per_gene["sd"] < 0).any():
             raise ValueError("the predictions for training tissue hold what cannot be")
         return cls(
-            **per_gene, axes=axes.reshape(len(shares), genes), shares=shares, effective_rank=rank, to_depth=to_depth
+            **per_gene,
+            axes=axes.reshape(len(shares), genes),
+            shares=shares,
+            effective_rank=rank,
+            to_depth=to_depth,
+            learned_depth=depth,
         )
 
 
-def describe_predictions(values: np.ndarray, depth: np.ndarray | None = None) -> Typical | None:
+def describe_predictions(
+    values: np.ndarray,
+    depth: np.ndarray | None = None,
+    *,
+    features: np.ndarray | None = None,
+    parts: np.ndarray | None = None,
+) -> Typical | None:
     """What there is to know of predictions for training tissue.
 
     Args:
         values: Predictions of all spots, shape (n, genes).
         depth: Log10 of the panel's counts of each spot, shape (n,), NaN where unknown; None if none is known.
+        features: Means over positions of the final map, shape (n, d), from which depth is learned where it is known of
+            40 spots; None to read it off the axes alone.
+        parts: The number of the part that each spot belongs to, such as its section, shape (n,): how much the ridge
+            regression is held back is chosen by predicting each part from the others.
 
     Returns:
         The description; None where no gene differs between spots.
@@ -165,7 +257,32 @@ def describe_predictions(values: np.ndarray, depth: np.ndarray | None = None) ->
         return found
     places = np.column_stack([np.ones(known.sum()), found.modules(values[known])])
     fitted = np.linalg.lstsq(places, depth[known], rcond=None)[0]
-    return Typical(**{**vars(found), "to_depth": fitted.astype(np.float32)})
+    found = replace(found, to_depth=fitted.astype(np.float32))
+    if features is None or parts is None or known.sum() < _LEAST_SPOTS:
+        return found
+    return replace(found, learned_depth=_learned(values, depth, features, parts, known))
+
+
+def _learned(
+    values: np.ndarray, depth: np.ndarray, features: np.ndarray, parts: np.ndarray, known: np.ndarray
+) -> Depth | None:
+    """Depth by ridge regression on the features, from the spots whose depth is known; None if there is nothing in it.
+
+    See `describe_predictions`.
+    """
+    sd = features.std(axis=0, dtype=np.float64)
+    enough = sd > _LEAST_SD * np.median(sd)
+    x, y = features[known][:, enough].astype(np.float64), depth[known, None]
+    penalty = choose_penalty(x, y, parts[known], _PENALTIES, score=lambda p, m: float(pearson(p, m)[0]))
+    (fitted,) = fit_ridge(x, y, [penalty])
+    weight = np.zeros(features.shape[1], np.float32)
+    weight[enough] = fitted.weight[:, 0]
+    found = Depth("features", weight, float(fitted.bias[0]), 0.0, 0.0, np.zeros(values.shape[1], np.float32))
+    own = found(features).astype(np.float64)
+    if not own.std() > 1e-6:
+        return None
+    slope = (own - own.mean()) @ centred(values) / len(own) / own.var()
+    return replace(found, mean=float(own.mean()), sd=float(own.std()), slope=slope.astype(np.float32))
 
 
 def _rank(variances: np.ndarray) -> float:

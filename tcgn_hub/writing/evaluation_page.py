@@ -178,6 +178,16 @@ def depth_note(summary: Mapping[str, Any]) -> list[str]:
     return ["no counts of spots are known, so that significant genes are of the PCC itself, not given depth"]
 
 
+def predicted_depth_note(summary: Mapping[str, Any]) -> list[str]:
+    """How well depth is predicted, over all sections and in each, and what is left of the genes without it."""
+    pcc, left = summary.get("depth_pcc"), summary.get("median_pcc_of_given_depth")
+    if pcc is None:
+        return []
+    of = ", ".join(f"{name} {number(part.get('depth_pcc'), '.3f')}" for name, part in summary["sections"].items())
+    genes = "" if left is None else f"; genes given the predicted depth have a PCC of {left:.3f} with what is measured"
+    return [f"the predicted depth has a PCC of {pcc:.3f} with that of the spots ({of}){genes}"]
+
+
 def number(value: float | None, form: str) -> str:
     """A number, or a dash where it is not known."""
     return "-" if value is None else format(value, form)
@@ -206,7 +216,13 @@ def _notes(summary: Mapping[str, Any]) -> list[str]:
         notes.append(
             f"the weights, or those they were started from, have seen {', '.join(seen)}: no measure of new tissue"
         )
-    return notes + depth_note(summary) + ranking_note(summary) + list(summary.get("notes", ()))
+    return (
+        notes
+        + depth_note(summary)
+        + predicted_depth_note(summary)
+        + ranking_note(summary)
+        + list(summary.get("notes", ()))
+    )
 
 
 def _text(value: Any) -> str:

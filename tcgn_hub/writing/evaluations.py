@@ -19,7 +19,7 @@ from tcgn_hub.result import Evaluation, Measured
 from tcgn_hub.writing.evaluation_page import write_page
 
 _logger = logging.getLogger(__name__)
-_ARRAYS = ("xy", "targets", "predicted", "counts", "train_variance")
+_ARRAYS = ("xy", "targets", "predicted", "counts", "train_variance", "predicted_depth", "depth_slope")
 _LABELLED = ("baselines", "predictions", "train_pcc")
 
 
@@ -139,6 +139,8 @@ def _read_section(file: Any, i: int, name: str, patient: str) -> Measured:
         predicted=file.get(f"{i}.predicted"),
         counts=file.get(f"{i}.counts"),
         train_variance=file.get(f"{i}.train_variance"),
+        predicted_depth=file.get(f"{i}.predicted_depth"),
+        depth_slope=file.get(f"{i}.depth_slope"),
         in_units=frozenset(file["in_units"].tolist()),
         **by_label,
     )

@@ -19,19 +19,39 @@ _BAR = 340
 _LONGEST_TISSUE = 34  # letters that fit into a title
 
 
-def draw_gene(result: Result, gene: str, *, side: int = 1200) -> bytes:
+def draw_gene(result: Result, gene: str, *, layer: str = "value", side: int = 1200) -> bytes:
     """A PNG of the faded slide with its tiles, coloured by the predicted value.
 
     The colours span what is predicted for the training tissue, 1 % to 99 %, where the weights state it, so that they
     mean the same on every slide; else what is predicted here.
 
-    ``side``: longest side of the picture in pixels; the text needs a width of 620 all the same.
+    ``layer``: 'value', or 'given_depth' for `tcgn_hub.result.Result.given_depth`; ``side``: longest side of the picture
+    in pixels; the text needs a width of 620 all the same.
     """
-    column, limits = result.column(gene), None
-    if "trained_low" in result.var:
+    column, limits, typical = result.column(gene), None, result.info.predicted_in_training
+    title, subtitle, values = gene, gene_title(result, gene), layer_values(result.select([gene]), layer)[:, 0]
+    if layer == "given_depth" and typical is not None:
+        title, limits = f"{gene}, given depth", typical.given_depth_limits(result.info.genes.index(gene))
+    elif "trained_low" in result.var:
         limits = float(result.var["trained_low"][column]), float(result.var["trained_high"][column])
-    title = gene_title(result, gene)
-    return draw_values(result, result.X[:, column], gene, title, result.units, limits=limits, side=side)
+    return draw_values(result, values, title, subtitle, result.units, limits=limits, side=side)
+
+
+def layer_values(result: Result, layer: str) -> np.ndarray:
+    """What a map shows of each gene, shape (n, genes): its 'value', or 'given_depth'.
+
+    Raises:
+        OutputError: The weights predict no depth.
+    """
+    given = result.given_depth() if layer == "given_depth" else result.X
+    if given is None:
+        raise OutputError(no_depth(result.info.name))
+    return given
+
+
+def no_depth(weights: str) -> str:
+    """What to say where nothing can be given depth."""
+    return f"{weights} predicts no depth, so that there are no maps of given_depth; draw the values."
 
 
 def draw_values(

@@ -23,8 +23,8 @@ def to_geojson(result: Result) -> Iterator[str]:
     as ``origin_px`` where the slide is larger than that (``openslide.bounds-x`` and ``-y``).
 
     Each is a tile of QuPath, with its genes as measurements, to four decimals; and ``ood``, its distance from the
-    training tissue, where that is known. The member ``tcgn`` holds what `tcgn_hub.writing.tables.table_metadata` gives;
-    QuPath passes over it.
+    training tissue, and ``predicted_depth``, where these are known. The member ``tcgn`` holds what
+    `tcgn_hub.writing.tables.table_metadata` gives; QuPath passes over it.
 
     Raises:
         OutputError: The result is of patches, which have no place on a slide.
@@ -33,14 +33,14 @@ def to_geojson(result: Result) -> Iterator[str]:
         raise OutputError("GeoJSON places tiles on a slide; write patches as .csv, .json, .parquet or .h5ad.")
     half = result.slide.tile_px / 2
     corners = np.array([(-half, -half), (half, -half), (half, half), (-half, half), (-half, -half)])
-    names, ood = result.genes, result.obs.get("ood")
-    names = names if ood is None else ["ood", *names]
+    own = {key: result.obs[key] for key in ("ood", "predicted_depth") if key in result.obs}
+    names = [*own, *result.genes]
     metadata = json.dumps(table_metadata(result), separators=_COMPACT)
     yield f'{{"type":"FeatureCollection","tcgn":{metadata},"features":['
     before = ""
     for rows in rows_of(result):
         rings = np.round(result.obsm["spatial"][rows, None] - result.slide.origin + corners, 2).tolist()
-        values = result.X[rows] if ood is None else np.column_stack([ood[rows], result.X[rows]])
+        values = np.column_stack([*(known[rows] for known in own.values()), result.X[rows]])
         measurements = np.round(values.astype(np.float64), 4).tolist()
         for name, ring, row in zip(result.obs["name"][rows], rings, measurements, strict=True):
             feature = {

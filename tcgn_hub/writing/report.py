@@ -17,7 +17,7 @@ from tcgn_hub.result import Gallery, Result
 from tcgn_hub.text import counted, some
 from tcgn_hub.weights.typical import Typical
 from tcgn_hub.writing.explanations import draw_gallery
-from tcgn_hub.writing.figures import draw_gene, draw_mask, draw_scatter, draw_values, slide_of
+from tcgn_hub.writing.figures import draw_gene, draw_mask, draw_scatter, draw_values, layer_values, slide_of
 from tcgn_hub.writing.tables import facts
 
 _OVERVIEW_SIDE, _FIGURE_SIDE = 1000, 700
@@ -70,6 +70,7 @@ def write_report(
     *,
     genes: Sequence[str] | None = None,
     top: int = 12,
+    layer: str = "value",
     galleries: Sequence[Gallery] = (),
 ) -> None:
     """Write a page with the slide, its tissue, maps, a table of all genes, and what was run.
@@ -77,7 +78,8 @@ def write_report(
     The maps are of the depth that the weights predict, of their own axes, and of genes: ``genes`` in this order, or
     ``top`` of those with the best skill given depth on held-out tissue, the significant ones first; where that was not
     measured, by held-out correlation, or by how much they vary over the tiles. Of genes whose maps correlate above 0.95
-    or below -0.95 one is drawn, and the others are named. Of the first genes what was measured is shown beside, where
+    or below -0.95 one is drawn, and the others are named. ``layer`` is what maps of genes show, see
+    `tcgn_hub.writing.figures.draw_gene`. Of the first genes what was measured is shown beside, where
     ``result.layers['measured']`` has it. ``galleries`` are shown below the maps, see
     `tcgn_hub.prediction.predictor.Predictor.galleries`. A gene that was not predicted is a PanelError.
     """
@@ -85,9 +87,9 @@ def write_report(
 
     slide, info = slide_of(result), result.info
     title, ranked = _ranked(result)
-    maps = _maps(result, ranked if genes is None else genes)
+    maps = _maps(result, ranked if genes is None else genes, layer)
     drawn = maps[: top if genes is None else None]
-    alike = maps if genes is None else _maps(result, ranked)
+    alike = maps if genes is None else _maps(result, ranked, layer)
     table = {gene.gene: gene for gene in result.summary()}
     environment = Environment(loader=PackageLoader("tcgn_hub.writing", "."), autoescape=True, undefined=StrictUndefined)
     page = environment.get_template("report.html.jinja").stream(
@@ -99,7 +101,8 @@ def write_report(
         ],
         axes=_axes(result),
         maps_title=title if genes is None else "Maps of the genes asked for",
-        maps=[_map(result, shown) for shown in drawn],
+        given_depth=layer == "given_depth",
+        maps=[_map(result, shown, layer) for shown in drawn],
         beside=[shown for gene in [m.gene for m in drawn[:_MEASURED]] for shown in _measured(result, gene)],
         different=f"{len(alike)} different maps of {len(ranked)} genes; of those that correlate above {_SAME} or below"
         f" -{_SAME} one is drawn",
@@ -126,9 +129,9 @@ def write_report(
     write_text(path, page)
 
 
-def mapped_genes(result: Result, *, top: int = 12) -> list[str]:
+def mapped_genes(result: Result, *, top: int = 12, layer: str = "value") -> list[str]:
     """The genes that a report maps if none are asked for."""
-    return [shown.gene for shown in _maps(result, _ranked(result)[1])[:top]]
+    return [shown.gene for shown in _maps(result, _ranked(result)[1], layer)[:top]]
 
 
 def _ranked(result: Result) -> tuple[str, list[str]]:
@@ -148,10 +151,9 @@ def _ranked(result: Result) -> tuple[str, list[str]]:
     return title, [result.genes[i] for i in order]
 
 
-def _maps(result: Result, genes: Sequence[str]) -> list[_Map]:
+def _maps(result: Result, genes: Sequence[str], layer: str) -> list[_Map]:
     """The maps that differ, each under the first of the genes that it is of."""
-    columns = [result.column(gene) for gene in genes]
-    values = standardised(result.X[:: -(-len(result) // _COMPARED)][:, columns])
+    values = standardised(layer_values(result.select(genes), layer)[:: -(-len(result) // _COMPARED)])
     enough = len(values) >= _LEAST_COMPARED
     taken, maps = np.zeros(len(genes), bool), []
     for i, gene in enumerate(genes):
@@ -167,10 +169,12 @@ def _maps(result: Result, genes: Sequence[str]) -> list[_Map]:
     return maps
 
 
-def _map(result: Result, shown: _Map) -> _Picture:
+def _map(result: Result, shown: _Map, layer: str) -> _Picture:
     dull = result.significance(shown.gene) == "no"
     caption = "; ".join(part for part in ("not significant" if dull else "", shown.caption) if part)
-    return _Picture(draw_gene(result, shown.gene, side=_FIGURE_SIDE), f"Map of {shown.gene}", caption, dull)
+    png = draw_gene(result, shown.gene, layer=layer, side=_FIGURE_SIDE)
+    what = f"Map of {shown.gene}" + (", given depth" if layer == "given_depth" else "")
+    return _Picture(png, what, caption, dull)
 
 
 def _measured(result: Result, gene: str) -> list[_Picture]:
@@ -200,8 +204,11 @@ def _axes(result: Result) -> dict[str, Any] | None:
         return None
     modules, count, pictures = result.obsm["modules"], len(typical.shares), []
     if depth is not None:
-        subtitle, label = "predicted, by a fit to the training spots; not measured", "log10 of the panel's counts"
-        png = draw_values(result, depth, "Depth", subtitle, label, limits=typical.depth_limits(), side=_FIGURE_SIDE)
+        pcc = result.info.held_out.get("depth_pcc")
+        subtitle = "predicted" + ("" if pcc is None else f"; PCC {pcc:.2f} with what was measured on held-out tissue")
+        limits = None if typical.depth is None else typical.depth.limits()
+        label = "log10 of the panel's counts"
+        png = draw_values(result, depth, "Depth", subtitle, label, limits=limits, side=_FIGURE_SIDE)
         pictures.append(_Picture(png, "Map of predicted depth"))
     for i, share in enumerate(typical.shares):
         subtitle = f"{share:.0%} of the variance of the standardised predictions"

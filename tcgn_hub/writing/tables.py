@@ -36,7 +36,7 @@ _COLUMNS = {
     "name": "string",
     **{"x": "double", "y": "double", "array_row": "int64", "array_col": "int64"},
     **{"mpp": "double", "scale_source": "string", "patch_um": "double", "trained_um": "double", "patch_px": "double"},
-    "ood": "double",
+    **{"ood": "double", "predicted_depth": "double"},
 }
 """The columns of every table before those of the genes, and their types in Parquet."""
 
@@ -46,7 +46,8 @@ def describe(result: Result) -> dict[str, np.ndarray]:
 
     ``name``; ``x`` and ``y`` of the centre in pixels of the picture, at full resolution; ``array_row`` and
     ``array_col``, of tiles; ``mpp`` and ``scale_source``; the side of what was predicted, ``patch_um``, that of the
-    patches which the weights were trained on, ``trained_um``, and of the first in pixels, ``patch_px``; ``ood``.
+    patches which the weights were trained on, ``trained_um``, and of the first in pixels, ``patch_px``; ``ood``;
+    ``predicted_depth``.
     """
     slide, known = result.slide, dict(result.obs)
     if slide is not None:
@@ -92,17 +93,17 @@ def _cells(values: np.ndarray) -> list[Any]:
 def to_json(result: Result) -> Iterator[str]:
     """The parts of one object: `Result.metadata`, and ``predictions`` with what is known of each patch or tile.
 
-    Its ``genes`` are a list in the order of the result, each with ``gene``, ``value``, ``z``, ``significant``,
-    ``held_out_pcc``, ``held_out_pcc_given_depth``, ``tta_std``, ``interval_low`` and ``interval_high``, null where
-    unknown. ``significance_withheld`` says of a patch or tile why none of its genes is called significant or not, null
-    where that is said.
+    Its ``genes`` are a list in the order of the result, each with ``gene``, ``value``, ``z``, ``given_depth``,
+    ``significant``, ``held_out_pcc``, ``held_out_pcc_given_depth``, ``tta_std``, ``interval_low`` and
+    ``interval_high``, null where unknown. ``significance_withheld`` says of a patch or tile why none of its genes is
+    called significant or not, null where that is said.
     """
     head = json.dumps(result.metadata(), indent=1)
     yield head.removesuffix("\n}") + ',\n "predictions": ['
     columns = describe(result)
     kept = [result.var[key] if key in result.var else np.full(len(result.genes), np.nan) for key in _OF_GENES]
     genes = [
-        {"gene": gene, "value": 0.0, "z": None, **dict(zip(_OF_GENES, own, strict=True))}
+        {"gene": gene, "value": 0.0, "z": None, "given_depth": None, **dict(zip(_OF_GENES, own, strict=True))}
         for gene, *own in zip(result.genes, *(values.tolist() for values in kept), strict=True)
     ]
     before, of_all = "\n", result.withheld() if result.slide else ""
@@ -111,6 +112,7 @@ def to_json(result: Result) -> Iterator[str]:
         tables = {
             "value": result.X[rows],
             "z": result.z(rows),
+            "given_depth": result.given_depth(rows),
             "tta_std": result.layers["tta_std"][rows] if "tta_std" in result.layers else None,
             "interval_low": None if ends is None else ends[0],
             "interval_high": None if ends is None else ends[1],
@@ -145,6 +147,8 @@ def to_table(result: Result) -> str:
     if ordered:
         of = "" if len(result) == 1 else f", mean over the {'tiles' if result.slide else 'patches'}"
         after.append(f"z: standard deviations from what is predicted for the training tissue; ordered by its size{of}")
+    if not result.slide and result.depth is not None:
+        after.append("at mean depth: the value without what goes with the predicted depth, log10 of the panel's counts")
     if "tta_std" in result.layers:
         after.append(f"tta_std: standard deviation over rotations and reflections of {over}")
     if "interval_radius" in result.var:
@@ -178,12 +182,15 @@ def _block(result: Result, i: int) -> str:
     head = f"{obs['name']}: central {obs['patch_px']} px, "
     known = obs["mpp"] == obs["mpp"]
     head += f"{obs['mpp']:.4g} um/px by {obs['scale_source']}" if known else "scale unknown"
-    head += f", weights {result.info.name}\n"
+    head += f", weights {result.info.name}"
+    head += f", predicted depth {obs['predicted_depth']:.2f}\n" if "predicted_depth" in obs else "\n"
     if obs.get("ood", 0) > 1:
         head += f"{ood_text(obs['ood'])}{_WITHHELD if 'significant' in result.var else ''}\n"
     ends = result.interval(slice(i, i + 1))
-    z = result.z(slice(i, i + 1))
+    z, given = result.z(slice(i, i + 1)), result.given_depth(slice(i, i + 1))
     columns = {"value": [f"{value:.3f}" for value in result.X[i]]} | ({} if z is None else {"z": _signed(z[0])})
+    if given is not None:
+        columns["at mean depth"] = [f"{value:.3f}" for value in given[0]]
     if "tta_std" in result.layers:
         columns["tta_std"] = [f"{value:.3f}" for value in result.layers["tta_std"][i]]
     if ends is not None:
