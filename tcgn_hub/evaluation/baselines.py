@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from tcgn_hub.correlation import column_means, pearson
+from tcgn_hub.ridge import choose_penalty, predict_ridge
 
 PENALTIES = tuple(10.0 ** np.arange(0, 6.25, 0.5))
 """Weights of the squared coefficients of ridge regression that may be chosen among."""
@@ -55,8 +54,8 @@ def ridge_predict(
     spots, genes); NaN for genes without a training spot.
     """
     if parts is not None:
-        penalty = _best_penalty(train_features, train_targets, parts)
-    return _ridge(train_features, train_targets, test_features, (penalty,))[0]
+        penalty = choose_penalty(train_features, train_targets, parts, PENALTIES, score=_median_pcc)
+    return predict_ridge(train_features, train_targets, test_features, (penalty,))[0]
 
 
 def depth_predict(train_depth: np.ndarray, train_targets: np.ndarray, test_depth: np.ndarray) -> np.ndarray:
@@ -82,51 +81,8 @@ def mean_predict(train_targets: np.ndarray, spots: int) -> np.ndarray:
     return np.tile(column_means(train_targets, np.nan), (spots, 1))
 
 
-def _best_penalty(features: np.ndarray, targets: np.ndarray, parts: np.ndarray) -> float:
-    """The penalty of `PENALTIES` that predicts parts left out best; the middle one if there is only one part."""
-    scores = np.zeros(len(PENALTIES))
-    numbers = np.unique(parts)
-    if len(numbers) < 2:
-        return PENALTIES[len(PENALTIES) // 2]
-    for number in numbers:
-        out = parts == number
-        predicted = _ridge(features[~out], targets[~out], features[out], PENALTIES)
-        pcc = np.array([pearson(values, targets[out]) for values in predicted])
-        known = ~np.isnan(pcc).any(axis=0)
-        if known.any():
-            scores += np.median(pcc[:, known], axis=1)
-    return PENALTIES[int(np.argmax(scores))]
-
-
-def _ridge(
-    train_features: np.ndarray, train_targets: np.ndarray, test_features: np.ndarray, penalties: Sequence[float]
-) -> np.ndarray:
-    """Predictions for each penalty, shape (penalties, other spots, genes); genes measured alike are fitted at once."""
-    alike: dict[bytes, list[int]] = {}
-    known = ~np.isnan(train_targets)
-    for gene, spots in enumerate(known.T):
-        alike.setdefault(spots.tobytes(), []).append(gene)
-    predicted = np.full((len(penalties), len(test_features), train_targets.shape[1]), np.nan)
-    for genes in alike.values():
-        spots = known[:, genes[0]]
-        if spots.any():
-            predicted[:, :, genes] = _fit(
-                train_features[spots], train_targets[spots][:, genes], test_features, penalties
-            )
-    return predicted
-
-
-def _fit(x: np.ndarray, y: np.ndarray, test: np.ndarray, penalties: Sequence[float]) -> np.ndarray:
-    """One decomposition for all penalties, of the spots' products or of the features', whichever are fewer."""
-    mean, std = x.mean(axis=0, dtype=np.float64), x.std(axis=0, dtype=np.float64) + 1e-9
-    x, test = (x - mean) / std, (test - mean) / std
-    offset = y.mean(axis=0, dtype=np.float64)
-    y = y - offset
-    if len(x) < x.shape[1]:
-        values, vectors = np.linalg.eigh(x @ x.T)
-        right, left = vectors.T @ y, test @ x.T @ vectors
-    else:
-        values, vectors = np.linalg.eigh(x.T @ x)
-        right, left = vectors.T @ (x.T @ y), test @ vectors
-    values = np.maximum(values, 0)
-    return np.stack([left / (values + penalty) @ right for penalty in penalties]) + offset
+def _median_pcc(predicted: np.ndarray, measured: np.ndarray) -> float:
+    """Median PCC of the genes that have one, NaN if none has."""
+    pcc = pearson(predicted, measured)
+    known = ~np.isnan(pcc)
+    return float(np.median(pcc[known])) if known.any() else np.nan

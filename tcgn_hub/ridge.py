@@ -1,0 +1,127 @@
+"""Ridge regression in closed form, towards 0 or towards what is known already."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A linear map of features: ``x @ weight + bias``."""
+
+    weight: np.ndarray  # float64, shape (features, outputs)
+    bias: np.ndarray  # float64, shape (outputs,); NaN of outputs that nothing is known of
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        """Outputs, float64, shape (n, outputs), of features, shape (n, features)."""
+        return x @ self.weight + self.bias
+
+
+def fit_ridge(x: np.ndarray, y: np.ndarray, penalties: Sequence[float], *, prior: Linear | None = None) -> list[Linear]:
+    """The linear map for each penalty, whose intercept is free.
+
+    ``x``: features, shape (rows, features); ``y``: targets, shape (rows, outputs); NaN where one was not measured,
+    which is fitted on the other rows, to which its features are standardised; ``penalties``: weights of the squared
+    distance of the coefficients of standardised features from those of ``prior``, in units of squared errors summed
+    over rows; ``prior``: of the features as they are, 0 if None. An output without a row is that of ``prior``, or NaN.
+    """
+    start = prior or Linear(np.zeros((x.shape[1], y.shape[1])), np.full(y.shape[1], np.nan))
+    maps = [Linear(start.weight.astype(np.float64), start.bias.astype(np.float64)) for _ in penalties]
+    for of, solved in _solved(x, y, prior):
+        for of_penalty, penalty in zip(maps, penalties, strict=True):
+            own = solved.coefficients(penalty) / solved.std[:, None]
+            of_penalty.weight[:, of] = own
+            of_penalty.bias[of] = solved.offset - solved.mean @ own
+    return maps
+
+
+def choose_penalty(
+    x: np.ndarray,
+    y: np.ndarray,
+    parts: np.ndarray,
+    penalties: Sequence[float],
+    *,
+    score: Callable[[np.ndarray, np.ndarray], float],
+    prior: Linear | None = None,
+) -> float:
+    """The penalty with the highest mean score where each part is predicted from the others.
+
+    ``x``, ``y``, ``penalties``, ``prior``: as of `fit_ridge`; ``parts``: number of the part that each row belongs to,
+    shape (rows,); ``score``: of predictions and measurements of a part, both of shape (rows of it, outputs), the higher
+    the better; a part where it is NaN does not count. The middle one of the penalties if there is only one part.
+    """
+    numbers = np.unique(parts)
+    if len(numbers) < 2:
+        return penalties[len(penalties) // 2]
+    scores = np.zeros(len(penalties))
+    for number in numbers:
+        out = parts == number
+        predicted = predict_ridge(x[~out], y[~out], x[out], penalties, prior=prior)
+        scores += np.nan_to_num([score(values, y[out]) for values in predicted])
+    return penalties[int(np.argmax(scores))]
+
+
+def predict_ridge(
+    x: np.ndarray, y: np.ndarray, other: np.ndarray, penalties: Sequence[float], *, prior: Linear | None = None
+) -> np.ndarray:
+    """What the maps of `fit_ridge` give for other rows, without making them; shape (penalties, other rows, outputs)."""
+    nothing = np.full((len(other), y.shape[1]), np.nan) if prior is None else prior(other)
+    predicted = np.tile(nothing, (len(penalties), 1, 1))
+    for of, solved in _solved(x, y, prior):
+        seen = (other - solved.mean) / solved.std
+        start = solved.offset + (0 if solved.start is None else seen @ solved.start)
+        left = seen @ solved.left
+        for of_penalty, penalty in zip(predicted, penalties, strict=True):
+            of_penalty[:, of] = left / (solved.values + penalty) @ solved.right + start
+    return predicted
+
+
+@dataclass(frozen=True)
+class _Solved:
+    """Outputs that were measured on the same rows: one decomposition for all of them and all penalties."""
+
+    mean: np.ndarray  # of the features, shape (features,)
+    std: np.ndarray
+    offset: np.ndarray  # mean of the targets, shape (outputs,)
+    start: np.ndarray | None  # coefficients of the prior, of standardised features, shape (features, outputs)
+    values: np.ndarray  # eigenvalues, shape (k,)
+    left: np.ndarray  # shape (features, k)
+    right: np.ndarray  # shape (k, outputs)
+
+    def coefficients(self, penalty: float) -> np.ndarray:
+        """Those of standardised features, shape (features, outputs)."""
+        own = self.left / (self.values + penalty) @ self.right
+        return own if self.start is None else self.start + own
+
+
+def _solved(x: np.ndarray, y: np.ndarray, prior: Linear | None) -> Iterator[tuple[list[int], _Solved]]:
+    """Outputs by number, and their solution, those measured alike at once."""
+    alike: dict[bytes, list[int]] = {}
+    known = ~np.isnan(y)
+    for output, rows in enumerate(known.T):
+        alike.setdefault(rows.tobytes(), []).append(output)
+    for outputs in alike.values():
+        rows = known[:, outputs[0]]
+        if rows.any():
+            yield outputs, _solve(x[rows], y[rows][:, outputs], None if prior is None else prior.weight[:, outputs])
+
+
+def _solve(x: np.ndarray, y: np.ndarray, weight: np.ndarray | None) -> _Solved:
+    """The decomposition of the rows' products or of the features', whichever are fewer."""
+    mean, std = x.mean(axis=0, dtype=np.float64), x.std(axis=0, dtype=np.float64) + 1e-9
+    x, offset = (x - mean) / std, y.mean(axis=0, dtype=np.float64)
+    y = y - offset
+    start = None
+    if weight is not None:
+        start = weight * std[:, None]
+        y = y - x @ start
+    if len(x) < x.shape[1]:
+        values, vectors = np.linalg.eigh(x @ x.T)
+        left, right = x.T @ vectors, vectors.T @ y
+    else:
+        values, left = np.linalg.eigh(x.T @ x)
+        right = left.T @ (x.T @ y)
+    return _Solved(mean, std, offset, start, np.maximum(values, 0), left, right)
