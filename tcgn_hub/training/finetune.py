@@ -28,7 +28,6 @@ from tcgn_hub.training.results import write_results
 from tcgn_hub.training.start import Start, starting_model
 from tcgn_hub.training.trainer import Trainer
 from tcgn_hub.weights.info import WeightsInfo
-from tcgn_hub.weights.lineage import union
 
 _logger = logging.getLogger(__name__)
 
@@ -164,19 +163,13 @@ def run(
             if allowed:
                 evaluation.summary["allowed_seen"] = allowed
             _logger.info("%s", tables(evaluation))
-        trained_on = [section.seen() for section in sections if section.name in (*split.train, *split.val)]
-        before = start.info
-        lineage = {
-            "parents": [parent.to_json() for parent in ((start.parent, *before.parents) if before else ()) if parent],
-            "seen": [section.to_json() for section in union(before.seen if before else (), trained_on)],
-        }
         metrics = write_results(
             trainer,
             model,
             out,
             evaluation=evaluation,
             measured=measured,
-            lineage=lineage,
+            lineage=start.lineage(s for s in sections if s.name in (*split.train, *split.val)),
             fingerprint=stated,
             metadata=metadata,
         )
