@@ -334,9 +334,10 @@ def _of_file(section: Section, path: Path) -> list[int]:
     """Spots of a file of names, or of places, each that of the spot it is nearest to."""
     if path.suffix == ".txt":
         try:
-            return _by_name(section, path.read_text(encoding="utf-8").split())
+            names = path.read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as err:
             raise SectionError(f"{path} cannot be read as names of spots ({err}).") from err
+        return _by_name(section, [name.strip() for name in names if name.strip()])
     pitch = spot_pitch(section.xy)
     if pitch is None:
         raise SectionError(f"The spots of section {section.name} have no places; name them in a .txt file, one a line.")
