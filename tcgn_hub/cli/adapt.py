@@ -31,7 +31,8 @@ def _adapt(args: argparse.Namespace, prog: str) -> int:
     from tcgn_hub.evaluation.tables import tables
     from tcgn_hub.training.adapt import adapt
 
-    print(tables(adapt(sections_of(args), out=args.output, **given(args, (*_OPTIONS, "spots")))))
+    options = given(args, _OPTIONS) | ({} if args.used_spots is None else {"spots": args.used_spots})
+    print(tables(adapt(sections_of(args), out=args.output, **options)))
     return 0
 
 

@@ -138,7 +138,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
             _number_or_file,
         ),
         "flags": ("--spots",),
-        "dest": "spots",
+        "dest": "used_spots",
     },
     # what is written
     "output": _value("where to write, see above", "FILE|DIR", flags=("-o", "--output")),

@@ -157,7 +157,7 @@ def adaptable(weights: str | Path | None, *, device: str = "auto") -> Start:
         raise WeightsError(f"{weights} is exported, and cannot be adapted; give the weights that it was exported from.")
     found = resolve(weights)
     info = info_of(found)
-    if info is not None and (info.scope == "trunk" or not info.genes):
+    if info is not None and (info.scope != "model" or not info.genes):
         raise WeightsError(f"{found.name} predicts no genes, so that there is nothing to adapt; fine-tune it instead.")
     model, info = load_model(found, device=pick_device(device))
     if info.units != UNITS:
