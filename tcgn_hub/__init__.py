@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from tcgn_hub.models.loading import create_model
     from tcgn_hub.prediction.predictor import Predictor, explain, export, load, predict, predict_slide
     from tcgn_hub.result import Explanation, Result
+    from tcgn_hub.training.adapt import adapt
     from tcgn_hub.training.crossval import crossval
     from tcgn_hub.training.finetune import finetune
     from tcgn_hub.training.pretrain import pretrain
@@ -31,6 +32,7 @@ _HOMES = {
     "models.loading": ("create_model",),
     "prediction.predictor": ("Predictor", "explain", "export", "load", "predict", "predict_slide"),
     "result": ("Explanation", "Result"),
+    "training.adapt": ("adapt",),
     "training.crossval": ("crossval",),
     "training.finetune": ("finetune",),
     "training.pretrain": ("pretrain",),
@@ -48,6 +50,7 @@ __all__ = [
     "Result",
     "Trainer",
     "WeightsInfo",
+    "adapt",
     "create_model",
     "crossval",
     "evaluate",

@@ -20,17 +20,26 @@ class Linear:
         return x @ self.weight + self.bias
 
 
-def fit_ridge(x: np.ndarray, y: np.ndarray, penalties: Sequence[float], *, prior: Linear | None = None) -> list[Linear]:
+def fit_ridge(
+    x: np.ndarray,
+    y: np.ndarray,
+    penalties: Sequence[float],
+    *,
+    prior: Linear | None = None,
+    scale: np.ndarray | None = None,
+) -> list[Linear]:
     """The linear map for each penalty, whose intercept is free.
 
     ``x``: features, shape (rows, features); ``y``: targets, shape (rows, outputs); NaN where one was not measured,
     which is fitted on the other rows, to which its features are standardised; ``penalties``: weights of the squared
     distance of the coefficients of standardised features from those of ``prior``, in units of squared errors summed
-    over rows; ``prior``: of the features as they are, 0 if None. An output without a row is that of ``prior``, or NaN.
+    over rows; ``prior``: of the features as they are, 0 if None; ``scale``: what features are divided by instead of
+    their standard deviation over the rows, for that of a few rows says little, shape (features,). An output without a
+    row is that of ``prior``, or NaN.
     """
     start = prior or Linear(np.zeros((x.shape[1], y.shape[1])), np.full(y.shape[1], np.nan))
     maps = [Linear(start.weight.astype(np.float64), start.bias.astype(np.float64)) for _ in penalties]
-    for of, solved in _solved(x, y, prior):
+    for of, solved in _solved(x, y, prior, scale):
         for of_penalty, penalty in zip(maps, penalties, strict=True):
             own = solved.coefficients(penalty) / solved.std[:, None]
             of_penalty.weight[:, of] = own
@@ -85,12 +94,18 @@ def part_scores(
 
 
 def predict_ridge(
-    x: np.ndarray, y: np.ndarray, other: np.ndarray, penalties: Sequence[float], *, prior: Linear | None = None
+    x: np.ndarray,
+    y: np.ndarray,
+    other: np.ndarray,
+    penalties: Sequence[float],
+    *,
+    prior: Linear | None = None,
+    scale: np.ndarray | None = None,
 ) -> np.ndarray:
     """What the maps of `fit_ridge` give for other rows, without making them; shape (penalties, other rows, outputs)."""
     nothing = np.full((len(other), y.shape[1]), np.nan) if prior is None else prior(other)
     predicted = np.tile(nothing, (len(penalties), 1, 1))
-    for of, solved in _solved(x, y, prior):
+    for of, solved in _solved(x, y, prior, scale):
         seen = (other - solved.mean) / solved.std
         start = solved.offset + (0 if solved.start is None else seen @ solved.start)
         left = seen @ solved.left
@@ -117,7 +132,9 @@ class _Solved:
         return own if self.start is None else self.start + own
 
 
-def _solved(x: np.ndarray, y: np.ndarray, prior: Linear | None) -> Iterator[tuple[list[int], _Solved]]:
+def _solved(
+    x: np.ndarray, y: np.ndarray, prior: Linear | None, scale: np.ndarray | None
+) -> Iterator[tuple[list[int], _Solved]]:
     """Outputs by number, and their solution, those measured alike at once."""
     alike: dict[bytes, list[int]] = {}
     known = ~np.isnan(y)
@@ -126,12 +143,13 @@ def _solved(x: np.ndarray, y: np.ndarray, prior: Linear | None) -> Iterator[tupl
     for outputs in alike.values():
         rows = known[:, outputs[0]]
         if rows.any():
-            yield outputs, _solve(x[rows], y[rows][:, outputs], None if prior is None else prior.weight[:, outputs])
+            weight = None if prior is None else prior.weight[:, outputs]
+            yield outputs, _solve(x[rows], y[rows][:, outputs], weight, scale)
 
 
-def _solve(x: np.ndarray, y: np.ndarray, weight: np.ndarray | None) -> _Solved:
+def _solve(x: np.ndarray, y: np.ndarray, weight: np.ndarray | None, scale: np.ndarray | None) -> _Solved:
     """The decomposition of the rows' products or of the features', whichever are fewer."""
-    mean, std = x.mean(axis=0, dtype=np.float64), x.std(axis=0, dtype=np.float64) + 1e-9
+    mean, std = x.mean(axis=0, dtype=np.float64), (x.std(axis=0, dtype=np.float64) if scale is None else scale) + 1e-9
     x, offset = (x - mean) / std, y.mean(axis=0, dtype=np.float64)
     y = y - offset
     start = None

@@ -97,6 +97,7 @@ def _signatures() -> dict[str, list]:
         "finetune": [tcgn_hub.finetune, tcgn_hub.Recipe],
         "crossval": [tcgn_hub.crossval, tcgn_hub.Recipe],
         "evaluate": [tcgn_hub.evaluate],
+        "adapt": [tcgn_hub.adapt],
     }
 
 

@@ -163,3 +163,18 @@ def test_a_prior_counts_when_the_penalty_is_chosen():
     noise = np.random.default_rng(1).normal(size=y.shape)
     assert choose_penalty(x, prior(x) + noise, parts, grid, score=squared, prior=prior) == 1e9
     assert choose_penalty(x, prior(x) + noise, parts, grid, score=squared) == 1e-3
+
+
+@pytest.mark.parametrize("shape", [(12, 40), (40, 12)])
+def test_a_scale_stands_for_the_standard_deviation(shape):
+    x, y, prior = drawn(*shape)
+    (want,) = fit_ridge(x, y, (3.0,), prior=prior)
+    (same,) = fit_ridge(x, y, (3.0,), prior=prior, scale=x.std(axis=0))
+    assert same.weight == pytest.approx(want.weight, abs=1e-9)
+    # twice the scale is four times the penalty
+    twice, other = 2 * x.std(axis=0), x[:5] + 1
+    assert fit_ridge(x, y, (3.0,), prior=prior, scale=twice)[0](other) == pytest.approx(
+        fit_ridge(x, y, (12.0,), prior=prior)[0](other), abs=1e-6
+    )
+    predicted = predict_ridge(x, y, other, (3.0,), prior=prior, scale=twice)[0]
+    assert predicted == pytest.approx(fit_ridge(x, y, (3.0,), prior=prior, scale=twice)[0](other), abs=1e-6)

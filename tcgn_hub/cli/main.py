@@ -14,6 +14,7 @@ COMMANDS = {
     "explain": "draw what predictions rest on: maps of genes, the learned graph, tiles of slides",
     "pretrain": "distil frozen networks into a backbone, from tissue alone",
     "finetune": "train on sections of your own",
+    "adapt": "adapt weights to a section of your own by few of its spots",
     "evaluate": "measure weights on sections that they have not seen",
     "crossval": "train and measure with every patient or section held out once",
     "export": "write weights as ONNX or as a program of torch.export",

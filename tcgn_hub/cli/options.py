@@ -46,6 +46,10 @@ def _flag(help: str) -> dict[str, Any]:
     return {"help": help, "action": "store_true", "default": None}
 
 
+def _number_or_file(text: str) -> int | str:
+    return int(text) if text.isdecimal() else text
+
+
 OPTIONS: dict[str, dict[str, Any]] = {
     # what is read
     "images": _value(
@@ -126,6 +130,16 @@ OPTIONS: dict[str, dict[str, Any]] = {
     ),
     "max_pixels": _value("largest picture to decode as a whole (default: 150000000)", "N", _COUNT),
     "tiles": _value("slides: so many highest and lowest tiles (default: 4)", "N", _COUNT),
+    "used_spots": {
+        **_value(
+            "how many spots to use, spread over the section, or which: a .txt file with a name a line, or a table of"
+            " their places (default: 30)",
+            "N|FILE",
+            _number_or_file,
+        ),
+        "flags": ("--spots",),
+        "dest": "used_spots",
+    },
     # what is written
     "output": _value("where to write, see above", "FILE|DIR", flags=("-o", "--output")),
     "format": _value(

@@ -91,8 +91,8 @@ def summarise(
     - ``interval_simulated``: how often 95 % intervals of the median PCC held the truth in simulated sections like
       these, see `tcgn_hub.evaluation.intervals.simulated_coverage`;
     - ``methods``: all of these but the last five of every method by its label, with ``gain``, the median PCC of the
-      first less that of the method over the genes that both predict. The first stands beside, too: that of the weights,
-      or the first of the predictions of others;
+      first less that of the method over the genes that both predict, and ``gain_given_depth``. The first stands beside,
+      too: that of the weights, or the first of the predictions of others;
     - ``measured_by``: which of `tcgn_hub.evaluation.protocols.PROTOCOLS` the medians are of; ``protocols``, over all
       sections only: the score of every method by every one of them, of which like is to be compared with like, from
       ``hest`` and ``probes`` where these are known, see `tcgn_hub.evaluation.protocols.protocol_scores`;
@@ -101,7 +101,7 @@ def summarise(
       may have chosen easy ones; ``genes``: how many the method predicts. Where no gene is shared, each counts by its
       own.
 
-    Every one of the medians, ``hvg50`` and its like, ``gain`` and ``behind`` has a 95 % interval, ``KEY_interval``.
+    Every one of the medians, ``hvg50`` and its like, the gains and ``behind`` has a 95 % interval, ``KEY_interval``.
     Those of differences are paired: from the same draws of spots for both. The others, over all sections only:
 
     - ``significant``: names of the genes that are;
@@ -460,19 +460,21 @@ class _Method:
             "significant_genes_pcc": int(self.significant("pcc")[1].sum()),
         }
 
-    def less(self, other: _Method, among: np.ndarray | None = None) -> tuple[float, list[float] | None]:
+    def less(
+        self, other: _Method, among: np.ndarray | None = None, *, of: str = "pcc"
+    ) -> tuple[float, list[float] | None]:
         """Its median PCC less that of another over the genes that both predict, and the interval of the difference.
 
-        ``among``: the genes that are compared instead, if there are any, shape (genes,).
+        ``among``: the genes that are compared instead, if there are any, shape (genes,); ``of``: one of `_SAMPLED`.
         """
-        ours, theirs = self.value("pcc"), other.value("pcc")
+        ours, theirs = self.value(of), other.value(of)
         both = ~np.isnan(ours) & ~np.isnan(theirs)
         if among is not None and among.any():
             both &= among
         if not both.any():
             return math.nan, None
         value = float(np.median(ours[both]) - np.median(theirs[both]))
-        draws = [np.median(method.samples("pcc")[:, both], axis=1) for method in (self, other)]
+        draws = [np.median(method.samples(of)[:, both], axis=1) for method in (self, other)]
         return value, _around(draws[0] - draws[1], value)
 
 
@@ -481,7 +483,8 @@ def _compared(methods: Mapping[str, _Method], main: str) -> dict[str, Any]:
     summaries = {label: method.summary() for label, method in methods.items()}
     for label, method in methods.items():
         if label != main:
-            summaries[label]["gain"], summaries[label]["gain_interval"] = methods[main].less(method)
+            for key, of in (("gain", "pcc"), ("gain_given_depth", "pcc_given_depth")):
+                summaries[label][key], summaries[label][f"{key}_interval"] = methods[main].less(method, of=of)
     return {**summaries[main], "methods": summaries}
 
 

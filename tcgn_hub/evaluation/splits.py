@@ -155,6 +155,29 @@ def spatial_block(xy: np.ndarray, share: float = 0.2) -> np.ndarray:
     return mask
 
 
+def spatial_parts(xy: np.ndarray, number: int) -> np.ndarray:
+    """Spots in parts of as many each, or one more, each of spots beside each other.
+
+    Halves, and halves of these, across the longer side of what is to be divided.
+
+    ``xy``: spot centres in any unit, shape (n, 2); those that are NaN are parted in their order; ``number``: of parts,
+    from 1 to n. Returns the part that each spot belongs to, from 0, shape (n,).
+    """
+    part = np.zeros(len(xy), int)
+
+    def divide(spots: np.ndarray, first: int, number: int) -> None:
+        part[spots] = first
+        if number > 1:
+            along = int(np.argmax(np.ptp(xy[spots], axis=0)))
+            ordered = spots[np.lexsort((xy[spots, 1 - along], xy[spots, along]))]
+            near, share = number // 2, len(spots) * (number // 2) // number
+            divide(ordered[:share], first, near)
+            divide(ordered[share:], first + near, number - near)
+
+    divide(np.arange(len(xy)), 0, number)
+    return part
+
+
 def _check_by(by: str) -> None:
     if by not in SPLITS:
         raise TrainingError(f"A split is by {', '.join(SPLITS[:-1])} or {SPLITS[-1]}, not by {by!r}.")

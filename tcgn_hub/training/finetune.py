@@ -32,7 +32,6 @@ from tcgn_hub.training.results import described, write_results
 from tcgn_hub.training.start import Start, starting_model
 from tcgn_hub.training.trainer import Trainer
 from tcgn_hub.weights.info import WeightsInfo
-from tcgn_hub.weights.lineage import union
 
 _logger = logging.getLogger(__name__)
 
@@ -191,12 +190,6 @@ def run(
             if allowed:
                 evaluation.summary["allowed_seen"] = allowed
             _logger.info("%s", tables(evaluation))
-        trained_on = [section.seen() for section in sections if section.name in (*split.train, *split.val)]
-        before = start.info
-        lineage = {
-            "parents": [parent.to_json() for parent in ((start.parent, *before.parents) if before else ()) if parent],
-            "seen": [section.to_json() for section in union(before.seen if before else (), trained_on)],
-        }
         metrics = write_results(
             trainer,
             model,
@@ -204,7 +197,7 @@ def run(
             evaluation=evaluation,
             measured=measured,
             blocks=blocks,
-            lineage=lineage,
+            lineage=start.lineage(s for s in sections if s.name in (*split.train, *split.val)),
             fingerprint=stated,
             metadata=metadata,
             probe=probe,

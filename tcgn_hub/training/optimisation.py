@@ -55,7 +55,7 @@ def make_optimizer(model: Any, recipe: Steps) -> torch.optim.Optimizer:
     if hasattr(model, "group_matcher"):
         groups = param_groups_layer_decay(model, recipe.weight_decay, undecayed, layer_decay=recipe.layer_decay)
     else:
-        groups = param_groups_weight_decay(model, recipe.weight_decay, undecayed)
+        groups = param_groups_weight_decay(model, recipe.weight_decay, no_weight_decay_list=undecayed)
     return torch.optim.AdamW(groups, lr=recipe.lr)
 
 

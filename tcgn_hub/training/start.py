@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from tcgn_hub.data.sections import Section
 from tcgn_hub.errors import TrainingError
 from tcgn_hub.training.recipe import SCRATCH, Distillation, Recipe
 from tcgn_hub.weights.info import WeightsInfo
-from tcgn_hub.weights.lineage import Parent
+from tcgn_hub.weights.lineage import Parent, union
 
 if TYPE_CHECKING:
     import torch
@@ -32,6 +33,13 @@ class Start:
             return None
         path = Path(self.info.name)
         return Parent(path.resolve().name if path.exists() else self.info.name, self.info.sha256)
+
+    def lineage(self, trained_on: Iterable[Section]) -> dict[str, Any]:
+        """``parents`` and ``seen`` of what comes of it, as `WeightsInfo` states them; sections as they were read."""
+        known, parent = self.info, self.parent
+        parents = (parent, *known.parents) if known and parent else ()
+        seen = union(known.seen if known else (), (section.seen() for section in trained_on))
+        return {"parents": [one.to_json() for one in parents], "seen": [section.to_json() for section in seen]}
 
 
 def starting_model(recipe: Recipe | Distillation, panel: Sequence[str]) -> Start:
