@@ -11,7 +11,7 @@ import timm
 import torch
 from encoders import write_encoder
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from sections import PANEL, write_section
 
 import tcgn_hub
@@ -20,12 +20,13 @@ from tcgn_hub.cli.main import main
 from tcgn_hub.data import fields
 from tcgn_hub.data.fields import draw_fields, read_tissues
 from tcgn_hub.data.readers import read_sections
-from tcgn_hub.errors import OutputError, SectionError, TrainingError, WeightsError
+from tcgn_hub.errors import OutputError, PanelError, SectionError, TrainingError, WeightsError
 from tcgn_hub.training import pretrain as module
 from tcgn_hub.training.distributed import Processes
 from tcgn_hub.training.pretrain import Distiller
-from tcgn_hub.training.start import starting_backbone
+from tcgn_hub.training.start import starting_backbone, starting_model
 from tcgn_hub.training.teachers import GRIDS, Teacher
+from tcgn_hub.weights.convert import import_checkpoint, remove_import
 
 CMU = Path(__file__).parent.parent / "examples" / "cmu_small_region.svs"
 MPP = 0.7
@@ -329,3 +330,27 @@ def test_the_command(root, teacher, tmp_path, capsys, stop_after, monkeypatch):
     assert main(["pretrain", "--resume", "-o", str(out)]) == 0
     assert "small (licence: mit)" in capsys.readouterr().err
     assert json.loads((out / "metrics.json").read_text())["epochs"] == 1
+
+
+def test_it_can_be_imported_under_its_tag(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    model = timm.create_model("tcgn_base", num_classes=0)
+    save_file(model.state_dict(), tmp_path / "model.safetensors")
+    imported = import_checkpoint(tmp_path / "model.safetensors")
+    assert imported.weights.tag == "tcgn_base.he_distilled"
+    assert imported.weights.info.scope == "backbone"
+    try:
+        for outputs in (0, 7):
+            started = timm.create_model("tcgn_base.he_distilled", pretrained=True, num_classes=outputs)
+            assert torch.equal(started.stem.conv1.weight, model.stem.conv1.weight)
+        start = starting_model(Recipe(weights="tcgn_base.he_distilled"), PANEL)
+        assert torch.equal(start.model.final_conv[0].weight, model.final_conv[0].weight)
+        assert start.new_classifier
+        with pytest.raises(WeightsError, match="predicts no genes"):
+            tcgn_hub.load("tcgn_base.he_distilled")
+        with pytest.raises(PanelError, match="leave the panel out"):
+            import_checkpoint(tmp_path / "model.safetensors", genes=["A"])
+    finally:
+        remove_import("tcgn_base.he_distilled")
+    with pytest.raises(WeightsError, match=r"examples/train_her2st\.sh"):
+        timm.create_model("tcgn_base.he_distilled", pretrained=True)

@@ -74,8 +74,8 @@ def import_checkpoint(
 ) -> Imported:
     """Keep a foreign checkpoint as weights of this machine, which timm then knows by their tag.
 
-    A full model, or a trunk without graph branches and head, of published or of our names. Numbers are kept as they
-    are. A tag that was imported before is replaced.
+    A full model, one without a classifier, or a trunk without graph branches and head, of published or of our names.
+    Numbers are kept as they are. A tag that was imported before is replaced.
     """
     import timm
     import torch
@@ -94,6 +94,10 @@ def import_checkpoint(
         state = {key: value for key, value in state.items() if is_trunk_key(key)}
         if genes is not None:
             raise PanelError(f"{file} is a trunk, which predicts no genes; leave the panel out.")
+    elif "head.pre_logits.fc.bias" in state and not any(key.startswith("head.fc.") for key in state):
+        scope, outputs = "backbone", 0
+        if genes is not None:
+            raise PanelError(f"{file} is a backbone, which predicts no genes; leave the panel out.")
     else:
         scope = "model"
         last = state.get("head.fc.bias")
@@ -107,7 +111,7 @@ def import_checkpoint(
 
     known = _known(tag, scope, outputs, genes)
     tag = known["tag"]
-    panel = None if scope == "trunk" else _panel(file, outputs, genes or known.get("panel"))
+    panel = None if scope != "model" else _panel(file, outputs, genes or known.get("panel"))
     entry = {
         **known,
         "scope": scope,
@@ -191,7 +195,7 @@ def _known(tag: str | None, scope: str, outputs: int, genes: list[str] | None) -
 
 
 def _described(scope: str, outputs: int) -> str:
-    return "a trunk without genes" if scope == "trunk" else f"a model of {outputs} genes"
+    return f"a {scope} without genes" if scope != "model" else f"a model of {outputs} genes"
 
 
 def _panel(file: Path, outputs: int, genes: str | Sequence[str] | None) -> list[str] | str:
