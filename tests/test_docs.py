@@ -11,6 +11,7 @@ from pathlib import Path
 
 import golden
 import pytest
+from encoders import write_encoder
 from sections import PANEL, write_section
 
 import tcgn_hub
@@ -31,6 +32,7 @@ def place(tmp_path, monkeypatch) -> Path:
     """A folder with what a reader is assumed to have."""
     shutil.copy(golden.PATCHES[0], tmp_path / "patch.png")
     _slide(tmp_path / "slide.svs")
+    write_encoder(tmp_path / "teacher")
     (tmp_path / "panel.txt").write_text("\n".join(PANEL))
     _samples(tmp_path)
     monkeypatch.chdir(tmp_path)
