@@ -53,7 +53,9 @@ def make_optimizer(model: Any, recipe: Steps) -> torch.optim.Optimizer:
     """AdamW with layer-wise learning rates; biases and norms do not decay."""
     undecayed = tuple(getattr(model, "no_weight_decay", set)())
     if hasattr(model, "group_matcher"):
-        groups = param_groups_layer_decay(model, recipe.weight_decay, undecayed, layer_decay=recipe.layer_decay)
+        groups = param_groups_layer_decay(
+            model, recipe.weight_decay, no_weight_decay_list=undecayed, layer_decay=recipe.layer_decay
+        )
     else:
         groups = param_groups_weight_decay(model, recipe.weight_decay, no_weight_decay_list=undecayed)
     return torch.optim.AdamW(groups, lr=recipe.lr)

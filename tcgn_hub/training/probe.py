@@ -26,7 +26,7 @@ class Probe:
 
     linear: Linear
     mean: np.ndarray  # of the features over the rows that it was fitted on, shape (d,)
-    std: np.ndarray  # their standard deviation; not 0
+    std: np.ndarray  # their standard deviation within sections; not 0
     penalty: float
     median_pcc: float | None  # where each part was predicted from the others, None if there is one part only
 
@@ -49,12 +49,19 @@ def fit_probe(
 ) -> Probe:
     """Ridge regression with the penalty that predicts training sections left out best, see `parts_of`.
 
+    Each section has an offset of its own, of its features as of its targets: how it was stained and sequenced says
+    nothing of its spots. A new one has the mean.
+
     ``features``: of each training section, shape (views, n, d), of a bulk measurement those of its tiles, whose mean
     is taken; ``targets``: what it is fitted to; ``measured``: of each section, shape (n, genes), what predictions of
     left out spots are compared with; ``sections``: the sections, of just these spots.
     """
     views = len(features[0])
-    x = np.concatenate([_measurable(of, s) for of, s in zip(features, sections, strict=True)], axis=1)
+    seen = [_measurable(of, s) for of, s in zip(features, sections, strict=True)]
+    mean = np.concatenate(seen, axis=1).mean(axis=(0, 1), dtype=np.float64)
+    # one spot has no spread about its own mean; its target is as it is, too
+    offsets = [of.mean(axis=(0, 1), dtype=np.float64) if of.shape[1] > 1 else mean for of in seen]
+    x = np.concatenate([of - offset for of, offset in zip(seen, offsets, strict=True)], axis=1)
     parts = np.tile(parts_of(sections), views)
     x, y, truth = x.reshape(-1, x.shape[-1]), _repeated(targets.targets, views), _repeated(measured, views)
     # as many as of one view: a penalty is compared with the errors of all rows
@@ -63,11 +70,12 @@ def fit_probe(
     best = len(penalties) // 2 if scores is None else int(np.argmax(scores))
     (linear,) = fit_ridge(x, y, penalties[best : best + 1])
     # a gene that no training spot has stays where a model would begin
-    linear = Linear(linear.weight, np.where(np.isnan(linear.bias), targets.mean, linear.bias))
+    bias = np.where(np.isnan(linear.bias), targets.mean, linear.bias)
+    linear = Linear(linear.weight, bias - mean @ linear.weight)
     std = x.std(axis=0, dtype=np.float64)
     std = np.maximum(std, 1e-3 * np.median(std)) + 1e-9
     score = None if scores is None else float(scores[best])
-    return Probe(linear, x.mean(axis=0, dtype=np.float64), std, penalties[best], score)
+    return Probe(linear, mean, std, penalties[best], score)
 
 
 def write_probe(model: Any, probe: Probe) -> None:
