@@ -106,6 +106,7 @@ def test_resume_needs_no_other_option(root, called, tmp_path, monkeypatch, capsy
     """The folder keeps what the run was asked for, and where from, while it lasts."""
     (tmp_path / "genes.txt").write_text("G1\nG0\n")
     asked = ["data", "--genes", "genes.txt", "-o", "out", "--epochs", "3", "--test", "B", "--cache", "data"]
+    asked += ["--encoder", "local-dir:data", "resnet18", "--encoder-um", "154"]
     calls = []
 
     def interrupted(data, **options):
@@ -124,6 +125,7 @@ def test_resume_needs_no_other_option(root, called, tmp_path, monkeypatch, capsy
     assert (names, first["genes"]) == (again, second["genes"]) == (["A1", "B1"], ["G1", "G0"])
     assert (first["recipe"], second["recipe"]) == (Recipe(epochs=3), Recipe(epochs=3, batch_size=7))
     assert (second["test"], second["cache"], second["resume"]) == (["B"], str(tmp_path / "data"), True)
+    assert (second["encoders"], second["encoder_um"]) == ([f"local-dir:{tmp_path / 'data'}", "resnet18"], [154])
     assert not (tmp_path / "out" / "run.json").exists()
 
 

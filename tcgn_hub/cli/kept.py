@@ -15,7 +15,7 @@ from tcgn_hub.files import make_folder, read_json, write_text
 
 _NAME = "run.json"
 _NOT_KEPT = ("resume", "output")
-_PATHS = ("data", "expression", "metadata", "cache", "genes", "split", "weights", "teacher")
+_PATHS = ("data", "expression", "metadata", "cache", "genes", "split", "weights", "teacher", "encoders")
 _NAMED = ("genes", "split", "weights")  # that may also be names of this package
 _EITHER = ("genes", "hvg")
 
@@ -91,5 +91,7 @@ def _from_here(name: str, value: Any, began: Path) -> Any:
 
     if isinstance(value, list):
         return [_from_here(name, item, began) for item in value]
+    if str(value).startswith("local-dir:"):
+        return "local-dir:" + _from_here("", value.removeprefix("local-dir:"), began)
     known = {*SPLITS, *PANELS, *load_manifest()} if name in _NAMED else ()
     return str(began / value) if value not in known and (began / value).exists() else value

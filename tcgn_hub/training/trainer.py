@@ -295,7 +295,7 @@ def _check_batch(items: int, recipe: Recipe, processes: Processes) -> None:
             f"There {'is one spot' if items == 1 else f'are {items} spots'} to train on; at least {max(2, parts)}"
             " are needed."
         )
-    if items < recipe.batch_size and processes.first:
+    if items < recipe.batch_size and recipe.epochs and processes.first:
         _logger.warning(
             "The batch of %d is larger than the %d training spots: every step sees all of them.",
             recipe.batch_size,
