@@ -269,6 +269,8 @@ def test_features_are_computed_once(sections, model, tmp_path, forwards):
     other, _ = features(sections, moved, tmp_path)
     assert np.array_equal(other.of("A1", crops), first)
     assert len(forwards) == number + 2
+    # a batch of another size would round otherwise
+    assert set(forwards) == {16}
 
 
 def test_a_spot_has_the_same_features_whatever_stands_beside_it(sections, model, tmp_path):
@@ -280,6 +282,20 @@ def test_a_spot_has_the_same_features_whatever_stands_beside_it(sections, model,
     assert np.array_equal(fresh.of("A1", crops), whole)
     one = type(crops)(crops.pixels[5:6], crops.patch_px)
     assert np.array_equal(fresh.of("A1", one)[0], whole[5])
+
+
+def test_processes_share_what_is_missing(sections, model, tmp_path, monkeypatch):
+    """Each computes its part, and the sum of the parts is the whole; the first one writes."""
+    whole, crops = features(sections, model, None)
+    parts = []
+    monkeypatch.setattr(Processes, "sums", lambda self, values: values)
+    for rank in (1, 0):
+        processes = Processes("cpu").__enter__()
+        processes.count, processes.rank, processes.first = 2, rank, rank == 0
+        parts.append(TrunkFeatures(model, processes, cache=tmp_path / str(rank)).of("A1", crops))
+    assert np.array_equal(sum(parts), whole.of("A1", crops))
+    assert not parts[0][::2].any()
+    assert [path.name for path in tmp_path.iterdir()] == ["0"]
 
 
 def _written(change):
@@ -434,6 +450,15 @@ def test_a_head_is_trained_on_features_alone(sections, forwards, recipe):
     assert "head.fc.weight" in moved
     assert all(key.startswith("head.") for key in moved)
     assert trainer.state.history[-1]["loss"] < trainer.state.history[0]["loss"]
+
+
+def test_a_trunk_from_scratch_is_rounded_before_it_is_asked(sections):
+    """So that the head was trained on what the stored weights see."""
+    scratch = Recipe(**SMALL, weights="scratch", architecture="test_tcgn", tune="head", epochs=1)
+    trainer = trainer_of(sections, scratch)
+    again = TrunkFeatures(trainer.fit(), trainer.processes)
+    for name, crops in trainer.crops.items():
+        assert np.array_equal(again.of(name, crops), trainer.features[name][0])
 
 
 def test_early_stopping_of_a_head_keeps_the_best_epoch(sections, recipe):

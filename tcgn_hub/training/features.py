@@ -76,7 +76,7 @@ class TrunkFeatures:
         features = np.empty((len(rows), self._model.num_features), np.float32)
         training = self._model.training
         self._model.eval()
-        with Progress(len(rows), "patch", name=f"features of {name}", shown=self._progress) as bar:
+        with Progress(len(rows), "spot", name=f"features of {name}", shown=self._progress) as bar:
             for start in range(0, len(rows), _BATCH):
                 some = crops.pixels[rows[start : start + _BATCH]]
                 (patches,) = SpotCrops(some, crops.patch_px).patches(_BATCH)
