@@ -28,4 +28,4 @@ fi
 [ -e "$out/backbone/metrics.json" ] || tcgn pretrain "$data" -o "$out/backbone" --sections "${tissue[@]}" \
   --teacher "$TEACHER" --crops 3500 --epochs 5 --metadata "$here/he_distilled_metadata.json" --resume
 tcgn crossval "$data" -o "$out" --by section --genes her2st_785 --weights "$out/backbone" --tune probe+all \
-  --components 5 --zoom 1.5 --coarsest 150 --final --resume --metadata "$here/her2st_metadata.json" "$@"
+  --components 10 --residuals 0.5 --zoom 1.5 --coarsest 150 --final --resume --metadata "$here/her2st_metadata.json" "$@"

@@ -93,6 +93,30 @@ def part_scores(
     return scores / len(numbers)
 
 
+def fit_each(
+    x: np.ndarray, y: np.ndarray, parts: np.ndarray, penalties: Sequence[float]
+) -> tuple[Linear, list[float], np.ndarray]:
+    """A linear map of which each output has a penalty of its own.
+
+    It is the one of the least squared error where each part is predicted from the others, the middle one if there is
+    only one part: what can be predicted is shrunk little, what cannot much. ``x``, ``y``, ``parts``, ``penalties``: as
+    of `part_scores`, every output measured on all rows. Returns the map, the penalty of each output, and the
+    predictions with it of rows left out, shape (rows, outputs); NaN of one part.
+    """
+    predicted = np.full((len(penalties), *y.shape), np.nan)
+    best = np.full(y.shape[1], len(penalties) // 2)
+    numbers = np.unique(parts)
+    if len(numbers) > 1:
+        for number in numbers:
+            out = parts == number
+            predicted[:, out] = predict_ridge(x[~out], y[~out], x[out], penalties)
+        best = ((predicted - y) ** 2).sum(axis=1).argmin(axis=0)
+    maps, each = fit_ridge(x, y, penalties), np.arange(y.shape[1])
+    weight = np.stack([of_penalty.weight for of_penalty in maps], axis=2)[:, each, best]
+    bias = np.stack([of_penalty.bias for of_penalty in maps], axis=1)[each, best]
+    return Linear(weight, bias), [penalties[i] for i in best], predicted[best, :, each].T
+
+
 def predict_ridge(
     x: np.ndarray,
     y: np.ndarray,

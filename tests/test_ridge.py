@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tcgn_hub.ridge import Linear, choose_penalty, fit_ridge, predict_ridge
+from tcgn_hub.ridge import Linear, choose_penalty, fit_each, fit_ridge, predict_ridge
 
 PENALTIES = (0.1, 3.0, 100.0)
 
@@ -143,6 +143,27 @@ def test_the_penalty_is_that_which_predicts_parts_left_out():
     ]
     assert choose_penalty(x, y, parts, grid, score=squared) == grid[int(np.argmax(means))]
     assert choose_penalty(x, y, np.zeros(60), grid, score=squared) == 10.0
+
+
+def test_each_output_has_the_penalty_that_predicts_it_where_parts_are_left_out():
+    rng = np.random.default_rng(0)
+    x, parts = rng.normal(size=(60, 40)), np.arange(60) % 3
+    noise = rng.normal(size=(60, 3))
+    y = np.stack([x @ rng.normal(size=40) * strength for strength in (10.0, 0.3, 0.0)], axis=1) + noise
+    grid = (1e-3, 10.0, 1e5)
+    linear, chosen, left_out = fit_each(x, y, parts, grid)
+    assert (chosen[0], chosen[2]) == (1e-3, 1e5)
+    for output, penalty in enumerate(chosen):
+        one = y[:, [output]]
+        assert penalty == choose_penalty(x, one, parts, grid, score=squared)
+        (alone,) = fit_ridge(x, one, (penalty,))
+        assert linear(x)[:, [output]] == pytest.approx(alone(x))
+        for part in range(3):
+            out = parts == part
+            assert left_out[out][:, [output]] == pytest.approx(predict_ridge(x[~out], one[~out], x[out], [penalty])[0])
+    _, middle, unknown = fit_each(x, y, np.zeros(60), grid)
+    assert middle == [10.0] * 3
+    assert np.isnan(unknown).all()
 
 
 def test_a_part_without_a_score_does_not_count():

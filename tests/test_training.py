@@ -481,6 +481,55 @@ def test_targets_lose_noise_but_not_the_mean():
     assert all(np.array_equal(a, b.astype(np.float32)) for a, b in zip(untouched, sections, strict=True))
 
 
+def _depths_and_programmes():
+    """Counts of two sections whose spots differ in depth, and less in which of two programmes they follow."""
+    rng = np.random.default_rng(0)
+    programme = rng.normal(size=80)
+    depths = np.exp(rng.normal(5, 0.8, 80))
+    rates = rng.gamma(1.0, 1.0, 60) * np.exp(0.35 * np.outer(programme, rng.normal(size=60)))
+    counts = rng.poisson(depths[:, None] * rates / rates.sum(axis=1, keepdims=True)).astype(float)
+    targets = np.log10(1 + 1e4 * counts / counts.sum(axis=1, keepdims=True))
+    return [counts[:40], counts[40:]], [targets[:40], targets[40:]], programme
+
+
+def test_targets_are_sums_of_components():
+    counts, targets, _ = _depths_and_programmes()
+    for residuals in (0.0, 0.5):
+        result = training_targets(targets, 4, counts=counts, residuals=residuals)
+        scores = np.concatenate(result.scores)
+        assert scores.T @ scores / 80 == pytest.approx(np.eye(4), abs=1e-9)
+        assert all(of.mean(axis=0) == pytest.approx(np.zeros(4), abs=1e-9) for of in result.scores)
+        assert np.concatenate(result.targets) == pytest.approx(scores @ result.axes + result.mean, abs=1e-5)
+        # no other targets that are made of these components are nearer to those measured
+        centred = np.concatenate([of - of.mean(axis=0) for of in targets])
+        assert result.axes == pytest.approx(np.linalg.lstsq(scores, centred, rcond=None)[0], abs=1e-9)
+
+
+def test_residuals_tell_components_what_does_not_go_with_depth():
+    counts, targets, programme = _depths_and_programmes()
+
+    def told(residuals):
+        (one,) = np.concatenate(training_targets(targets, 1, counts=counts, residuals=residuals).scores).T
+        return abs(np.corrcoef(one, programme)[0, 1])
+
+    assert told(0.0) < 0.5 < 0.9 < told(3.0)
+    plain = training_targets(targets, 3)
+    for other in (training_targets(targets, 3, residuals=1), training_targets(targets, 3, counts=counts)):
+        assert all(np.array_equal(a, b) for a, b in zip(plain.targets, other.targets, strict=True))
+
+
+def test_targets_of_bulk_or_without_some_genes_are_not_told_by_components():
+    counts, targets, _ = _depths_and_programmes()
+    assert training_targets(targets, 0).scores is None
+    assert training_targets([*targets, targets[0][:1]], 3).scores is None
+    lacks = [targets[0], np.where(np.arange(60) == 7, np.nan, targets[1])]
+    bare = [counts[0], np.where(np.arange(60) == 7, np.nan, counts[1])]
+    result = training_targets(lacks, 3, counts=bare, residuals=0.5)
+    assert result.scores is None
+    assert np.isfinite(result.targets[0]).all()
+    assert np.isnan(result.targets[1]).sum() == 40
+
+
 def test_targets_of_genes_not_measured_stay_unknown():
     rng = np.random.default_rng(0)
     first, second, bulk = rng.normal(size=(9, 4)), rng.normal(size=(8, 4)), rng.normal(size=(1, 4))

@@ -19,20 +19,34 @@ class TrainingTargets:
     mean: np.ndarray  # of each gene over the training spots, where the model begins, shape (genes,)
     scale: np.ndarray  # standard deviation of each gene, which its error is divided by, shape (genes,)
     targets: list[np.ndarray]  # of each section, float32, shape (spots, genes)
+    # of each section the components that targets are made of, `targets = mean + scores @ axes`, of mean 0 in it and of
+    # a mean square of 1 over all, shape (spots, components); None where they are not: noise is left in, a section is a
+    # bulk measurement, or a gene was not measured in all
+    scores: list[np.ndarray] | None = None
+    axes: np.ndarray | None = None  # what a component adds to each gene, shape (components, genes)
 
 
-def training_targets(targets: Sequence[np.ndarray], components: int) -> TrainingTargets:
+def training_targets(
+    targets: Sequence[np.ndarray],
+    components: int,
+    *,
+    counts: Sequence[np.ndarray] | None = None,
+    residuals: float = 0.0,
+) -> TrainingTargets:
     """Remove noise from targets: centre each section, scale each gene, keep the leading principal components.
 
     ``targets``: of each section, shape (spots, genes); of a bulk measurement (1, genes), which is left as it is;
-    ``components``: how many are kept; 0 leaves the targets as they are.
+    ``components``: how many are kept; 0 leaves the targets as they are; ``counts``: raw counts of each section, shape
+    (spots, genes); ``residuals``: how much their `pearson_residuals` say in what the components are, 1 as much as the
+    targets: these go with a spot's depth, and those do not. Either way it is the targets that are regressed on the
+    components.
     """
     everything = np.concatenate(targets).astype(np.float64)
     mean = column_means(everything, 0.0)
     several = [len(t) > 1 for t in targets]
     spots = [t.astype(np.float64) for t, more in zip(targets, several, strict=True) if more]
     denoise = bool(components and spots)
-    centred = np.concatenate([t - column_means(t, 0.0) for t in spots]) if denoise else everything - mean
+    centred = _centred(spots) if denoise else everything - mean
     known = ~np.isnan(centred)
     scale = np.sqrt(np.divide((np.nan_to_num(centred) ** 2).sum(0), known.sum(0), where=known.any(0), out=0 * mean))
     # a gene that hardly varies must not drown the others
@@ -40,12 +54,28 @@ def training_targets(targets: Sequence[np.ndarray], components: int) -> Training
     if not denoise:
         return TrainingTargets(mean, scale, [t.astype(np.float32) for t in targets])
     scaled = np.nan_to_num(centred) / scale
-    axes = np.linalg.svd(scaled, full_matrices=False)[2][:components]
-    clean = np.where(known, scaled @ axes.T @ axes * scale + mean, np.nan).astype(np.float32)
-    pieces = iter(np.split(clean, np.cumsum([len(t) for t in spots])[:-1]))
-    return TrainingTargets(
-        mean, scale, [next(pieces) if more else t.astype(np.float32) for t, more in zip(targets, several, strict=True)]
-    )
+    told = scaled
+    if counts is not None and residuals:
+        measured = [pearson_residuals(c) for c, more in zip(counts, several, strict=True) if more]
+        told = np.hstack([_of_size(scaled), residuals * _of_size(np.nan_to_num(_centred(measured)))])
+    scores = np.linalg.svd(told, full_matrices=False)[0][:, :components] * np.sqrt(len(told))
+    axes = scores.T @ scaled / len(told) * scale
+    clean = np.where(known, scores @ axes + mean, np.nan).astype(np.float32)
+    ends = np.cumsum([len(t) for t in spots])[:-1]
+    pieces = iter(np.split(clean, ends))
+    kept = [next(pieces) if more else t.astype(np.float32) for t, more in zip(targets, several, strict=True)]
+    if not (known.all() and all(several)):
+        return TrainingTargets(mean, scale, kept)
+    return TrainingTargets(mean, scale, kept, np.split(scores, ends), axes)
+
+
+def _centred(sections: Sequence[np.ndarray]) -> np.ndarray:
+    return np.concatenate([values - column_means(values, 0.0) for values in sections])
+
+
+def _of_size(values: np.ndarray) -> np.ndarray:
+    """Values in units of the root of their mean square over all of the table."""
+    return values / max(np.sqrt((values**2).mean()), 1e-12)
 
 
 def pearson_residuals(counts: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ from tcgn_hub.data.targets import TrainingTargets
 from tcgn_hub.errors import TrainingError
 from tcgn_hub.evaluation.baselines import PENALTIES, median_pcc
 from tcgn_hub.evaluation.measuring import parts_of
-from tcgn_hub.ridge import Linear, fit_ridge, part_scores
+from tcgn_hub.ridge import Linear, fit_each, fit_ridge, part_scores
 
 VIEWS = 4
 """Rotations of each patch whose features are rows of their own: a map that tells them apart is penalised."""
@@ -27,18 +27,19 @@ class Probe:
     linear: Linear
     mean: np.ndarray  # of the features over the rows that it was fitted on, shape (d,)
     std: np.ndarray  # their standard deviation within sections; not 0
-    penalty: float
+    penalties: tuple[float, ...]  # of each component of the targets, or the one of all genes
     median_pcc: float | None  # where each part was predicted from the others, None if there is one part only
 
     def __str__(self) -> str:
         score = (
             "" if self.median_pcc is None else f", median PCC {self.median_pcc:.3f} where training spots were left out"
         )
-        return f"penalty {self.penalty:.4g}{score}"
+        low, high = (f"{end(self.penalties):.4g}" for end in (min, max))
+        return f"penalty {low if low == high else f'{low} to {high}'}{score}"
 
     def to_json(self) -> dict[str, Any]:
         """How it was chosen, as plain values."""
-        return {"penalty": self.penalty, "median_pcc": self.median_pcc}
+        return {"penalties": list(self.penalties), "median_pcc": self.median_pcc}
 
 
 def fit_probe(
@@ -48,6 +49,8 @@ def fit_probe(
     sections: Sequence[Section],
 ) -> Probe:
     """Ridge regression with the penalty that predicts training sections left out best, see `parts_of`.
+
+    Each component of the targets has a penalty of its own; genes have one for all where there are no components.
 
     Each section has an offset of its own, of its features as of its targets: how it was stained and sequenced says
     nothing of its spots. A new one has the mean.
@@ -66,16 +69,23 @@ def fit_probe(
     x, y, truth = x.reshape(-1, x.shape[-1]), _repeated(targets.targets, views), _repeated(measured, views)
     # as many as of one view: a penalty is compared with the errors of all rows
     penalties = [views * penalty for penalty in PENALTIES]
-    scores = part_scores(x, y, parts, penalties, score=median_pcc, measured=truth)
-    best = len(penalties) // 2 if scores is None else int(np.argmax(scores))
-    (linear,) = fit_ridge(x, y, penalties[best : best + 1])
-    # a gene that no training spot has stays where a model would begin
-    bias = np.where(np.isnan(linear.bias), targets.mean, linear.bias)
-    linear = Linear(linear.weight, bias - mean @ linear.weight)
+    score: float | None
+    if targets.scores is None or targets.axes is None:
+        scores = part_scores(x, y, parts, penalties, score=median_pcc, measured=truth)
+        best = len(penalties) // 2 if scores is None else int(np.argmax(scores))
+        chosen, score = penalties[best : best + 1], None if scores is None else float(scores[best])
+        (linear,) = fit_ridge(x, y, chosen)
+        # a gene that no training spot has stays where a model would begin
+        linear = Linear(linear.weight, np.where(np.isnan(linear.bias), targets.mean, linear.bias))
+    else:
+        of, chosen, left_out = fit_each(x, _repeated(targets.scores, views), parts, penalties)
+        linear = Linear(of.weight @ targets.axes, of.bias @ targets.axes + targets.mean)
+        each = [median_pcc(left_out[parts == part] @ targets.axes, truth[parts == part]) for part in np.unique(parts)]
+        score = float(np.mean(np.nan_to_num(each))) if len(each) > 1 else None
+    linear = Linear(linear.weight, linear.bias - mean @ linear.weight)
     std = x.std(axis=0, dtype=np.float64)
     std = np.maximum(std, 1e-3 * np.median(std)) + 1e-9
-    score = None if scores is None else float(scores[best])
-    return Probe(linear, mean, std, penalties[best], score)
+    return Probe(linear, mean, std, tuple(chosen), score)
 
 
 def write_probe(model: Any, probe: Probe) -> None:

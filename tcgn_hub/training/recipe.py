@@ -104,6 +104,8 @@ class Recipe(Steps):
             closed form: ridge regression, with a penalty chosen by leaving one training section out, and no epochs;
             'probe+all' goes on from there with all weights, gently.
         components: Principal components that are kept of the training targets to remove noise; 0 keeps all.
+        residuals: How much Pearson residuals of the counts, which do not go with a spot's depth as the targets do, say
+            in what the components are; 1 as much as the targets themselves.
         pearson: Weight of ``1 - PCC`` over the spots of a batch, averaged over genes, beside the squared error.
         shift: How far a training crop may move from the spot's centre, as a share of its side.
         zoom: Largest factor by which a training crop shows more, or less, tissue than a patch; 1 for none.
@@ -126,6 +128,7 @@ class Recipe(Steps):
     architecture: str = "tcgn_base"
     tune: str = "all"
     components: int = _within(20, 0)
+    residuals: float = _within(0.0, 0, 1e3)
     pearson: float = _within(0.0, 0, 1e6)
     shift: float = _within(0.1, 0, 1)
     zoom: float = _within(1.0, 1, 4)

@@ -14,7 +14,7 @@ from torch import nn
 
 from tcgn_hub.correlation import column_means, pearson
 from tcgn_hub.data.crops import SpotCrops, spot_crops
-from tcgn_hub.data.sections import Section, expression_targets
+from tcgn_hub.data.sections import Section, expression_targets, panel_counts
 from tcgn_hub.data.targets import training_targets
 from tcgn_hub.errors import SectionError, TrainingError
 from tcgn_hub.evaluation.measuring import predict_crops
@@ -125,7 +125,10 @@ class Trainer(Loop):
         items = sum(len(targets) for targets in measured)
         _check_batch(items, self.recipe, self.processes)
         self.train_crops = [crops for crops, _, _ in train.values()]
-        self._targets = training_targets(measured, self.recipe.components)
+        counts = [panel_counts(self.sections[name].at(rows), self.panel) for name, (_, _, rows) in train.items()]
+        self._targets = training_targets(
+            measured, self.recipe.components, counts=counts, residuals=self.recipe.residuals
+        )
         self._spots: TrainingItems = TrainingSpots(self.train_crops, self._targets.targets, self.recipe)
         self._per_epoch = steps_per_epoch(items, self.recipe, processes=self.processes.count)
         self.total = self.recipe.epochs * self._per_epoch
