@@ -106,6 +106,8 @@ def test_depth_is_learned_from_the_features():
     own = found.depth(features)
     # noise of half of the standard deviation of depth leaves a PCC of 0.89
     assert np.corrcoef(own[test], depth[test])[0, 1] > 0.85
+    # in log10 of the counts, however much the regression was held back
+    assert np.polyfit(own[test], depth[test], 1) == pytest.approx([1, 0], abs=0.25)
     assert (found.depth.mean, found.depth.sd) == pytest.approx((own[train].mean(), own[train].std()), rel=1e-3)
     alone = np.concatenate([found.depth(features[[i]]) for i in range(5)])
     np.testing.assert_array_equal(found.depth(features[:5]), alone)
@@ -147,12 +149,18 @@ def test_depth_is_learned_where_it_is_known_of_enough_spots():
     assert describe_predictions(values, few, features=features, parts=parts).depth.of == "modules"
     nothing = describe_predictions(values, depth, features=np.ones_like(features), parts=parts)
     assert nothing.depth.of == "modules"
+    # what one part says is the contrary of what the other says
+    turned = describe_predictions(values, depth * (2 * (parts > 1) - 1), features=features, parts=parts > 1)
+    assert turned.depth.of == "modules"
 
 
 def test_what_is_stored_says_the_same():
     values = RNG.normal(size=(100, 785)).astype(np.float32)
-    features, parts = 3 + RNG.normal(size=(100, 1280)).astype(np.float32), np.arange(100) // 50
-    for depth in (None, values[:, 0]):
+    features, parts = (
+        (3 + RNG.normal(size=(100, 4)) @ RNG.normal(size=(4, 1280))).astype(np.float32),
+        np.arange(100) // 50,
+    )
+    for depth in (None, features[:, 0]):
         found = describe_predictions(values, depth, features=features, parts=parts)
         text = json.dumps(found.to_json())
         assert len(text) < 60e3

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from tcgn_hub.correlation import centred, pearson, standardised
-from tcgn_hub.ridge import choose_penalty, fit_ridge
+from tcgn_hub.ridge import choose_penalty, fit_ridge, predict_ridge
 from tcgn_hub.weights.arrays import from_text, to_text
 
 __all__ = ["Depth", "Typical", "describe_predictions"]
@@ -274,15 +274,33 @@ def _learned(
     enough = sd > _LEAST_SD * np.median(sd)
     x, y = features[known][:, enough].astype(np.float64), depth[known, None]
     penalty = choose_penalty(x, y, parts[known], _PENALTIES, score=lambda p, m: float(pearson(p, m)[0]))
+    scale = _calibration(x, y, parts[known], penalty)
+    if not scale > 0:
+        return None
     (fitted,) = fit_ridge(x, y, [penalty])
     weight = np.zeros(features.shape[1], np.float32)
-    weight[enough] = fitted.weight[:, 0]
-    found = Depth("features", weight, float(fitted.bias[0]), 0.0, 0.0, np.zeros(values.shape[1], np.float32))
+    weight[enough] = scale * fitted.weight[:, 0]
+    offset = float(y.mean() - x.mean(axis=0) @ (scale * fitted.weight[:, 0]))
+    found = Depth("features", weight, offset, 0.0, 0.0, np.zeros(values.shape[1], np.float32))
     own = found(features).astype(np.float64)
     if not own.std() > 1e-6:
         return None
     slope = (own - own.mean()) @ centred(values) / len(own) / own.var()
     return replace(found, mean=float(own.mean()), sd=float(own.std()), slope=slope.astype(np.float32))
+
+
+def _calibration(x: np.ndarray, y: np.ndarray, parts: np.ndarray, penalty: float) -> float:
+    """By what measurements rise within a part with its prediction from the others: a correlation chooses no scale.
+
+    As of `tcgn_hub.ridge.choose_penalty`; 1 if there is only one part.
+    """
+    numbers = np.unique(parts)
+    products = np.zeros(2)
+    for number in numbers if len(numbers) > 1 else ():
+        out = parts == number
+        own = centred(predict_ridge(x[~out], y[~out], x[out], [penalty])[0])
+        products += (own * centred(y[out])).sum(), (own**2).sum()
+    return float(products[0] / products[1]) if products[1] > 0 else 1.0
 
 
 def _rank(variances: np.ndarray) -> float:
