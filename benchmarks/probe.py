@@ -9,9 +9,10 @@ own. The measurement is always the raw targets, and penalties are chosen by leav
 a model is to be tested on later are left out, so that nothing is chosen on them; ``--counts``, a folder of tables of
 counts named by section, adds gene programmes of other patients, without images.
 
-Columns: median PCC over genes; the same given log depth; median PCC of the 50 genes of the largest variance of Pearson
-residuals, of log values and of residuals; effective rank of the predictions; each the mean over the sections held out.
-Then the median PCC of each section.
+Columns: median PCC over genes; their partial correlation given log depth; median PCC of the 50 genes of the largest
+variance of Pearson residuals, of log values and of residuals; effective rank of the predictions; each the mean over the
+sections held out. Then the median PCC of each section. Patient B is left out of ``--counts``, as weights are tested on
+it.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ def main() -> None:
             rows[f"20 programmes, {share:.0%} other patients, each"] = programmes(others, share, 20)
 
     names = [section.name for section in sections]
-    heads = ["PCC", "given d.", "HVG log", "HVG res", "rank", *names]
+    heads = ["PCC", "partial", "HVG log", "HVG res", "rank", *names]
     print(f"{'':44}" + "".join(f"{head:>9}" for head in heads))
     counts = [panel_counts(section, panel) for section in sections]
     for title, fit in rows.items():
