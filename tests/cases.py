@@ -534,7 +534,7 @@ def _aniso(files: Files) -> str:
     return _refusal(_described, files / "aniso.tif")
 
 
-@case("(timm)", "num_classes=0, global_pool=''", "(1, 32, 7, 7), as after reset_classifier(0, '')")
+@case("(timm)", "num_classes=0, global_pool=''", "(1, 64, 7, 7), as after reset_classifier(0, '')")
 def _timm(files: Files) -> str:
     import timm
     import torch

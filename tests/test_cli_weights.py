@@ -43,7 +43,7 @@ def test_list_and_show(capsys):
     assert lines[1].endswith("in this package")
     assert weights("list", "--json") == 0
     rows = json.loads(capsys.readouterr().out)
-    assert [row["where"] for row in rows] == ["bundled", "import", "import", "import", "import"]
+    assert [row["where"] for row in rows] == ["bundled", "import", "import", "import", "import", "import"]
     assert weights("show", "tcgn_base") == 0
     text = capsys.readouterr().out
     assert find_weights(BUNDLED).model_file.sha256 in text

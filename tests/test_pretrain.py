@@ -305,7 +305,7 @@ def test_no_tissue_no_scale_no_image_no_such_name(root, tmp_path):
     [
         ({"smallest_um": 400}, "smallest_um is larger"),
         ({"crops": 8}, "less than a batch"),
-        ({"architecture": "test_tcgn", "weights": "x"}, "built from scratch"),
+        ({"architecture": "test_tcgn", "start": "x"}, "built from scratch"),
         ({"coarsest": 300}, "from 16 to 224"),
     ],
 )

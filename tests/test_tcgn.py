@@ -285,7 +285,7 @@ def test_any_head_takes_the_pretrained_one(saved_heads, num_classes, global_pool
         hidden = got.forward_head(features, pre_logits=True)
         torch.testing.assert_close(hidden, want.forward_head(features, pre_logits=True), atol=1e-6, rtol=0)
         values, expected = got.forward_head(features), want.forward_head(features)
-    assert values.shape == expected.shape == (2, num_classes or 32, *((7, 7) if global_pool == "" else ()))
+    assert values.shape == expected.shape == (2, num_classes or 64, *((7, 7) if global_pool == "" else ()))
     if num_classes != 5:  # which is new
         torch.testing.assert_close(values, expected, atol=1e-6, rtol=0)
     assert torch.equal(got.final_conv[0].weight, saved.final_conv[0].weight)

@@ -157,7 +157,7 @@ def test_weights_that_rounding_breaks_are_not_kept(tmp_path):
         (lambda d: d["models"][0]["files"][0].update(size="big"), r"\$\.models\[0\]\.files\[0\]\.size should be a int"),
         (lambda d: d["models"][0]["files"].pop(0), r"\$\.models\[0\]\.files lacks"),
         (lambda d: d["models"][0]["held_out"]["pcc"].pop(), r"\$\.models\[0\]: .*held_out\.pcc has 784"),
-        (lambda d: d["models"].append(d["models"][0]), r"\$\.models\[5\]\.tag repeats"),
+        (lambda d: d["models"].append(d["models"][0]), r"\$\.models\[6\]\.tag repeats"),
         (lambda d: d["models"][0].update(tag="tcgn_huge.x"), r"\$\.models\[0\]\.tag"),
         (lambda d: d["models"][0].update(scope="half"), r"\$\.models\[0\]: .*scope is 'half'"),
         (lambda d: d["models"][0]["files"][0].update(name="../x"), r"\$\.models\[0\]\.files\[0\]\.name"),

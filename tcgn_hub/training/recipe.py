@@ -41,6 +41,8 @@ class Steps:
         clip: Largest norm of the gradient.
         ema: Decay of the moving average of the weights, which is what is kept; 0 for none.
         color_jitter: Largest change of the colour channels, as a share.
+        coarsest: Pixels along the side that a training picture is seen by at the least; every other one is made as
+            coarse as that at random, so that what is learned holds for images of less resolution; 224 for none.
         drop_rate: Rate of dropout, in the graph branches and before the classifier.
         grad_checkpointing: Compute activations twice to need less memory.
         precision: Of the products: 'bfloat16', 'float16' or 'float32'.
@@ -59,6 +61,7 @@ class Steps:
     clip: float = _within(1.0, 1e-6, 1e9)
     ema: float = _within(0.98, 0, 0.999999)
     color_jitter: float = _within(0.1, 0, 1)
+    coarsest: int = _within(224, 16, 224)
     drop_rate: float = _within(0.1, 0, 0.9)
     grad_checkpointing: bool = False
     precision: str = "bfloat16"
@@ -109,8 +112,6 @@ class Recipe(Steps):
         pearson: Weight of ``1 - PCC`` over the spots of a batch, averaged over genes, beside the squared error.
         shift: How far a training crop may move from the spot's centre, as a share of its side.
         zoom: Largest factor by which a training crop shows more, or less, tissue than a patch; 1 for none.
-        coarsest: Pixels along the side that a training crop is seen by at the least; every other one is made as coarse
-            as that at random, so that what is learned holds for images of less resolution; 224 for none.
         stain_jitter: Largest change of the amounts of haematoxylin, eosin and residual, as a share.
         drop_path: Rate of dropping a residual branch of the trunk's last block, rising from 0 at its first.
         norm_momentum: Weight of a batch in the statistics of batch normalisation.
@@ -132,7 +133,6 @@ class Recipe(Steps):
     pearson: float = _within(0.0, 0, 1e6)
     shift: float = _within(0.1, 0, 1)
     zoom: float = _within(1.0, 1, 4)
-    coarsest: int = _within(224, 16, 224)
     stain_jitter: float = _within(0.0, 0, 1)
     epochs: int = _by_tune(14, 3, 0)
     lr: float = _by_tune(2.5e-4, 1e-4, 1e-12, 1e3)
@@ -158,7 +158,7 @@ class Recipe(Steps):
                 object.__setattr__(self, f.name, f.metadata["usual"] if value is None else value)
         super().__post_init__()
         one_of(self, "tune", TUNE)
-        _from_scratch(self.architecture, self.weights)
+        _from_scratch(self, "weights")
         if self.tune == "probe" and (self.epochs or self.patience):
             given = option("epochs" if self.epochs else "patience")
             goes_on = option("tune", "probe+all")
@@ -174,13 +174,11 @@ class Distillation(Steps):
     """How to distil frozen networks into a backbone; beside these, what `Steps` has.
 
     Attributes:
-        weights: What to start from, as in `Recipe`, or 'scratch'.
+        start: What to start from: 'scratch', or what `Recipe.weights` may be.
         architecture: What to build from scratch; weights bring their own.
         crops: Squares of tissue that are drawn, as many of each image.
         smallest_um: Side of the smallest square in micrometres.
         largest_um: Side of the largest.
-        coarsest: Pixels along the side that the student sees a square by at the least; squares are made as coarse as
-            that at random, so that what is learned holds for images of less resolution. The teachers see all of them.
     """
 
     epochs: int = _within(8, 1)
@@ -188,7 +186,7 @@ class Distillation(Steps):
     warmup: float = _within(0.1, 0, 1)
     ema: float = _within(0.0, 0, 0.999999)
     drop_rate: float = _within(0.0, 0, 0.9)
-    weights: str | None = SCRATCH
+    start: str = SCRATCH
     architecture: str = "tcgn_base"
     crops: int = _within(5000, 2)
     smallest_um: float = _within(77.0, 1, 10_000)
@@ -202,14 +200,15 @@ class Distillation(Steps):
             TrainingError: A value is out of its range, or two contradict each other.
         """
         super().__post_init__()
-        _from_scratch(self.architecture, self.weights)
+        _from_scratch(self, "start")
         if self.smallest_um > self.largest_um:
             raise TrainingError(f"{option('smallest_um')} is larger than {option('largest_um')}.")
         if self.crops < self.batch_size:
             raise TrainingError(f"{option('crops')} is {self.crops}, less than a batch of {self.batch_size}.")
 
 
-def _from_scratch(architecture: str, weights: str | None) -> None:
-    if architecture != "tcgn_base" and weights != SCRATCH:
-        scratch = option("weights", SCRATCH)
-        raise TrainingError(f"An architecture, {architecture}, is built from scratch: say {scratch}.")
+def _from_scratch(steps: Recipe | Distillation, name: str) -> None:
+    """Refuse an architecture where weights, which are the value of a field, bring their own."""
+    if steps.architecture != "tcgn_base" and getattr(steps, name) != SCRATCH:
+        scratch = option(name, SCRATCH)
+        raise TrainingError(f"An architecture, {steps.architecture}, is built from scratch: say {scratch}.")

@@ -42,7 +42,7 @@ class Start:
         return {"parents": [one.to_json() for one in parents], "seen": [section.to_json() for section in seen]}
 
 
-def starting_model(recipe: Recipe | Distillation, panel: Sequence[str]) -> Start:
+def starting_model(recipe: Recipe, panel: Sequence[str]) -> Start:
     """A model started as a recipe says; what is new in it follows from the seed."""
     import torch
 
@@ -53,7 +53,7 @@ def starting_model(recipe: Recipe | Distillation, panel: Sequence[str]) -> Start
 
 def starting_backbone(recipe: Distillation) -> Start:
     """A model without a classifier, started as a recipe says."""
-    start = starting_model(recipe, ["-"])
+    start = starting_model(Recipe(weights=recipe.start, architecture=recipe.architecture, seed=recipe.seed), ["-"])
     start.model.reset_classifier(0)  # type: ignore[operator]
     return Start(start.model, start.info, True)
 
@@ -68,7 +68,7 @@ def begin_at(model: nn.Module, mean: torch.Tensor) -> None:
         classifier.weight.mul_(0.1)
 
 
-def _started(recipe: Recipe | Distillation, panel: Sequence[str]) -> Start:
+def _started(recipe: Recipe, panel: Sequence[str]) -> Start:
     import timm
 
     from tcgn_hub.models.loading import load_model
