@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tcgn_hub.data.crops import SpotCrops
-from tcgn_hub.training.batches import TrainingSpots, _jitter_stains, batches, steps_per_epoch
+from tcgn_hub.training.batches import TrainingSpots, _jitter_stains, batches, margin, steps_per_epoch
 from tcgn_hub.training.recipe import Recipe
 
 PLAIN = Recipe(shift=0, color_jitter=0, batch_size=4)
@@ -80,6 +80,14 @@ def test_variation_moves_turns_and_colours_within_its_limits():
     mean = crop[0, :, :8, :8].mean((1, 2))
     assert (abs(means - mean) <= 0.1 * mean + 12.01).all()
     assert means.std(axis=0).min() > 3
+
+
+def test_the_largest_zoom_shows_all_of_a_crop_and_no_more():
+    recipe = Recipe(shift=0, color_jitter=0, zoom=1.5)
+    side = 10 + 2 * round(margin(recipe) * 10)  # less than 10 * 1.5, for it is rounded
+    spots = TrainingSpots([numbered(1, side, 10)], [np.zeros((1, 1), np.float32)], recipe)
+    seen = {spots._vary(np.zeros((3, side, side)), 10, np.random.default_rng(i)).shape[1:] for i in range(300)}
+    assert seen == {(size, size) for size in range(7, side + 1)}
 
 
 def test_stains_are_taken_apart_and_put_together():

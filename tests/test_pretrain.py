@@ -12,7 +12,7 @@ import torch
 from encoders import write_encoder
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from sections import PANEL, write_section
+from sections import PANEL, write_section, write_visium
 
 import tcgn_hub
 from tcgn_hub import Distillation, Recipe
@@ -257,6 +257,14 @@ def test_a_teacher_that_is_cut_short(tmp_path):
         Teacher(name)
 
 
+def test_a_teacher_whose_file_is_empty(tmp_path):
+    name = write_encoder(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    (tmp_path / "pytorch_model.bin").touch()
+    with pytest.raises(WeightsError, match=r"Encoder .* cannot be had"):
+        Teacher(name)
+
+
 def test_a_teacher_of_values_that_are_not_finite(tmp_path):
     teacher = Teacher(write_encoder(tmp_path))
     next(teacher.encoder.model.parameters()).fill_(torch.nan)
@@ -267,6 +275,15 @@ def test_a_teacher_of_values_that_are_not_finite(tmp_path):
 def test_one_slide(teacher, tmp_path):
     metrics = tcgn_hub.pretrain(CMU, teacher=teacher, out=tmp_path / "out", recipe=RECIPE)
     assert list(metrics["data"]) == ["cmu_small_region"]
+
+
+def test_an_image_in_the_folder_of_a_section_is_that_of_the_section(tmp_path):
+    write_visium(tmp_path / "run" / "outs")
+    [tissue] = read_tissues(tmp_path / "run" / "outs")
+    [section] = read_sections(tmp_path / "run" / "outs")
+    assert (tissue.name, tissue.mpp) == (section.name, section.mpp)
+    assert (tissue.seen.patient, tissue.seen.image) == (section.patient, section.seen().image)
+    assert np.array_equal(tissue.xy, section.xy)
 
 
 def test_squares_are_on_tissue_of_sizes_even_in_their_logarithm():

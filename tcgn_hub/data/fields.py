@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from tcgn_hub.data.readers import as_sections
+from tcgn_hub.data.readers.sources import kind_of_folder
 from tcgn_hub.data.sections import OWN, Section, file_hash
 from tcgn_hub.errors import ImageError, SectionError
 from tcgn_hub.files import make_folder, writing
@@ -195,7 +196,10 @@ def _open(path: Path, name: str) -> Slide:
 
 def _is_image(path: Path) -> bool:
     if path.is_dir():
-        return any(file.suffix.lower() in IMAGE_SUFFIXES for file in path.iterdir() if file.is_file())
+        # sections may have their image beside their counts
+        return kind_of_folder(path) is None and any(
+            file.suffix.lower() in IMAGE_SUFFIXES for file in path.iterdir() if file.is_file()
+        )
     return path.suffix.lower() in IMAGE_SUFFIXES
 
 

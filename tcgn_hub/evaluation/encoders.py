@@ -79,7 +79,16 @@ def load_encoder(name: str, *, device: str = "auto") -> Encoder:
     except (EntryNotFoundError, http_error()) as err:
         repo = name.removeprefix("hf-hub:")
         raise explain(err, repo if "/" in repo else f"timm/{repo}", "main", "the parameters") from err
-    except (OSError, RuntimeError, ValueError, LookupError, TypeError, AttributeError, SafetensorError) as err:
+    except (
+        OSError,
+        RuntimeError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        EOFError,
+        SafetensorError,
+    ) as err:
         reason = one_line(str(err), most=200) or type(err).__name__
         raise WeightsError(
             f"Encoder {name} cannot be had ({reason}); give a model of timm that has trained parameters,"

@@ -80,6 +80,7 @@ class TrainingSpots(TrainingItems):
         if self._recipe.zoom > 1:
             largest = crop.shape[-1]
             move, size = round(self._recipe.shift * size), round(size * self._recipe.zoom ** rng.uniform(-1, 1))
+            size = min(size, largest)  # both are rounded
             top, left = ((largest - size) // 2 + rng.integers(-move, move + 1, 2)).clip(0, largest - size)
         else:
             top, left = rng.integers(0, crop.shape[-1] - size + 1, 2)

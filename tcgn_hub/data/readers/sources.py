@@ -92,6 +92,12 @@ def read_sections(
     return [replace(section, study=study) for section in sections] if study else sections
 
 
+def kind_of_folder(folder: Path) -> str | None:
+    """Which of the layouts that sections are read from a folder has, whatever else lies in it; None if it has none."""
+    layouts = (("her2st", is_her2st), ("visium", is_visium), ("hest", is_hest))
+    return next((kind for kind, test in layouts if test(folder)), None)
+
+
 def _kind(path: Path) -> str:
     try:
         there = path.exists()
@@ -100,9 +106,9 @@ def _kind(path: Path) -> str:
     if not there:
         raise SectionError(f"{path} does not exist; {_ACCEPTED}.")
     if path.is_dir():
-        for kind, test in (("her2st", is_her2st), ("visium", is_visium), ("hest", is_hest)):
-            if test(path):
-                return kind
+        kind = kind_of_folder(path)
+        if kind is not None:
+            return kind
     elif path.suffix == ".h5ad":
         return "h5ad"
     elif path.name.removesuffix(".gz").endswith((".csv", ".tsv", ".txt")):
