@@ -102,6 +102,8 @@ def pretrain(
     check_folder(out, resume=resume)
     WeightsInfo.from_json(dict(metadata or {}), name="the metadata")
     names = [teacher] if isinstance(teacher, str) else list(teacher)
+    if not names:
+        raise TrainingError("There is no teacher to learn from; name one.")
     with Processes(device) as processes:
         tissues = read_tissues(data, names=sections, mpp=mpp)
         start = starting_backbone(recipe)
