@@ -69,9 +69,8 @@ def same(a: Path, b: Path) -> bool:
 
 
 def distiller(root, teacher, tmp_path, recipe=RECIPE, **more) -> Distiller:
-    return Distiller(
-        read_tissues(root, mpp=MPP), [Teacher(teacher)], recipe, start=starting_backbone(recipe), cache=tmp_path, **more
-    )
+    tissues = root if isinstance(root, list) else read_tissues(root, mpp=MPP)
+    return Distiller(tissues, [Teacher(teacher)], recipe, start=starting_backbone(recipe), cache=tmp_path, **more)
 
 
 def test_a_run_leaves_a_backbone_that_says_whose_child_it_is(run):
@@ -242,6 +241,21 @@ def test_several_teachers_side_by_side(root, teacher, tmp_path):
     assert [taught["name"] for taught in metrics["teachers"]] == ["small", "vit"]
 
 
+def test_without_a_teacher_nothing_is_written(root, tmp_path):
+    with pytest.raises(TrainingError, match="no teacher"):
+        tcgn_hub.pretrain(root, teacher=[], out=tmp_path / "out", recipe=RECIPE, mpp=MPP)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_does_not_vary_where_it_is_looked_at_does_not_drown_the_teacher(teacher, tmp_path):
+    """As the brightest pixels of squares that all show some glass."""
+    Image.new("RGB", (700, 700), (180, 90, 140)).save(tmp_path / "plain.png")
+    [plain] = read_tissues(tmp_path / "plain.png", mpp=0.5)
+    student = distiller([replace(plain, xy=np.array([[350, 350]]))], teacher, tmp_path)
+    (_, [(_, _, colours, _)]), *_ = student.batches(0, 0, 0)
+    assert colours.abs().max() == 8
+
+
 def test_a_teacher_without_maps(tmp_path, monkeypatch):
     name = write_encoder(tmp_path)
     monkeypatch.delattr("timm.models.resnet.ResNet.forward_intermediates")
@@ -308,10 +322,14 @@ def test_no_tissue_no_scale_no_image_no_such_name(root, tmp_path):
         read_tissues(root)
     with pytest.raises(SectionError, match="no image to cut"):
         read_tissues([replace(section, image=None, patches=[Path("x.png")] * len(section.spots))])
+    for nowhere in (section.at(np.arange(0)), replace(section, xy=np.full_like(section.xy, np.nan))):
+        with pytest.raises(SectionError, match="A1 has no spots, or no places"):
+            read_tissues([nowhere], mpp=MPP)
     with pytest.raises(SectionError, match="no tissue X9"):
         read_tissues(root, names=["X9"])
-    with pytest.raises(SectionError, match="no tissue to train on"):
-        read_tissues([])
+    for source, names in (([], None), (root, [])):
+        with pytest.raises(SectionError, match="no tissue to train on"):
+            read_tissues(source, names=names)
     shutil.copy(CMU, tmp_path / "A1.svs")
     with pytest.raises(SectionError, match="Two images are named A1"):
         read_tissues([root, tmp_path / "A1.svs"])

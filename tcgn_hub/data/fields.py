@@ -87,7 +87,7 @@ def read_tissues(data: Tissues, *, names: Sequence[str] | None = None, mpp: floa
     rest = [item for item in items if not any(item is image for image in images)]
     sections, files = as_sections(rest) if rest else [], find_images(images) if images else []
     there = [*(section.name for section in sections), *(file.stem for file in files)]
-    if not there:
+    if not there or (names is not None and not names):
         raise SectionError("There is no tissue to train on; give sections or slides.")
     if len(set(there)) < len(there):
         raise SectionError(f"Two images are named {max(there, key=there.count)}; rename one.")
@@ -206,6 +206,8 @@ def _is_image(path: Path) -> bool:
 def _of_section(section: Section, mpp: float | None) -> Tissue:
     if section.image is None:
         raise SectionError(f"Section {section.name} has a picture of each spot and no image to cut squares from.")
+    if not len(section.xy) or not np.isfinite(section.xy).all():
+        raise SectionError(f"Section {section.name} has no spots, or no places of them, to cut squares around.")
     scale = mpp or section.mpp
     if scale is None:
         raise SectionError(f"The scale of section {section.name} is not known; give the micrometres per pixel.")

@@ -28,7 +28,7 @@ from tcgn_hub.training.loop import Loop, fits_float16
 from tcgn_hub.training.optimisation import make_optimizer, make_schedule, set_dropout
 from tcgn_hub.training.recipe import Distillation
 from tcgn_hub.training.start import Start, starting_backbone
-from tcgn_hub.training.teachers import Teacher
+from tcgn_hub.training.teachers import LARGEST, Teacher
 from tcgn_hub.weights.info import WeightsInfo
 from tcgn_hub.weights.lineage import union
 from tcgn_hub.writing.evaluations import draw, write_csv
@@ -102,6 +102,8 @@ def pretrain(
     check_folder(out, resume=resume)
     WeightsInfo.from_json(dict(metadata or {}), name="the metadata")
     names = [teacher] if isinstance(teacher, str) else list(teacher)
+    if not names:
+        raise TrainingError("There is no teacher to learn from; name one.")
     with Processes(device) as processes:
         tissues = read_tissues(data, names=sections, mpp=mpp)
         start = starting_backbone(recipe)
@@ -318,7 +320,8 @@ class Squares(Dataset):
         said = [torch.from_numpy(np.array(of[number][row])) for of in self._said]
         square = coarsened(square, self._recipe.coarsest, rng)
         measured = color_texture_features(square.numpy()[None])[0]
-        colours = torch.from_numpy((measured - self._mean) / self._std)
+        # what did not vary where it was looked at must not drown all others
+        colours = torch.from_numpy(((measured - self._mean) / self._std).clip(-LARGEST, LARGEST))
         return square, view, colours, said or [torch.from_numpy(whole)]
 
 

@@ -21,11 +21,13 @@ from tcgn_hub.text import one_line
 GRIDS = (56, 28, 14, 7)
 """Sides of the maps of a student: of its first three stages, and of its last map."""
 
+LARGEST = 8.0
+"""Standard deviations that are believed of what is to be learned."""
+
 _BATCH = 32
 _ALIKE = 0.25  # how far the side of a teacher's map may be from that of a student's, as a share
 _DEEP = 2 / 3  # of the blocks of a network whose maps are all of one size
 _LARGEST_MAP = 64 * 56 * 56  # numbers; larger ones cost more to keep than they teach
-_LARGEST = 8.0  # standard deviations that are believed of a teacher
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,7 @@ class Teacher:
                 torch.from_numpy(v[channel : channel + target.channels]).to(of.device).view(1, -1, 1, 1)
                 for v in (self.mean, self.std)
             )
-            out.append(((of - mean) / std).clamp(-_LARGEST, _LARGEST))
+            out.append(((of - mean) / std).clamp(-LARGEST, LARGEST))
             at, channel = at + size, channel + target.channels
         return out
 
