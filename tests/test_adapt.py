@@ -13,6 +13,7 @@ from timm.models import save_for_hf
 
 import tcgn_hub
 from tcgn_hub.cli.main import main
+from tcgn_hub.correlation import pearson
 from tcgn_hub.data.crops import spot_crops
 from tcgn_hub.data.readers.her2st import read_her2st
 from tcgn_hub.data.sections import Section
@@ -59,6 +60,7 @@ def tissue(*, noise=0.3, moved=1.0, seed=0):
         counts=np.ones_like(targets),
         colours=np.zeros((len(GRID), 32)),
         hidden=hidden,
+        features=hidden,
         classifier=Linear(weight, np.full(12, 20.0)),
     )
 
@@ -185,6 +187,18 @@ def test_what_is_stated_of_adapted_weights(adapted, section, tiny_weights):
     # adapted weights have seen the section
     with pytest.raises(SectionError, match="Already seen"):
         tcgn_hub.evaluate([section], weights=out, test=["A1"])
+
+
+def test_depth_is_predicted_as_before_and_what_goes_with_it_anew(adapted, section, tiny_weights):
+    before, after = load(path=tiny_weights), load(path=adapted[0])
+    pixels = np.concatenate(list(spot_crops(section, patch_um=154).patches())).transpose(0, 2, 3, 1)
+    old, new = before.run(pixels), after.run(pixels)
+    assert np.allclose(old["predicted_depth"], new["predicted_depth"], atol=1e-5)
+    learned = after.info.predicted_in_training.learned_depth
+    assert learned.of == "features"
+    given = new["values"] - np.outer(new["predicted_depth"] - learned.mean, learned.slope)
+    assert np.abs(pearson(given, new["predicted_depth"][:, None] * np.ones(len(PANEL)))).max() < 1e-3
+    assert np.allclose(given.mean(axis=0), new["values"].mean(axis=0), atol=1e-3)
 
 
 def test_the_order_of_spots_changes_nothing_and_spots_txt_names_them(adapted, section, tiny_weights, tmp_path):

@@ -6,7 +6,7 @@ import copy
 import logging
 import math
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,6 +72,7 @@ class Tissue:
     counts: np.ndarray  # see `panel_counts`, shape (n, genes)
     colours: np.ndarray  # see `color_texture_features`, shape (n, 32)
     hidden: np.ndarray  # of the layer before the last, float32, shape (n, hidden)
+    features: np.ndarray  # means over positions of the final map, float32, shape (n, d)
     classifier: Linear  # the last layer
 
 
@@ -225,13 +226,15 @@ def look_at(
     assert info is not None
     size: dict[str, Any] = {"crop_px": crop_px} if crop_px else {"patch_um": info.patch_um}
     crops = spot_crops(section, **size, cache=cache, progress=progress)
+    hidden, features = _seen(start.model, crops, progress)
     return Tissue(
         section=section,
         genes=info.genes,
         targets=expression_targets(section, info.genes).astype(np.float64),
         counts=panel_counts(section, info.genes),
         colours=np.concatenate([color_texture_features(patches) for patches in crops.patches()]),
-        hidden=_hidden(start.model, crops, progress),
+        hidden=hidden,
+        features=features,
         classifier=_classifier(start.model),
     )
 
@@ -349,17 +352,18 @@ def _of_file(section: Section, path: Path) -> list[int]:
     return away.argmin(axis=1).tolist()
 
 
-def _hidden(model: nn.Module, crops: SpotCrops, progress: bool) -> np.ndarray:
-    """Of the centres of crops, float32, shape (n, hidden)."""
+def _seen(model: nn.Module, crops: SpotCrops, progress: bool) -> tuple[np.ndarray, np.ndarray]:
+    """The hidden layer and the features of the centres of crops, float32, shapes (n, hidden) and (n, d)."""
     # fused, as predictions are made
     backend = TorchBackend(copy.deepcopy(model).fuse())  # type: ignore[operator]
-    parts = []
+    hidden, features = [], []
     with Progress(len(crops.pixels), "spot", name="looking", shown=progress) as bar, torch.inference_mode():
         for patches in crops.patches():
             maps = backend.model.forward_features(backend.prepare(patches.transpose(0, 2, 3, 1)))
-            parts.append(backend.model.forward_head(maps, pre_logits=True).float().cpu().numpy())
+            hidden.append(backend.model.forward_head(maps, pre_logits=True).float().cpu().numpy())
+            features.append(maps.float().mean(dim=(2, 3)).cpu().numpy())
             bar.update(len(patches))
-    return np.concatenate(parts)
+    return np.concatenate(hidden), np.concatenate(features)
 
 
 def _without_noise(y: np.ndarray, predicted: np.ndarray) -> np.ndarray:
@@ -433,7 +437,12 @@ def _stated(
     data, typical = info.training_data, info.typical
     if fitted is not None:
         depths = np.where(used, depth(tissue.counts), np.nan) if count >= _DEPTH_SPOTS else None
-        described = describe_predictions(np.maximum(fitted(tissue.hidden), 0).astype(np.float32), depths)
+        values = np.maximum(fitted(tissue.hidden), 0).astype(np.float32)
+        described, known = describe_predictions(values, depths), info.predicted_in_training
+        if described is not None and known is not None and known.learned_depth is not None:
+            # depth is of the features, which stay; what goes with it does not
+            learned = known.learned_depth.among(known.learned_depth(tissue.features), values)
+            described = replace(described, learned_depth=learned)
         typical = None if described is None else described.to_json()
     return WeightsInfo.from_json(
         {

@@ -49,6 +49,17 @@ class Depth:
         """The depth of patches, float32, shape (n,), from their features or modules, shape (n, d)."""
         return (self.offset + numbers @ self.weight.astype(np.float64)).astype(np.float32)
 
+    def among(self, depths: np.ndarray, values: np.ndarray) -> Depth | None:
+        """The same with how predictions go with it in other tissue; None if it is the same in all of that.
+
+        ``depths``: what a call gave there, shape (n,); ``values``: predictions, shape (n, genes).
+        """
+        own = depths.astype(np.float64)
+        if not own.std() > 1e-6:
+            return None
+        slope = (own - own.mean()) @ centred(values) / len(own) / own.var()
+        return replace(self, mean=float(own.mean()), sd=float(own.std()), slope=slope.astype(np.float32))
+
     def limits(self) -> tuple[float, float]:
         """What 1 % of training tissue would be below and above, were it normal."""
         reach = _NORMAL_TAIL * max(self.sd, 1e-3)
@@ -282,11 +293,7 @@ def _learned(
     weight[enough] = scale * fitted.weight[:, 0]
     offset = float(y.mean() - x.mean(axis=0) @ (scale * fitted.weight[:, 0]))
     found = Depth("features", weight, offset, 0.0, 0.0, np.zeros(values.shape[1], np.float32))
-    own = found(features).astype(np.float64)
-    if not own.std() > 1e-6:
-        return None
-    slope = (own - own.mean()) @ centred(values) / len(own) / own.var()
-    return replace(found, mean=float(own.mean()), sd=float(own.std()), slope=slope.astype(np.float32))
+    return found.among(found(features), values)
 
 
 def _calibration(x: np.ndarray, y: np.ndarray, parts: np.ndarray, penalty: float) -> float:
