@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tcgn_hub.data.crops import SpotCrops
+from tcgn_hub.errors import TrainingError
 from tcgn_hub.training.batches import TrainingSpots, _jitter_stains, batches, margin, steps_per_epoch
 from tcgn_hub.training.recipe import Recipe
 
@@ -123,7 +124,10 @@ def test_a_bulk_measurement_is_compared_to_tiles_drawn_anew_each_epoch():
     [("epochs", 0), ("lr", -1.0), ("tune", "some"), ("precision", "fp8"), ("ema", 1.0), ("crop_px", 1), ("seed", -1)],
 )
 def test_recipes_that_cannot_be_meant_are_refused(field, value):
-    from tcgn_hub.errors import TrainingError
-
     with pytest.raises(TrainingError, match=field):
         Recipe(**{field: value})
+
+
+def test_residuals_without_components_say_nothing():
+    with pytest.raises(TrainingError, match="residuals says what components are"):
+        Recipe(components=0, residuals=1.0)

@@ -549,6 +549,8 @@ def test_what_cannot_be_compared_is_refused_before_anything_is_read(tmp_path):
     for tune in ("head", "probe+all"):
         with pytest.raises(TrainingError, match="say tune='probe'"):
             tcgn_hub.finetune("nowhere", genes=PANEL, out=tmp_path, recipe=Recipe(tune=tune), encoders=["x"])
+    with pytest.raises(TrainingError, match="encoder_um is of patches that frozen networks see"):
+        tcgn_hub.finetune("nowhere", genes=PANEL, out=tmp_path, recipe=Recipe(tune="probe"), encoder_um=[100.0])
 
 
 def test_a_network_that_cannot_be_had_is_said_before_features_are_computed(sections, tmp_path, forwards, recipe):

@@ -103,6 +103,8 @@ def finetune(
     recipe, out = recipe or Recipe(), Path(out)
     if encoders and recipe.tune != "probe":
         raise TrainingError(f"Frozen networks are compared with a probe: say {option('tune', 'probe')}.")
+    if encoder_um and not encoders:
+        raise TrainingError(f"{option('encoder_um')} is of patches that frozen networks see, and none is named.")
     check_folder(out, resume=resume)
     with Processes(device) as processes:
         sections = as_sections(data)

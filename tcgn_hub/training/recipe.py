@@ -165,6 +165,8 @@ class Recipe(Steps):
             raise TrainingError(f"A probe has no epochs: leave {given} out, or say {goes_on} to go on from it.")
         if self.tune != "probe" and not self.epochs:
             raise TrainingError(f"{option('epochs')} is 0, but has to be 1 at least.")
+        if self.residuals and not self.components:
+            raise TrainingError(f"{option('residuals')} says what components are, but {option('components')} is 0.")
         if self.patch_um is not None and self.crop_px is not None:
             raise TrainingError(f"Give the side of a patch once: {option('patch_um')} or {option('crop_px')}.")
 
