@@ -45,12 +45,14 @@ def main() -> None:
     parser.add_argument("--spots", nargs="+", type=int, default=[0, 10, 30, 100], metavar="N")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--crop-px", type=int, help="side of a patch of weights that state none")
+    parser.add_argument("--by", choices=("patient", "section"), default="patient", help="what weights must not know")
     parser.add_argument("--allow-seen", action="store_true", help="measure although the weights have seen the section")
     parser.add_argument("--cache", type=Path)
     args = parser.parse_args()
     start = adaptable(args.weights)
     (section,) = tcgn_hub.read_sections(args.data, names=[args.section])
-    seen = check_seen(start.info.seen, [section], allow=[section.name] if args.allow_seen else [])
+    allowed = [section.name] if args.allow_seen else []
+    seen = check_seen(start.info.seen, [section], by=args.by, allow=allowed)
     tissue = look_at(usable_spots(section, start.info), start, crop_px=args.crop_px, cache=args.cache, progress=True)
     logging.disable(logging.WARNING)  # of genes that do not differ, once for each row
     most = {seed: choose_spots(tissue.section, max(args.spots), seed=seed) for seed in range(args.seeds)}

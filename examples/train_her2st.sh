@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# From a teacher to weights: how the default weights are made.
+# From a teacher to weights. (The default weights had no teacher, see docs/weights.md.)
 #
 #   git clone https://github.com/almaan/her2st
 #   examples/train_her2st.sh her2st runs/her2st --folds B4 C6
@@ -11,8 +11,8 @@
 # 2. For each fold a head is fitted to the other sections in closed form, and the network is then tuned by gradient; at
 #    last on all sections. About ten minutes a fold.
 #
-# Whatever follows the two folders goes to `tcgn crossval`; without --folds, every section that is not in TISSUE is a
-# fold. Run it again to continue where it was interrupted. The images of the data set are in an archive of their own, see
+# Whatever follows the two folders goes to `tcgn crossval`; --folds names sections that are not in TISSUE, for others are
+# refused: the backbone has seen their pictures. Run it again to continue where it was interrupted. The images of the data set are in an archive of their own, see
 # its README. The weights are in OUT/final, and state the metrics of the cross-validation; OUT/backbone is the start.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)

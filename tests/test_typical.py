@@ -9,11 +9,13 @@ import pytest
 from PIL import Image
 from results import GENES, make, make_patches, some, typical
 from sections import PANEL, write_section
+from tiny import write_tiny_weights
 
 import tcgn_hub
 from tcgn_hub.data.sections import panel_depth
 from tcgn_hub.errors import WeightsError
 from tcgn_hub.evaluation.skill import effective_rank
+from tcgn_hub.weights.arrays import from_text, to_text
 from tcgn_hub.weights.info import WeightsInfo
 from tcgn_hub.weights.typical import Typical, describe_predictions
 from tcgn_hub.writing.bulk import BulkTable
@@ -196,6 +198,7 @@ def test_malformed_descriptions_are_refused(change):
     "change",
     [
         {"of": "counts"},
+        {"of": "modules"},
         {"slope": "AACAPw=="},
         {"weight": "?"},
         {"weight": "AADAfw=="},
@@ -214,6 +217,16 @@ def test_a_malformed_depth_is_refused(change):
     document["depth"].update(change or {})
     with pytest.raises(WeightsError, match=r"^What is stated of w is malformed \(.*\)\.$"):
         WeightsInfo.from_json({"typical": document}, name="w", genes=tuple(GENES))
+
+
+def test_a_depth_of_other_features_is_refused(tmp_path):
+    config = write_tiny_weights(tmp_path) / "config.json"
+    document = json.loads(config.read_text())
+    depth = document["tcgn"]["typical"]["depth"]
+    depth["weight"] = to_text(from_text(depth["weight"], "<f4")[:-1], "<f4")
+    config.write_text(json.dumps(document))
+    with pytest.raises(WeightsError, match="is of 31 features, where there are 32"):
+        tcgn_hub.load(path=tmp_path).run(np.zeros((1, 224, 224, 3), np.uint8))
 
 
 # ------------------------------------------------------------------------------------------------- what is said of it

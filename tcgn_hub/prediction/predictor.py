@@ -106,7 +106,13 @@ class Predictor:
         if typical is not None:
             out["modules"] = typical.modules(out["values"])
         if typical is not None and typical.depth is not None:
-            out["predicted_depth"] = typical.depth(averaged if typical.depth.of == "features" else out["modules"])
+            told = averaged if typical.depth.of == "features" else out["modules"]
+            if told.shape[1] != len(typical.depth.weight):
+                raise WeightsError(
+                    f"What is stated of {self.info.name} is malformed (the predicted depth is of"
+                    f" {len(typical.depth.weight)} features, where there are {told.shape[1]})."
+                )
+            out["predicted_depth"] = typical.depth(told)
         if features:
             out["features"] = pooled
         return out

@@ -322,7 +322,7 @@ class Squares(Dataset):
         measured = color_texture_features(square.numpy()[None])[0]
         # what did not vary where it was looked at must not drown all others
         colours = torch.from_numpy(((measured - self._mean) / self._std).clip(-LARGEST, LARGEST))
-        return square, view, colours, said or [torch.from_numpy(whole)]
+        return square, view, colours, said or [torch.from_numpy(whole.copy())]
 
 
 def _collate(items: list[Any]) -> _Part:

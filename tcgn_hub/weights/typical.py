@@ -212,6 +212,8 @@ class Typical:
             raise ValueError(f"the predictions for training tissue are not of {genes} genes")
         if to_depth is not None and len(to_depth) != len(shares) + 1:
             raise ValueError("the predictions for training tissue have a depth of other axes")
+        if depth is not None and depth.of == "modules" and len(depth.weight) != len(shares):
+            raise ValueError(f"the predicted depth is of {len(depth.weight)} axes, where there are {len(shares)}")
         if not all(np.isfinite(part).all() for part in parts) or not (shares > 0).all() or (per_gene["sd"] < 0).any():
             raise ValueError("the predictions for training tissue hold what cannot be")
         return cls(
