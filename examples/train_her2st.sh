@@ -7,13 +7,14 @@
 # 1. A frozen network of timm, TEACHER, is distilled into the backbone from the pictures of the sections TISSUE, which are
 #    no fold's test. About an hour on one CPU core. Without TEACHER, an EfficientNet-Lite1 (Apache-2.0) out of a package
 #    of the Python index. A better one, and more tissue:
-#      TEACHER=hf-hub:MahmoodLab/UNI2-h TISSUE="A1 A2 A3 D1 D2 E1 F1" examples/train_her2st.sh her2st runs/uni --folds ...
-# 2. For each fold a head is fitted to the other sections in closed form, and the network is then tuned by gradient; at
-#    last on all sections. About ten minutes a fold.
+#      TEACHER=hf-hub:MahmoodLab/UNI2-h TISSUE="A1 A2 D1 E1 F1" examples/train_her2st.sh her2st runs/uni --folds ...
+# 2. For each fold a head is fitted to the other sections in closed form, and at last to all sections. Minutes, for the
+#    features of the sections are computed once.
 #
-# Whatever follows the two folders goes to `tcgn crossval`; --folds names sections that are not in TISSUE, for others are
-# refused: the backbone has seen their pictures. Run it again to continue where it was interrupted. The images of the data set are in an archive of their own, see
-# its README. The weights are in OUT/final, and state the metrics of the cross-validation; OUT/backbone is the start.
+# Whatever follows the two folders goes to `tcgn crossval` (`--tune probe+all` goes on from the head by gradient); --folds
+# names sections that are not in TISSUE, for others are refused: the backbone has seen their pictures. Run it again to
+# continue where it was interrupted. The images of the data set are in an archive of their own, see its README. The weights
+# are in OUT/final, and state the metrics of the cross-validation; OUT/backbone is the start.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 data=$1 out=$2
@@ -27,5 +28,5 @@ if [ -z "${TEACHER:-}" ]; then
 fi
 [ -e "$out/backbone/metrics.json" ] || tcgn pretrain "$data" -o "$out/backbone" --sections "${tissue[@]}" \
   --teacher "$TEACHER" --crops 3500 --epochs 5 --metadata "$here/he_distilled_metadata.json" --resume
-tcgn crossval "$data" -o "$out" --by section --genes her2st_785 --weights "$out/backbone" --tune probe+all \
-  --components 10 --residuals 0.5 --zoom 1.5 --coarsest 150 --final --resume --metadata "$here/her2st_metadata.json" "$@"
+tcgn crossval "$data" -o "$out" --by section --genes her2st_785 --weights "$out/backbone" --tune probe \
+  --components 10 --residuals 0.5 --final --resume --metadata "$here/her2st_metadata.json" "$@"
