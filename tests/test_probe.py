@@ -558,3 +558,13 @@ def test_a_network_that_cannot_be_had_is_said_before_features_are_computed(secti
     with pytest.raises(WeightsError, match="no_such_network cannot be had"):
         tcgn_hub.finetune(sections, out=tmp_path / "out", **options)
     assert not forwards
+
+
+@pytest.mark.parametrize(
+    ("tune", "values"),
+    [("probe", {"lr": 1e-3}), ("probe", {"zoom": 1.5}), ("head", {"zoom": 1.5}), ("head", {"color_jitter": 0.0})],
+)
+def test_what_would_do_nothing_is_refused(tune, values):
+    with pytest.raises(TrainingError, match=f"{next(iter(values))} would do nothing with tune='{tune}'"):
+        Recipe(tune=tune, **values)
+    Recipe(tune="probe+all", **values)

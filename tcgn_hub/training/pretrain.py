@@ -38,7 +38,7 @@ _logger = logging.getLogger(__name__)
 _OF_MEAN = 5.0  # weight of the error of a last map's mean over positions, beside that of the map
 _OF_COLOURS = 1.0  # weight of the error of what is measured of colour and texture
 _OF_STAGE = 0.5  # weight of the error of an earlier map
-_LOOKED_AT = 2  # chunks that tell how the channels of a teacher vary
+_LOOKED_AT = 512  # squares that tell how the channels of a teacher vary, or one of each chunk
 
 # squares, one of eight views each, colour and texture of each, teachers' values
 _Part = tuple[torch.Tensor, torch.Tensor, torch.Tensor, list[torch.Tensor]]
@@ -221,10 +221,12 @@ class Distiller(Loop):
                         f"{err} What the teachers say of {len(self.fields)} squares takes {need:.1f} GB; give another"
                         " cache, fewer crops, or one epoch, in which nothing is kept."
                     ) from err
-                looked_at = range(0, len(pixels), max(1, len(pixels) // _LOOKED_AT))[:_LOOKED_AT]
+                # of all images, whose chunks come one after the other
+                some_of = slice(None, None, max(1, len(self.fields) // _LOOKED_AT))
+                squares = [np.asarray(of[some_of]) for of in pixels]
                 for number, teacher in enumerate(self.teachers):
-                    teacher.look([said[number][i] if kept else teacher(np.asarray(pixels[i])) for i in looked_at])
-                colours = np.concatenate([color_texture_features(np.asarray(pixels[i])) for i in looked_at])
+                    teacher.look([of[some_of] for of in said[number]] if kept else [teacher(of) for of in squares])
+                colours = np.concatenate([color_texture_features(of) for of in squares])
             self.processes.wait()
         return Squares(pixels, said, self.recipe, colours.mean(axis=0), colours.std(axis=0) + 1e-6)
 

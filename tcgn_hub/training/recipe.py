@@ -13,6 +13,13 @@ SCRATCH = "scratch"
 TUNE = ("head", "last-stage", "all", "probe", "probe+all")
 PRECISION = ("bfloat16", "float16", "float32")
 _MANY = 10**9
+_OF_CROPS = ("color_jitter", "coarsest", "shift", "stain_jitter", "zoom")
+_OF_STEPS = (
+    *("accumulate", "clip", "cycles", "drop_path", "drop_rate", "ema", "freeze_norm", "grad_checkpointing"),
+    *("layer_decay", "lr", "norm_momentum", "pearson", "warmup", "weight_decay"),
+)
+_IDLE = {"head": _OF_CROPS, "probe": _OF_CROPS + _OF_STEPS}
+"""What says nothing where features are computed once, and where there are no steps."""
 
 
 def _within(default: Any, low: float, high: float = _MANY) -> Any:
@@ -159,6 +166,11 @@ class Recipe(Steps):
         super().__post_init__()
         one_of(self, "tune", TUNE)
         _from_scratch(self, "weights")
+        for f in fields(self):
+            usual = f.metadata.get("usual", f.default)
+            if f.name in _IDLE.get(self.tune, ()) and getattr(self, f.name) != usual:
+                tune = option("tune", self.tune)
+                raise TrainingError(f"{option(f.name)} would do nothing with {tune}; leave it out.")
         if self.tune == "probe" and (self.epochs or self.patience):
             given = option("epochs" if self.epochs else "patience")
             goes_on = option("tune", "probe+all")
