@@ -31,7 +31,7 @@ from tcgn_hub.evaluation.evaluate import summarise
 from tcgn_hub.evaluation.splits import check_seen
 from tcgn_hub.result import OURS
 from tcgn_hub.text import aligned
-from tcgn_hub.training.adapt import BEFORE, Tissue, adaptable, choose_spots, compare, fit, look_at, usable_spots
+from tcgn_hub.training.adapt import BEFORE, Spots, adaptable, choose_spots, compare, fit, look_at, usable_spots
 
 VALUES = {"PCC": "median_pcc", "given depth": "median_pcc_given_depth", "HVG-50": "hvg50", "NRMSE": "median_nrmse"}
 GAINS = ("gain", "gain_given_depth")
@@ -66,7 +66,7 @@ def main() -> None:
         print(f"The weights, or those they were started from, have seen {section.name}: no measure of new tissue.")
 
 
-def measured(tissue: Tissue, used: np.ndarray, number: int, seed: int) -> tuple[dict[str, Any], bool]:
+def measured(tissue: Spots, used: np.ndarray, number: int, seed: int) -> tuple[dict[str, Any], bool]:
     """Values and gains of weights adapted to some of the spots used, and whether they stayed as they were."""
     few = np.zeros_like(used)
     if number:

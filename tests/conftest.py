@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 import tcgn_hub  # noqa: F401
+from tcgn_hub.training.distributed import Processes
 
 # a runner in the background of a shell ignores Ctrl-C, and the programs that tests start would inherit that
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -60,3 +61,15 @@ def pytest_runtest_makereport(item, call):
     if os.environ.get("CI") and report.skipped and not hasattr(report, "wasxfail"):
         report.outcome, report.longrepr = "failed", f"skipped in CI: {report.longrepr}"
     return report
+
+
+@pytest.fixture
+def stop_after(monkeypatch):
+    """Let training be asked to stop after so many steps."""
+
+    def stop(steps: int) -> None:
+        asked = iter([False] * (steps - 1))
+        monkeypatch.setattr(Processes, "stop_asked", lambda _: next(asked, True))
+
+    yield stop
+    monkeypatch.undo()

@@ -24,7 +24,7 @@ from tcgn_hub.models.loading import load_model
 from tcgn_hub.prediction.predictor import load
 from tcgn_hub.ridge import Linear
 from tcgn_hub.training import adapt as module
-from tcgn_hub.training.adapt import BEFORE, LEAST_SPOTS, Tissue, _verdict, choose_spots, fit
+from tcgn_hub.training.adapt import BEFORE, LEAST_SPOTS, Spots, _verdict, choose_spots, fit
 from tcgn_hub.writing.evaluations import read_measured
 
 GRID = np.stack(np.meshgrid(np.arange(20.0), np.arange(15.0)), axis=-1).reshape(-1, 2)
@@ -53,7 +53,7 @@ def tissue(*, noise=0.3, moved=1.0, seed=0):
     shared = moved * rng.normal(size=(40, 2)) @ rng.normal(size=(2, 12))
     targets = hidden @ (weight + shared) + 20 + noise * rng.normal(size=(len(GRID), 12))
     section = Section("A1", "A", None, [f"s{i}" for i in range(len(GRID))], GRID, PANEL, np.ones((len(GRID), 12)))
-    return Tissue(
+    return Spots(
         section=section,
         genes=tuple(PANEL),
         targets=targets,

@@ -52,17 +52,6 @@ def run(root, teacher, tmp_path_factory):
     return out, tcgn_hub.pretrain(root, teacher=teacher, out=out, recipe=RECIPE, sections=["A1"], mpp=MPP)
 
 
-@pytest.fixture
-def stop_after(monkeypatch):
-    """Let training be asked to stop after so many steps."""
-
-    def stop(steps: int) -> None:
-        asked = iter([False] * (steps - 1))
-        monkeypatch.setattr(Processes, "stop_asked", lambda _: next(asked, True))
-
-    return stop
-
-
 def same(a: Path, b: Path) -> bool:
     first, second = load_file(a / "model.safetensors"), load_file(b / "model.safetensors")
     return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)

@@ -392,17 +392,6 @@ def test_known_features_are_those_of_the_stored_model(run, sections, recipe):
 # --- steps ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def stop_after(monkeypatch):
-    """Let training be asked to stop after so many steps."""
-
-    def stop(steps: int) -> None:
-        asked = iter([False] * (steps - 1))
-        monkeypatch.setattr(Processes, "stop_asked", lambda _: next(asked, True))
-
-    return stop
-
-
 @pytest.mark.parametrize("tune", ["head", "probe+all"])
 def test_resumed_equals_uninterrupted(sections, tmp_path, stop_after, recipe, tune):
     options = {"genes": PANEL, "split": "none", "recipe": recipe(tune)}

@@ -71,18 +71,6 @@ def run(sections, tmp_path_factory):
     return out, metrics
 
 
-@pytest.fixture
-def stop_after(monkeypatch):
-    """Let training be asked to stop after so many steps."""
-
-    def stop(steps: int) -> None:
-        asked = iter([False] * (steps - 1))
-        monkeypatch.setattr(Processes, "stop_asked", lambda _: next(asked, True))
-
-    yield stop
-    monkeypatch.undo()
-
-
 def weights_of(out: Path) -> dict[str, torch.Tensor]:
     return load_file(out / "model.safetensors")
 

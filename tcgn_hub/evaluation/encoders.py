@@ -160,10 +160,14 @@ def _kept(path: Path, spots: int) -> np.ndarray | None:
     return features if features.ndim == 2 and len(features) == spots and features.dtype == np.float32 else None
 
 
+def short_name(encoder: str) -> str:
+    """What a frozen network is called, wherever it is from or lies."""
+    return Path(encoder).name if encoder.startswith("local-dir:") else encoder.removeprefix("hf-hub:")
+
+
 def encoder_labels(encoders: Sequence[str]) -> dict[str, str]:
     """Names of frozen networks by the label of their baseline, without folders where that leaves them apart."""
-    short = [name.removeprefix("hf-hub:") for name in encoders]
-    short = [Path(name).name if name.startswith("local-dir:") else name for name in short]
+    short = [short_name(name) for name in encoders]
     apart = len(set(short)) == len(set(encoders))
     return {f"ridge {label}": name for label, name in zip(short if apart else encoders, encoders, strict=True)}
 

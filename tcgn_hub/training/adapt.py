@@ -63,7 +63,7 @@ _DEPTH_SPOTS = 30  # fewer do not say how depth goes with what is predicted
 
 
 @dataclass(frozen=True)
-class Tissue:
+class Spots:
     """What is known of the n spots of a section, and what weights say of them."""
 
     section: Section  # the spots in the order of their places, those that can be used
@@ -220,14 +220,14 @@ def look_at(
     crop_px: int | None = None,
     cache: str | Path | None = None,
     progress: bool = False,
-) -> Tissue:
+) -> Spots:
     """What weights see of the spots of a section."""
     info = start.info
     assert info is not None
     size: dict[str, Any] = {"crop_px": crop_px} if crop_px else {"patch_um": info.patch_um}
     crops = spot_crops(section, **size, cache=cache, progress=progress)
     hidden, features = _seen(start.model, crops, progress)
-    return Tissue(
+    return Spots(
         section=section,
         genes=info.genes,
         targets=expression_targets(section, info.genes).astype(np.float64),
@@ -239,7 +239,7 @@ def look_at(
     )
 
 
-def fit(tissue: Tissue, used: np.ndarray) -> tuple[float, Linear | None]:
+def fit(tissue: Spots, used: np.ndarray) -> tuple[float, Linear | None]:
     """The last layer for a section, fitted to some of its spots, and how strongly it is held where it was.
 
     Ridge regression of what the weights miss, of which the `_COMPONENTS` leading components are kept: of few spots the
@@ -282,7 +282,7 @@ def fit(tissue: Tissue, used: np.ndarray) -> tuple[float, Linear | None]:
     return penalty, Linear(weight, bias)
 
 
-def compare(tissue: Tissue, used: np.ndarray, fitted: Linear | None, *, rest: np.ndarray) -> Measured:
+def compare(tissue: Spots, used: np.ndarray, fitted: Linear | None, *, rest: np.ndarray) -> Measured:
     """What the adapted weights predict for the rest of a section, those before, and baselines of the spots used."""
     before = np.maximum(tissue.classifier(tissue.hidden[rest]), 0)
     known = depth(tissue.counts)
@@ -423,7 +423,7 @@ def _verdict(evaluation: Evaluation, changed: bool) -> str:
 def _stated(
     start: Start,
     section: Section,
-    tissue: Tissue,
+    tissue: Spots,
     used: np.ndarray,
     fitted: Linear | None,
     evaluation: Evaluation,

@@ -78,10 +78,12 @@ class Loop(ABC):
     """Steps of an optimiser, counted in epochs, that can be interrupted and continued.
 
     Attributes:
+        recipe: How to train.
         state: Everything that a run goes on from.
         total: Steps of the whole run.
     """
 
+    recipe: Steps
     state: TrainState
     total: int
     _schedule: CosineLRScheduler
@@ -90,7 +92,7 @@ class Loop(ABC):
     _cycle: int  # steps
 
     def __init__(self, recipe: Steps, processes: Processes | None, *, progress: bool) -> None:
-        self.steps = recipe
+        self.recipe = recipe
         self.processes = processes or Processes().__enter__()
         self._shown = progress and self.processes.first
         self._frozen: list[nn.Module] = []  # modules that stay in eval mode
@@ -139,10 +141,10 @@ class Loop(ABC):
                 save_checkpoint(written, {"fingerprint": dict(fingerprint or {}), **state.state_dict()})
 
         if processes.first and self.total and not state.step:
-            _logger.info("Training takes %d steps of %d.", self.total, self.steps.batch_size)
+            _logger.info("Training takes %d steps of %d.", self.total, self.recipe.batch_size)
         bar = Progress(self.total, "step", name="training", done=state.step, shown=self._shown)
         saved = began = time.monotonic()
-        with bar, _tensorboard(written) as board, processes.finishing_steps(), self._seeded(self.steps.seed):
+        with bar, _tensorboard(written) as board, processes.finishing_steps(), self._seeded(self.recipe.seed):
             while state.step < self.total and not self.stopped:
                 self._start_epoch()
                 for size, parts in self.batches(*divmod(state.step, self._per_epoch), workers):
@@ -170,7 +172,7 @@ class Loop(ABC):
             size: Items of the whole batch, over all processes.
             parts: The parts of it that this process computes, one after another.
         """
-        state, recipe, processes = self.state, self.steps, self.processes
+        state, recipe, processes = self.state, self.recipe, self.processes
         # dropout of a step follows from its number, so that a resumed run repeats it
         torch.manual_seed(_seed_of(recipe.seed, state.step, processes.rank))
         self._schedule.step_update(state.step % self._cycle)
@@ -194,8 +196,8 @@ class Loop(ABC):
 
     def autocast(self) -> torch.autocast:
         """Products in the precision of the recipe."""
-        dtype = torch.float16 if self.steps.precision == "float16" else torch.bfloat16
-        return torch.autocast(self.processes.kind, dtype, enabled=self.steps.precision != "float32")
+        dtype = torch.float16 if self.recipe.precision == "float16" else torch.bfloat16
+        return torch.autocast(self.processes.kind, dtype, enabled=self.recipe.precision != "float32")
 
     @property
     def stopped(self) -> bool:
@@ -215,7 +217,7 @@ class Loop(ABC):
         return {}
 
     def _begin(self, model: nn.Module, optimizer: torch.optim.Optimizer, schedule: CosineLRScheduler) -> None:
-        recipe = self.steps
+        recipe = self.recipe
         ema = ModelEmaV3(model, decay=recipe.ema) if recipe.ema else None
         scaler = torch.amp.GradScaler(self.processes.kind, enabled=recipe.precision == "float16")
         self._schedule, self._network = schedule, self.processes.shared(model)
@@ -246,7 +248,7 @@ class Loop(ABC):
         state.history.append(row)
         if self.processes.first:
             told = ", ".join(f"{key} {value:.4g}" for key, value in row.items() if key != "epoch")
-            _logger.info("Epoch %d of %d: %s.", row["epoch"], self.steps.epochs, told)
+            _logger.info("Epoch %d of %d: %s.", row["epoch"], self.recipe.epochs, told)
         if board is not None:
             for key in row.keys() - {"epoch"}:
                 board.add_scalar(key, row[key], row["epoch"])

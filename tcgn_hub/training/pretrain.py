@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from tcgn_hub.data.fields import CHUNK, Tissue, Tissues, all_chunks, draw_fields, read_tissues
 from tcgn_hub.errors import OutputError, TrainingError
 from tcgn_hub.evaluation.baselines import COLOUR_TEXTURE, color_texture_features
+from tcgn_hub.evaluation.encoders import short_name
 from tcgn_hub.files import write_text
 from tcgn_hub.images.transforms import INPUT_PX, dihedral, to_input
 from tcgn_hub.text import some
@@ -173,6 +174,8 @@ class Distiller(Loop):
     ``progress``: whether to show how far it is.
     """
 
+    recipe: Distillation
+
     def __init__(
         self,
         tissues: Sequence[Tissue],
@@ -185,7 +188,7 @@ class Distiller(Loop):
         progress: bool = False,
     ) -> None:
         super().__init__(recipe, processes, progress=progress)
-        self.recipe, self.teachers = recipe, list(teachers)
+        self.teachers = list(teachers)
         sides = {"smallest_um": recipe.smallest_um, "largest_um": recipe.largest_um}
         self.fields = draw_fields(tissues, recipe.crops, **sides, seed=recipe.seed, progress=self._shown)
         parts = self.processes.count * recipe.accumulate
@@ -236,7 +239,7 @@ class Distiller(Loop):
             "recipe": self.recipe.to_dict(),
             "weights": None if start.parent is None else start.parent.to_json(),
             "teachers": [
-                {"name": _short(t.name), "sha256": t.fingerprint, "license": t.license} for t in self.teachers
+                {"name": short_name(t.name), "sha256": t.fingerprint, "license": t.license} for t in self.teachers
             ],
             "data": {t.name: {**t.seen.to_json(), "content": _content(t)} for t in self.fields.tissues},
         }
@@ -375,17 +378,12 @@ def _write(
 
 def _beginning(start: Start, tissues: Sequence[Tissue], teachers: Sequence[Teacher], recipe: Distillation) -> str:
     known = start.parent
-    taught = ", ".join(f"{_short(t.name)} (licence: {t.license})" for t in teachers)
+    taught = ", ".join(f"{short_name(t.name)} (licence: {t.license})" for t in teachers)
     return (
         f"Starting {f'from {known.name}' if known else 'from scratch'}: {recipe.crops} squares of"
         f" {some(t.name for t in tissues)}, {recipe.epochs} epochs, taught by {taught}. Heed the licence: what is"
         " distilled may be a derivative of its teacher."
     )
-
-
-def _short(name: str) -> str:
-    """A teacher's name, without the folder that it happens to lie in."""
-    return Path(name).name if name.startswith("local-dir:") else name
 
 
 def _content(tissue: Tissue) -> str:

@@ -78,6 +78,8 @@ class Trainer(Loop):
         OutputError: The cache cannot be written.
     """
 
+    recipe: Recipe
+
     def __init__(
         self,
         sections: Sequence[Section],
@@ -92,7 +94,7 @@ class Trainer(Loop):
     ) -> None:
         super().__init__(recipe, processes, progress=progress)
         self.sections = {section.name: section for section in sections}
-        self.recipe, self.panel, self.split = recipe, list(panel), split
+        self.panel, self.split = list(panel), split
         start = start or starting_model(recipe, panel)
         self.patch_um, self.crop_px = _patch_side(recipe, start.info, sections)
         self.crops = self._cut(cache)
