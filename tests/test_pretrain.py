@@ -314,6 +314,8 @@ def test_no_tissue_no_scale_no_image_no_such_name(root, tmp_path):
     for nowhere in (section.at(np.arange(0)), replace(section, xy=np.full_like(section.xy, np.nan))):
         with pytest.raises(SectionError, match="A1 has no spots, or no places"):
             read_tissues([nowhere], mpp=MPP)
+    with pytest.raises(SectionError, match=r"nowhere\.svs does not exist; give slides"):
+        read_tissues(tmp_path / "nowhere.svs")
     with pytest.raises(SectionError, match="no tissue X9"):
         read_tissues(root, names=["X9"])
     for source, names in (([], None), (root, [])):

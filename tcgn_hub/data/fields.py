@@ -83,6 +83,9 @@ def read_tissues(data: Tissues, *, names: Sequence[str] | None = None, mpp: floa
     """
     given_scale(mpp, None)
     items: list[Any] = [data] if isinstance(data, (str, Path)) else list(data)
+    for path in (Path(item) for item in items if not isinstance(item, Section)):
+        if not path.exists():
+            raise SectionError(f"{path} does not exist; give slides, images, folders of them, or sections.")
     images = [item for item in items if not isinstance(item, Section) and _is_image(Path(item))]
     rest = [item for item in items if not any(item is image for image in images)]
     sections, files = as_sections(rest) if rest else [], find_images(images) if images else []
