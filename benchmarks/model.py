@@ -244,8 +244,8 @@ def make_call(row: Row, model: nn.Module, x: torch.Tensor) -> Callable[[], torch
     return train if row.train else infer
 
 
-def measure(rows: list[Row], models: dict[str, nn.Module], device: torch.device, args: argparse.Namespace) -> None:
-    """Measure rows of one batch size and one kind, in turns."""
+def prepare(rows: list[Row], models: dict[str, nn.Module], device: torch.device) -> None:
+    """The first call of rows of one batch size and one kind, with what does not need turns: memory and accuracy."""
     x = torch.randn(rows[0].batch, 3, 224, 224, device=device)
     for row in rows:
         model = models[row.model].train(row.train)
@@ -266,6 +266,10 @@ def measure(rows: list[Row], models: dict[str, nn.Module], device: torch.device,
             row.error = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
         model.zero_grad(set_to_none=True)
 
+
+def measure(rows: list[Row], models: dict[str, nn.Module], device: torch.device, args: argparse.Namespace) -> None:
+    """Measure rows of one batch size and one kind, in turns."""
+    prepare(rows, models, device)
     alive = [row for row in rows if row.call is not None]
     times: list[list[float]] = [[] for _ in alive]
     for done in range(args.rounds):

@@ -234,9 +234,9 @@ def run_slide(job: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def in_child(job: dict[str, Any]) -> dict[str, Any]:
-    """`run_slide` in a fresh process, and the memory of it and its workers."""
-    command = [sys.executable, __file__, "--child", json.dumps(job)]
+def in_child(job: dict[str, Any], script: str = __file__) -> dict[str, Any]:
+    """What a script prints of a job, here `run_slide`, in a fresh process, and the memory of it and its workers."""
+    command = [sys.executable, script, "--child", json.dumps(job)]
     child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert child.stdout is not None
     pss, highest = 0.0, {}
