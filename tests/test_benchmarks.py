@@ -47,14 +47,14 @@ def test_goals_are_judged_by_the_median_of_rounds(user, capsys):
             run.update({"whole of model": run["whole"] / 40, "of model": run["streaming"] / 40})
         return user.Command(name, runs)
 
-    ours = command(user.DEFAULT, [30, 30, 9], [36, 36, 36])
+    ours = command(user.DEFAULT, [36, 36, 9], [30, 30, 30])
     plain = command(user.PLAIN, [20, 20, 20], [20, 20, 20])
     user.print_goals([ours, plain], Namespace(mode="compiled", dtype="bf16"), None)
     _, model, other, cuda = capsys.readouterr().out.strip().splitlines()
-    assert model.split()[-1] == "streaming"
-    assert "0.75x [0.23, 0.75]" in model
-    assert other.split()[-1] == "streaming"
-    assert "1.50x [0.45, 1.50]" in other
+    assert model.split()[-1] == "whole"
+    assert "0.90x [0.23, 0.90]" in model
+    assert other.split()[-1] == "whole"
+    assert "1.80x [0.45, 1.80]" in other
     assert cuda.endswith("not measured, for it needs a GPU.")
     user.print_goals([ours, plain], Namespace(mode="compiled", dtype="bf16"), 61.0)
     assert capsys.readouterr().out.strip().endswith("61x, goal 60x: reached")
