@@ -62,8 +62,9 @@ def traced(exported, monkeypatch):
 def unwritten(monkeypatch, tiny):
     """Nothing is traced: the file that is written says what the model says."""
 
-    def write(model, x, path, *, precision, dynamic, info):
-        onnx_file.write(path, WeightsInfo.from_json(json.loads(info)), precision=precision)
+    def write(model, x, path, *, precision, dynamic, metadata):
+        info = WeightsInfo.from_json(json.loads(metadata["tcgn"]))
+        onnx_file.write(path, info, precision=precision, metadata=metadata)
 
     def values_of(path, x):
         with torch.inference_mode():
@@ -92,7 +93,7 @@ def test_onnx_gives_the_golden_values(exported):
 
 def test_a_program_of_torch_export(tmp_path, tiny, tiny_weights):
     exported = tcgn_hub.export(tiny_weights, tmp_path / "model.pt2")
-    extra = {"tcgn.json": ""}
+    extra = {"tcgn.json": "", "tcgn_interface.json": ""}
     program = torch.export.load(exported.path, extra_files=extra).module()
     with torch.inference_mode():
         for x in (golden.expected()["input"][:1], golden.expected()["input"]):
@@ -100,6 +101,7 @@ def test_a_program_of_torch_export(tmp_path, tiny, tiny_weights):
             torch.testing.assert_close(values, tiny.model(x), atol=1e-5, rtol=0)
             assert features.shape == (len(x), tiny.model.num_features)
     assert WeightsInfo.from_json(json.loads(extra["tcgn.json"])) == tiny.info
+    assert json.loads(extra["tcgn_interface.json"]) == json.loads(json.dumps(exporting.interface(tiny.info)))
 
 
 def test_predictions_are_those_of_torch(golden_file, exported):
@@ -120,8 +122,12 @@ def test_what_is_known_of_weights_is_the_metadata(unwritten, tiny, tmp_path, wei
     path = own.export(tmp_path / "model.onnx").path
     again = tcgn_hub.load(path=path)
     assert again.info == info
-    stated = json.loads({entry.key: entry.value for entry in onnx.load(path).metadata_props}["tcgn"])
-    assert stated == json.loads(json.dumps(info.to_json()))
+    stated = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
+    assert json.loads(stated["tcgn"]) == json.loads(json.dumps(info.to_json()))
+    used = json.loads(stated["tcgn_interface"])
+    assert (used["genes"], used["units"], used["patch_um"]) == (list(info.genes), info.units, info.patch_um)
+    assert (used["mean"], used["std"]) == ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    assert (used["colour"], used["size"], used["least"]) == ("RGB", [224, 224], 0)
     if info.ood is not None:
         features = np.random.default_rng(0).normal(size=(3, len(own._tissue.features.mean)))
         np.testing.assert_array_equal(again._tissue.distance(features), own._tissue.distance(features))
@@ -152,7 +158,11 @@ def test_every_block_of_its_page_runs(golden_file, golden_model):
     info = tcgn_hub.load(path=golden_file).info
     config = {"label_names": info.genes, "tcgn": info.to_json()}
     save_for_hf(golden_model, "my_model", model_config=config, safe_serialization=True)
-    run_page(DOCS / "howto/export.md", Path.cwd())
+    named = run_page(DOCS / "howto/export.md", Path.cwd())
+    result = tcgn_hub.predict(["patch.png"], weights="model.onnx")
+    # Pillow rounds to 8 bits what it has resized
+    np.testing.assert_allclose(named["values"], result.X[0], atol=0.02)
+    assert (named["stated"]["genes"], named["stated"]["units"]) == (list(info.genes), info.units)
 
 
 def test_resizing_is_that_of_torch():
@@ -283,7 +293,7 @@ def test_exports_at_once_leave_the_process_as_it_was(tiny, tmp_path, monkeypatch
     def run(name):
         try:
             x = torch.zeros(2, 3, 224, 224)
-            exporting.write_onnx(None, x, tmp_path / name, precision=precision, dynamic=True, info="{}")
+            exporting.write_onnx(None, x, tmp_path / name, precision=precision, dynamic=True, metadata={})
             tiny.patches(PATCHES[:1])
         except BaseException as err:
             errors.append(err)

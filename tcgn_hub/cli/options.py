@@ -102,8 +102,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
         choices=("auto", "float32", "bfloat16", "float16"),
     ),
     "backend": _value(
-        "onnx needs no PyTorch, but weights that `tcgn export` wrote (default: onnx for FILE.onnx, else torch)",
-        choices=("torch", "onnx"),
+        "onnx and openvino need no PyTorch, but weights that `tcgn export` wrote (default: onnx for FILE.onnx, else"
+        " torch)",
+        choices=("torch", "onnx", "openvino"),
     ),
     "batch_size": _value("patches at once (default: 32; in an exported file any number)", "N", _COUNT),
     "tta": _value(

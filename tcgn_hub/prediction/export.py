@@ -18,13 +18,15 @@ import numpy as np
 from tcgn_hub.errors import CheckpointError, OutputError
 from tcgn_hub.extras import require
 from tcgn_hub.files import make_folder, writing
-from tcgn_hub.images.transforms import INPUT_PX
+from tcgn_hub.images.transforms import IMAGENET_MEAN, IMAGENET_STD, INPUT_PX
+from tcgn_hub.units import UNITS
 
 if TYPE_CHECKING:
     import torch
 
     from tcgn_hub.models.tcgn import TCGN
     from tcgn_hub.prediction.predictor import Predictor
+    from tcgn_hub.weights.info import WeightsInfo
 
 PRECISIONS = ("float32", "float16", "int8")
 _MOST = 1024  # patches in a batch of a dynamic program
@@ -46,8 +48,10 @@ def export_weights(
 ) -> Exported:
     """Export weights. The file takes normalised patches ``pixels``, float32, shape (B, 3, 224, 224).
 
-    It gives ``values``, float32, shape (B, genes), and ``features``, (B, 1280). `WeightsInfo` travels with it as JSON:
-    under the key ``tcgn`` of the metadata of an .onnx file, as the extra file ``tcgn.json`` of a .pt2 file.
+    It gives ``values``, float32, shape (B, genes), and ``features``, (B, 1280). `WeightsInfo` travels with it as JSON,
+    and so does what a program without this package has to know, see `interface`: under the keys ``tcgn`` and
+    ``tcgn_interface`` of the metadata of an .onnx file, as the extra files ``tcgn.json`` and ``tcgn_interface.json`` of
+    a .pt2 file.
 
     Args:
         predictor: The weights.
@@ -66,7 +70,7 @@ def export_weights(
     is_onnx = check_export(path, precision=precision, batch_size=batch_size)
     import torch
 
-    from tcgn_hub.prediction.backends.onnx import exported_path
+    from tcgn_hub.prediction.backends.onnx import INTERFACE, METADATA, exported_path
 
     model, info = copy.deepcopy(predictor.model).cpu(), predictor.info
     if path is None:
@@ -77,15 +81,15 @@ def export_weights(
     wrapped = with_features(model)
     with torch.inference_mode():
         expected = wrapped(x)[0].numpy()
-    stated = json.dumps(info.to_json())
+    stated = {METADATA: json.dumps(info.to_json()), INTERFACE: json.dumps(interface(info))}
     with writing(path) as part, _exporting:
         if is_onnx:
-            write_onnx(wrapped, x, part, precision=precision, dynamic=batch_size is None, info=stated)
+            write_onnx(wrapped, x, part, precision=precision, dynamic=batch_size is None, metadata=stated)
             found = _run_onnx(part, x)
         else:
             program = torch.export.export(wrapped, (x,), dynamic_shapes=_dynamic(batch_size is None))
             with open(part, "wb") as handle:
-                torch.export.save(program, handle, extra_files={"tcgn.json": stated})
+                torch.export.save(program, handle, extra_files={f"{key}.json": text for key, text in stated.items()})
             with torch.inference_mode():
                 found = program.module()(x)[0].numpy()
         difference = float(np.abs(found - expected).max())
@@ -94,6 +98,26 @@ def export_weights(
                 f"The exported model differs by {difference:.2g} from {info.name}; nothing was written."
             )
     return Exported(Path(path), difference)
+
+
+def interface(info: WeightsInfo) -> dict[str, Any]:
+    """What makes of a patch the input ``pixels``, and of ``values`` numbers with a name and a unit.
+
+    The pixels of ``patch_um`` micrometres, resized to ``size``, are divided by 255, less ``mean``, divided by ``std``.
+    """
+    return {
+        "patch_um": info.patch_um,
+        "size": [INPUT_PX, INPUT_PX],
+        "resize": "bilinear, antialiased",
+        "colour": "RGB",
+        "layout": "NCHW",
+        "divide_by": 255,
+        "mean": IMAGENET_MEAN,
+        "std": IMAGENET_STD,
+        "genes": info.genes,
+        "units": info.units,
+        "least": 0 if info.units == UNITS else None,
+    }
 
 
 def check_export(path: str | Path | None = None, *, precision: str = "float32", batch_size: int | None = None) -> bool:
@@ -140,19 +164,19 @@ def _dynamic(dynamic: bool) -> Any:
 
 
 def write_onnx(
-    model: torch.nn.Module, x: torch.Tensor, path: Path, *, precision: str, dynamic: bool, info: str
+    model: torch.nn.Module, x: torch.Tensor, path: Path, *, precision: str, dynamic: bool, metadata: dict[str, str]
 ) -> None:
     """Write a model as ONNX."""
     import onnx
 
-    from tcgn_hub.prediction.backends.onnx import METADATA, PRECISION
+    from tcgn_hub.prediction.backends.onnx import PRECISION
 
     proto = _graph_of(model, x, dynamic=dynamic)
     if precision == "int8":
         proto = _in_int8(proto)
     elif precision == "float16":
         _store_half(proto)
-    onnx.helper.set_model_props(proto, {METADATA: info, PRECISION: precision})
+    onnx.helper.set_model_props(proto, {**metadata, PRECISION: precision})
     path.write_bytes(proto.SerializeToString())
 
 
