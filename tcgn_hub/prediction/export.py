@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import logging
-import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,10 +27,10 @@ if TYPE_CHECKING:
     from tcgn_hub.prediction.predictor import Predictor
     from tcgn_hub.weights.info import WeightsInfo
 
-PRECISIONS = ("float32", "float16", "int8")
+PRECISIONS = ("float32", "float16")
 _MOST = 1024  # patches in a batch of a dynamic program
 _OPSET = 20  # the first that has GELU
-_TOLERANCE = {"float32": 1e-4, "float16": 2e-2, "int8": 0.2}
+_TOLERANCE = {"float32": 1e-4, "float16": 2e-2}
 _exporting = threading.Lock()  # PyTorch's exporter changes state of the process while it runs
 
 
@@ -58,7 +57,7 @@ def export_weights(
         path: File to write: .onnx, or .pt2 for `torch.export.load`. If None, an ONNX file is kept below ``HF_HOME``,
             where ``backend='onnx'`` finds it.
         precision: 'float32'; for ONNX also 'float16', which stores the weights so and computes in float32, at half the
-            size, or 'int8', which multiplies matrices in 8 bits with scales found anew for each batch.
+            size.
         batch_size: Patches in a batch; any number from 1 to 1024 if None.
 
     Raises:
@@ -172,9 +171,7 @@ def write_onnx(
     from tcgn_hub.prediction.backends.onnx import PRECISION
 
     proto = _graph_of(model, x, dynamic=dynamic)
-    if precision == "int8":
-        proto = _in_int8(proto)
-    elif precision == "float16":
+    if precision == "float16":
         _store_half(proto)
     onnx.helper.set_model_props(proto, {**metadata, PRECISION: precision})
     path.write_bytes(proto.SerializeToString())
@@ -195,7 +192,15 @@ def _graph_of(model: torch.nn.Module, x: torch.Tensor, *, dynamic: bool) -> Any:
             verbose=False,
         )
     assert program is not None
-    return program.model_proto
+    return _without_traces(program.model_proto)
+
+
+def _without_traces(proto: Any) -> Any:
+    """Less what the exporter says of every node: where it was traced, in files of this machine, in megabytes."""
+    graph = proto.graph
+    for part in (graph, *graph.node, *graph.value_info, *graph.input, *graph.output):
+        del part.metadata_props[:]
+    return proto
 
 
 @contextmanager
@@ -228,20 +233,6 @@ def _store_half(proto: Any) -> None:
     nodes = [*casts, *proto.graph.node]
     del proto.graph.node[:]
     proto.graph.node.extend(nodes)
-
-
-def _in_int8(proto: Any) -> Any:
-    """Products of matrices in 8 bits: weights per output channel, activations per batch."""
-    import onnx
-    from onnxruntime.quantization import quantize_dynamic
-
-    # what it would advise otherwise goes to the root logger, and sets that up
-    onnx.helper.set_model_props(proto, {"onnx.quant.pre_process": "onnxruntime.quant"})
-    with tempfile.TemporaryDirectory() as folder:
-        before, after = Path(folder, "before.onnx"), Path(folder, "after.onnx")
-        before.write_bytes(proto.SerializeToString())
-        quantize_dynamic(before, after, op_types_to_quantize=["MatMul", "Gemm"], per_channel=True)
-        return onnx.load(after)
 
 
 def _run_onnx(path: Path, x: torch.Tensor) -> np.ndarray:
