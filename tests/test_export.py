@@ -115,6 +115,15 @@ def test_predictions_are_those_of_torch(golden_file, exported):
     assert (ours.uns["backend"], theirs.uns["backend"]) == ("torch", "onnx")
 
 
+@pytest.mark.parametrize(("precision", "tolerance"), [("float32", 2e-4), ("bfloat16", 0.05)])
+def test_openvino_gives_the_values_of_torch(golden_file, exported, precision, tolerance):
+    pytest.importorskip("openvino")
+    ours = tcgn_hub.predict(PATCHES, weights=golden_file, precision="float32").X
+    theirs = tcgn_hub.predict(PATCHES, weights=exported, backend="openvino", precision=precision).X
+    # bfloat16 rounds to 0.4 % at every step
+    np.testing.assert_allclose(theirs, ours, atol=tolerance * max(1, np.abs(ours).max()))
+
+
 @pytest.mark.parametrize("weights", ["tiny", "default"])
 def test_what_is_known_of_weights_is_the_metadata(unwritten, tiny, tmp_path, weights):
     info = tiny.info if weights == "tiny" else tcgn_hub.load().info
@@ -158,6 +167,7 @@ def test_the_command(golden_file, traced, tmp_path, capsys):
 
 @pytest.mark.usefixtures("traced", "place")
 def test_every_block_of_its_page_runs(golden_file, golden_model):
+    pytest.importorskip("openvino")
     info = tcgn_hub.load(path=golden_file).info
     config = {"label_names": info.genes, "tcgn": info.to_json()}
     save_for_hf(golden_model, "my_model", model_config=config, safe_serialization=True)
