@@ -115,13 +115,14 @@ def test_predictions_are_those_of_torch(golden_file, exported):
     assert (ours.uns["backend"], theirs.uns["backend"]) == ("torch", "onnx")
 
 
-@pytest.mark.parametrize(("precision", "tolerance"), [("float32", 2e-4), ("bfloat16", 0.05)])
-def test_openvino_gives_the_values_of_torch(golden_file, exported, precision, tolerance):
+def test_openvino_gives_the_values_of_torch(tmp_path):
+    """Of trained weights: the graph of drawn ones is so near to ties that any rounding changes its edges."""
     pytest.importorskip("openvino")
-    ours = tcgn_hub.predict(PATCHES, weights=golden_file, precision="float32").X
-    theirs = tcgn_hub.predict(PATCHES, weights=exported, backend="openvino", precision=precision).X
-    # bfloat16 rounds to 0.4 % at every step
-    np.testing.assert_allclose(theirs, ours, atol=tolerance * max(1, np.abs(ours).max()))
+    path = tcgn_hub.export(path=tmp_path / "trained.onnx").path
+    ours = tcgn_hub.predict(PATCHES, precision="float32").X
+    for precision, tolerance in (("float32", 1e-4), ("bfloat16", 1e-2)):
+        theirs = tcgn_hub.predict(PATCHES, weights=path, backend="openvino", precision=precision).X
+        assert np.linalg.norm(theirs - ours) < tolerance * np.linalg.norm(ours)
 
 
 @pytest.mark.parametrize("weights", ["tiny", "default"])
