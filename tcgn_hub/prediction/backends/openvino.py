@@ -20,7 +20,7 @@ def compile_options(precision: str) -> dict[str, Any]:
     return {
         "INFERENCE_PRECISION_HINT": PRECISIONS[precision],
         "PERFORMANCE_HINT": "LATENCY",
-        # pinned, the thread that calls would stay on one core from then on, and so would those that it starts
+        # pinned, with one thread to compute, the thread that calls is left bound to one core
         "ENABLE_CPU_PINNING": False,
     }
 
