@@ -12,8 +12,8 @@ and all images 224 x 224 noise: nothing here depends on their values. ``compiled
 ``dynamic=False``, one compilation for each batch size, and with ``torch._inductor.config.freezing``, which folds and
 repacks the weights for inference (``--no-freeze`` leaves it off); ``--autotune`` adds ``max_autotune``, with which the
 compiler measures kernels of its own against the library's.
-``onnx`` is the exported model in ONNX Runtime, on the CPU and where that is installed; its ``int8`` row multiplies
-matrices in 8 bits.
+``onnx`` and ``openvino`` are the exported model, of any batch, in ONNX Runtime and OpenVINO, on the CPU and where these
+are installed.
 ``bf16`` is autocast to bfloat16. A row ``train`` is one forward and backward pass in training mode, without the
 optimiser.
 
@@ -23,7 +23,8 @@ Columns.
     memory     MiB: the weights, and the most that torch's allocator held at once during one call beyond what it held
                before. Measured on CUDA by ``torch.cuda.max_memory_allocated`` and on the CPU by the events of
                ``torch.profiler``. Not in it: the batch of images, and memory taken outside torch's allocator, such as
-               the packing buffers of a BLAS or the repacked weights of freezing, and all that ONNX Runtime needs.
+               the packing buffers of a BLAS or the repacked weights of freezing, and all that ONNX Runtime and OpenVINO
+               need.
     GFLOPs     An image, by ``torch.utils.flop_counter``: 2 for each multiply-add of matrix products, convolutions and
                attention. Elementwise work, gathers and scatters count nothing.
     limit      Images/s if these FLOPs ran at the rate of a large matrix product in the same dtype, measured between
@@ -50,7 +51,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -68,12 +69,14 @@ from machine import processor_name, progress, usable_cores  # noqa: E402
 from oracle import literal_model  # noqa: E402
 
 import tcgn_hub  # noqa: E402, F401
+from tcgn_hub.prediction.backends.openvino import compile_options  # noqa: E402
 from tcgn_hub.prediction.export import with_features, write_onnx  # noqa: E402
 
 OURS, FUSED, LITERAL = "tcgn_base", "tcgn_base fused", "literal"
 BACKBONES = ("resnet50", "densenet121", "vit_large_patch16_224")
-ONNX = ("float32", "int8")
+EXPORTED = (("onnx", "float32"), ("openvino", "float32"), ("openvino", "bf16"))
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
+clock = time.perf_counter
 
 
 @dataclass
@@ -112,12 +115,12 @@ def seconds_of(call: Callable[[], Any], device: torch.device, at_least: float) -
     """Mean time of a call, over as many as fill ``at_least`` seconds."""
     count = 0
     synchronize(device)
-    start = time.perf_counter()
+    start = clock()
     while True:
         call()
         synchronize(device)
         count += 1
-        elapsed = time.perf_counter() - start
+        elapsed = clock() - start
         if elapsed >= at_least:
             return elapsed / count
 
@@ -196,8 +199,8 @@ def make_rows(args: argparse.Namespace) -> list[Row]:
     for batch in args.batches:
         rows += [Row(OURS, "eager", dtype, batch) for dtype in DTYPES]
         rows += [Row(FUSED, mode, dtype, batch) for mode in ("eager", "compiled") for dtype in DTYPES]
-        if args.onnx:
-            rows += [Row(FUSED, "onnx", dtype, batch) for dtype in ONNX]
+        if args.exported:
+            rows += [Row(FUSED, mode, dtype, batch) for mode, dtype in EXPORTED if mode != "openvino" or args.openvino]
         rows += [Row(model, "eager", "float32", batch) for model in (LITERAL, *BACKBONES)]
     if args.train_batch:
         rows += [
@@ -211,22 +214,42 @@ def make_rows(args: argparse.Namespace) -> list[Row]:
     ]
 
 
-def onnx_call(model: nn.Module, x: torch.Tensor, precision: str) -> Callable[[], torch.Tensor]:
+@cache
+def exported(model: nn.Module) -> bytes:
+    """An ONNX file of a model, which takes a minute to trace."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        x = torch.zeros(2, 3, 224, 224)
+        write_onnx(with_features(model), x, path, precision="float32", dynamic=True, metadata={})
+        return path.read_bytes()
+
+
+def onnx_call(model: nn.Module, x: torch.Tensor) -> Callable[[], torch.Tensor]:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.onnx"
-        write_onnx(with_features(model), x, path, precision=precision, dynamic=False, info="{}")
-        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(exported(model), options, providers=["CPUExecutionProvider"])
     pixels = x.numpy()
     return lambda: torch.from_numpy(session.run(["values"], {"pixels": pixels})[0])
 
 
+def openvino_call(model: nn.Module, x: torch.Tensor, dtype: str) -> Callable[[], torch.Tensor]:
+    import openvino
+
+    core, options = openvino.Core(), compile_options({"float32": "float32", "bf16": "bfloat16"}[dtype])
+    program = core.read_model(exported(model), b"")
+    options["INFERENCE_NUM_THREADS"] = torch.get_num_threads()
+    request = core.compile_model(program, "CPU", options).create_infer_request()
+    pixels = x.numpy()
+    return lambda: torch.from_numpy(request.infer({"pixels": pixels})["values"].copy())
+
+
 def make_call(row: Row, model: nn.Module, x: torch.Tensor) -> Callable[[], torch.Tensor]:
     if row.mode == "onnx":
-        return onnx_call(model, x, row.dtype)
+        return onnx_call(model, x)
+    if row.mode == "openvino":
+        return openvino_call(model, x, row.dtype)
     run = model if row.mode == "eager" else torch.compile(model, dynamic=False)
     precision = nullcontext() if row.dtype == "float32" else torch.autocast(x.device.type, DTYPES[row.dtype])
 
@@ -259,7 +282,7 @@ def prepare(rows: list[Row], models: dict[str, nn.Module], device: torch.device)
                     expected = models[reference](x)
                 row.off_by = float((row.call().float() - expected).abs().max() / expected.abs().max())
             model.zero_grad(set_to_none=True)  # gradients of the first call are no part of the next one's start
-            if row.mode != "onnx":
+            if row.mode in ("eager", "compiled"):
                 row.memory = weights_bytes(model) + peak_growth(row.call, device)
         except Exception as error:  # noqa: BLE001 - a compiler can fail in any way; its row says how
             row.call = None
@@ -328,6 +351,10 @@ def print_ratios(rows: list[Row], args: argparse.Namespace) -> None:
         for model in BACKBONES:
             ours, theirs = rate(FUSED, "eager", "float32", batch), rate(model, "eager", "float32", batch)
             ratio(f"{FUSED} eager float32 / {model} eager float32", ours, theirs)
+    for batch in args.batches if args.exported else ():
+        print(f"\nimages/s of {FUSED} against it in ONNX Runtime, batch {batch}:")
+        for mode, dtype in dict.fromkeys((row.mode, row.dtype) for row in rows if row.model == FUSED):
+            ratio(f"{mode} {dtype}", rate(FUSED, mode, dtype, batch), rate(FUSED, "onnx", "float32", batch))
     if args.train_batch:
         print(f"\ntraining steps against each other, batch {args.train_batch}:")
         literal = rate(LITERAL, "eager", "float32", args.train_batch, True)
@@ -350,6 +377,11 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--autotune", action="store_true", help="let the compiler measure its kernels, in minutes a row"
     )
+    parser.add_argument(
+        "--cpu-time",
+        action="store_true",
+        help="take the processor time of this process for the time, on a machine that others use; needs --threads 1",
+    )
     parser.add_argument("--tf32", action="store_true", help="allow TF32 in float32 rows and in their limit")
     parser.add_argument("--quick", action="store_true", help="small batches and one round, to try the script")
     args = parser.parse_args(argv)
@@ -360,11 +392,15 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         args.seconds = 0.0 if args.quick else 0.3
     if args.rounds < 1 or any(batch < 1 for batch in args.batches) or args.train_batch < 0:
         parser.error("batch sizes and rounds must be positive")
+    if args.cpu_time and (args.threads != 1 or args.device != "cpu"):
+        parser.error("--cpu-time needs --threads 1 and --device cpu")
     return args
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    global clock
     args = parse_args(argv)
+    clock = time.process_time if args.cpu_time else time.perf_counter
     device = torch.device(args.device)
     torch.set_num_threads(args.threads or usable_cores())
     torch.backends.cuda.matmul.allow_tf32 = args.tf32
@@ -374,7 +410,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch._inductor.config.freezing = args.freeze
     torch._inductor.config.max_autotune = args.autotune
 
-    args.onnx = device.type == "cpu" and all(map(find_spec, ("onnx", "onnxscript", "onnxruntime")))
+    args.exported = device.type == "cpu" and all(map(find_spec, ("onnx", "onnxscript", "onnxruntime")))
+    args.openvino = find_spec("openvino") is not None
     rows = make_rows(args)
     if not rows:
         sys.exit("No row is left to measure.")

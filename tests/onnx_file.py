@@ -12,7 +12,14 @@ from tcgn_hub.weights.info import WeightsInfo
 FEATURES = 32  # as many as those of test_tcgn
 
 
-def write(path: Path, info: WeightsInfo, *, batch: int | str = "batch", precision: str = "float32") -> Path:
+def write(
+    path: Path,
+    info: WeightsInfo,
+    *,
+    batch: int | str = "batch",
+    precision: str = "float32",
+    metadata: dict[str, str] | None = None,
+) -> Path:
     rng = np.random.default_rng(0)
     shapes = {"mix": (3, FEATURES), "weight": (FEATURES, len(info.genes))}
     weights = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
@@ -31,7 +38,7 @@ def write(path: Path, info: WeightsInfo, *, batch: int | str = "batch", precisio
         [numpy_helper.from_array(array, name) for name, array in {"axes": np.array([2, 3]), **weights}.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
-    helper.set_model_props(model, {"tcgn": json.dumps(info.to_json()), "tcgn_precision": precision})
+    helper.set_model_props(model, {"tcgn": json.dumps(info.to_json()), **(metadata or {}), "tcgn_precision": precision})
     path.write_bytes(model.SerializeToString())
     return path
 

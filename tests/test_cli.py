@@ -253,7 +253,7 @@ def test_each_option_of_predict_is_used_or_refused(recorded, capsys, tmp_path, m
         ("predict", []),
         ("explain", ["x.png", "--tiles", "0"]),
         ("export", ["--batch-size", "0"]),
-        ("export", ["--fp16", "--int8"]),
+        ("export", ["--int8"]),
         ("export", ["--dynamic-batch"]),
         ("demo", ["--port", "70000"]),
         ("finetune", ["x", "--hvg", "0", "-o", "out"]),
@@ -310,7 +310,7 @@ def test_what_needs_no_weights_is_refused_before_they_are_loaded(
         (["explain", str(golden.SVS), "--npz"], "--npz is for patches"),
         (["explain", PATCH, "-o", "x.jpg"], "let it end in .png"),
         (["export", "-o", "model.bin"], "let it end in .onnx or .pt2"),
-        (["export", "-o", "model.pt2", "--int8"], "int8 is for ONNX"),
+        (["export", "-o", "model.pt2", "--fp16"], "float16 is for ONNX"),
     ],
 )
 def test_so_do_the_other_commands(nothing_loaded, capsys, tmp_path, monkeypatch, arguments, why):

@@ -78,7 +78,8 @@ def test_every_block_runs(page, place, tiny_weights):
     run_page(page, place)
 
 
-def run_page(page: Path, place: Path) -> None:
+def run_page(page: Path, place: Path) -> dict:
+    """Run every block, and return what its Python has named."""
     blocks = BLOCK.findall(page.read_text())
     assert len(blocks) == len(re.findall(r"^```(?:python|bash)$", page.read_text(), re.M))
     names: dict = {}
@@ -92,6 +93,7 @@ def run_page(page: Path, place: Path) -> None:
                 assert COMMANDS[name](arguments) == 0, line
             else:
                 _run_in_a_shell(line, place)
+    return names
 
 
 def _run_in_a_shell(line: str, place: Path) -> None:

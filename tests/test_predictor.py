@@ -3,7 +3,9 @@
 import copy
 import pickle
 import shutil
+import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from PIL import Image
 from sections import PANEL
 
 import tcgn_hub
-from tcgn_hub.errors import DeviceError, ImageError, NoTissueError, PanelError, WeightsError
+from tcgn_hub.errors import DeviceError, ExtraError, ImageError, NoTissueError, PanelError, WeightsError
 from tcgn_hub.images.transforms import to_input
 from tcgn_hub.models import loading
 from tcgn_hub.models.loading import load_model
@@ -104,7 +106,7 @@ def test_few_models_are_kept(tiny_weights, reads, monkeypatch):
 
 def test_what_load_refuses(tiny_weights, tmp_path, monkeypatch):
     for options, why in (
-        ({"backend": "tensorrt"}, "backend is 'tensorrt', but has to be one of torch, onnx"),
+        ({"backend": "tensorrt"}, "backend is 'tensorrt', but has to be one of torch, onnx, openvino"),
         ({"precision": "int4"}, "precision is 'int4', but has to be one of auto"),
         ({"tag": "tcgn_base.her2st"}, "give a tag or a path, not both"),
     ):
@@ -416,7 +418,7 @@ def test_exported_weights_answer_without_torch(tiny, tmp_path):
     result = predictor.patches([PATCH], tta=2, genes=GENES)
     assert (result.uns["backend"], result.genes) == ("onnx", GENES)
     for ask in (lambda: predictor.explain(PATCH, genes=GENES), lambda: predictor.export(tmp_path / "again.onnx")):
-        with pytest.raises(WeightsError, match="exported for ONNX Runtime, which gives values alone; load the weights"):
+        with pytest.raises(WeightsError, match="an exported file, which gives values alone; load the weights"):
             ask()
     pixels = np.asarray(Image.open(PATCH).convert("RGB"))
     tensor = torch.from_numpy(np.moveaxis(pixels, -1, 0).copy()) / 255
@@ -442,8 +444,8 @@ def test_what_was_exported_is_found_by_its_weights(tiny_weights, tiny):
 
 
 def test_what_the_onnx_backend_refuses(tiny, tmp_path):
-    path = onnx_file.write(tmp_path / "model.onnx", tiny.info, precision="int8")
-    assert tcgn_hub.load(path=path).backend.precision == "int8"
+    path = onnx_file.write(tmp_path / "model.onnx", tiny.info, precision="float16")
+    assert tcgn_hub.load(path=path).backend.precision == "float16"
     with pytest.raises(WeightsError, match="ONNX Runtime computes in float32, not in bfloat16"):
         tcgn_hub.load(path=path, precision="bfloat16")
     for device in ("cuda", "cuda:1"):
@@ -458,6 +460,51 @@ def test_what_the_onnx_backend_refuses(tiny, tmp_path):
     for file in (tmp_path / "text.onnx", foreign):
         with pytest.raises(WeightsError, match=rf"{file.name} is not a model that `tcgn export` wrote"):
             tcgn_hub.load(path=file)
+
+
+@pytest.mark.parametrize("batch", ["batch", 2])
+def test_openvino_answers_as_onnx_runtime_does(tiny, tmp_path, batch):
+    pytest.importorskip("openvino")
+    path = onnx_file.write(tmp_path / "model.onnx", tiny.info, batch=batch)
+    wanted = tcgn_hub.predict(golden.PATCHES[:3], weights=path, tta=2)
+    for precision, tolerance in (("float32", 1e-5), ("bfloat16", 0.02), ("auto", 0.02)):
+        where = {"path": path, "backend": "openvino", "precision": precision}
+        predictor = tcgn_hub.load(**where)
+        result = predictor.patches(golden.PATCHES[:3], tta=2)
+        assert predictor.info == tiny.info
+        np.testing.assert_allclose(result.X, wanted.X, atol=tolerance * np.abs(wanted.X).max())
+        assert result.uns["backend"] == "openvino"
+        assert result.uns["precision"] in (("float32", "bfloat16") if precision == "auto" else (precision,))
+        assert predictor.to("cpu") is predictor
+
+
+def test_threads_share_a_model_of_openvino(tiny, tmp_path):
+    pytest.importorskip("openvino")
+    predictor = tcgn_hub.load(path=onnx_file.write(tmp_path / "model.onnx", tiny.info), backend="openvino")
+    tiles = np.random.default_rng(0).integers(0, 255, (8, 4, 56, 56, 3), np.uint8)
+    wanted = [predictor.run(tile)["values"] for tile in tiles]
+    with ThreadPoolExecutor(8) as pool:
+        for values, expected in zip(pool.map(predictor.run, [*tiles] * 4), wanted * 4, strict=True):
+            np.testing.assert_array_equal(values["values"], expected)
+
+
+def test_what_openvino_refuses(tiny, tiny_weights, tmp_path, monkeypatch):
+    path = onnx_file.write(tmp_path / "model.onnx", tiny.info)
+    with pytest.raises(WeightsError, match="OpenVINO computes in float32 or bfloat16, not in float16"):
+        tcgn_hub.load(path=path, backend="openvino", precision="float16")
+    with pytest.raises(DeviceError, match="computes on the CPU, not on 'cuda'"):
+        tcgn_hub.load(path=path, backend="openvino", device="cuda")
+    with pytest.raises(WeightsError, match=r"was not exported for ONNX Runtime; run `tcgn export --weights"):
+        tcgn_hub.load(path=tiny_weights, backend="openvino")
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "openvino", None)
+        with pytest.raises(ExtraError, match=r"install openvino: pip install 'tcgn_hub\[openvino\]'"):
+            tcgn_hub.load(path=path, backend="openvino")
+    pytest.importorskip("openvino")
+    (tmp_path / "text.onnx").write_text("no model")
+    for file in (tmp_path / "text.onnx", onnx_file.onnx_without_metadata(path, tmp_path / "foreign.onnx")):
+        with pytest.raises(WeightsError, match=rf"{file.name} is not a model that `tcgn export` wrote"):
+            tcgn_hub.load(path=file, backend="openvino")
 
 
 def test_a_patch_of_a_few_pixels_is_refused(tiny):

@@ -16,15 +16,14 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
         " a program of torch.export (-o FILE.pt2), and check that they give the same values. Genes, units and scale"
         " travel with them. The file takes any number of patches at once, unless --batch-size fixes it.",
     )
-    add(parser, "weights", "output", "batch_size")
-    add(parser.add_mutually_exclusive_group(), "fp16", "int8")
+    add(parser, "weights", "output", "batch_size", "fp16")
     return parser
 
 
 def _export(args: argparse.Namespace, prog: str) -> int:
     from tcgn_hub.prediction.predictor import export
 
-    precision = "float16" if args.fp16 else "int8" if args.int8 else "float32"
+    precision = "float16" if args.fp16 else "float32"
     exported = export(args.weights, args.output, precision=precision, **given(args, ["batch_size"]))
     size = exported.path.stat().st_size
     print(f"{exported.path}: {size:,} bytes, values within {exported.difference:.2g} of those of the model")

@@ -102,8 +102,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
         choices=("auto", "float32", "bfloat16", "float16"),
     ),
     "backend": _value(
-        "onnx needs no PyTorch, but weights that `tcgn export` wrote (default: onnx for FILE.onnx, else torch)",
-        choices=("torch", "onnx"),
+        "onnx and openvino need no PyTorch, but weights that `tcgn export` wrote (default: onnx for FILE.onnx, else"
+        " torch)",
+        choices=("torch", "onnx", "openvino"),
     ),
     "batch_size": _value("patches at once (default: 32; in an exported file any number)", "N", _COUNT),
     "tta": _value(
@@ -157,8 +158,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "bulk": _value("one pseudo-bulk row per slide, CSV", "FILE"),
     "npz": _flag("patches: the arrays too, beside the picture"),
     "occlusion": _flag("patches: check the maps by covering parts (slower)"),
-    "fp16": _flag("ONNX: store weights in float16, compute in float32"),
-    "int8": _flag("ONNX: multiply matrices in 8 bits"),
+    "fp16": _flag("ONNX: store weights in float16, for size only"),
     "all_genes": {**_flag("all genes of the panel, not the first eight"), "flags": ("--genes",), "dest": "all_genes"},
     "json": _flag("as JSON, with all that is known"),
     # training and measuring

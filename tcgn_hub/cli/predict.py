@@ -305,9 +305,9 @@ def _draw(
         write_bytes(written[-1], draw_mask(result))
     if reporter:
         written.append(output.with_suffix(".html"))
-        if reporter.backend.name == "onnx":
+        if reporter.backend.name != "torch":
             say(prog, "the report has no tiles with Grad-CAM, which needs weights of PyTorch")
-        explained = [] if reporter.backend.name == "onnx" else mapped_genes(result, layer=layer)[:_EXPLAINED]
+        explained = [] if reporter.backend.name != "torch" else mapped_genes(result, layer=layer)[:_EXPLAINED]
         galleries = reporter.galleries(result, explained) if explained else ()
         write_report(written[-1], result, layer=layer, galleries=galleries)
     return written

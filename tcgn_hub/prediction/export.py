@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import logging
-import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,18 +17,20 @@ import numpy as np
 from tcgn_hub.errors import CheckpointError, OutputError
 from tcgn_hub.extras import require
 from tcgn_hub.files import make_folder, writing
-from tcgn_hub.images.transforms import INPUT_PX
+from tcgn_hub.images.transforms import IMAGENET_MEAN, IMAGENET_STD, INPUT_PX
+from tcgn_hub.units import UNITS
 
 if TYPE_CHECKING:
     import torch
 
     from tcgn_hub.models.tcgn import TCGN
     from tcgn_hub.prediction.predictor import Predictor
+    from tcgn_hub.weights.info import WeightsInfo
 
-PRECISIONS = ("float32", "float16", "int8")
+PRECISIONS = ("float32", "float16")
 _MOST = 1024  # patches in a batch of a dynamic program
 _OPSET = 20  # the first that has GELU
-_TOLERANCE = {"float32": 1e-4, "float16": 2e-2, "int8": 0.2}
+_TOLERANCE = {"float32": 1e-4, "float16": 2e-2}
 _exporting = threading.Lock()  # PyTorch's exporter changes state of the process while it runs
 
 
@@ -46,15 +47,17 @@ def export_weights(
 ) -> Exported:
     """Export weights. The file takes normalised patches ``pixels``, float32, shape (B, 3, 224, 224).
 
-    It gives ``values``, float32, shape (B, genes), and ``features``, (B, 1280). `WeightsInfo` travels with it as JSON:
-    under the key ``tcgn`` of the metadata of an .onnx file, as the extra file ``tcgn.json`` of a .pt2 file.
+    It gives ``values``, float32, shape (B, genes), and ``features``, (B, 1280). `WeightsInfo` travels with it as JSON,
+    and so does what a program without this package has to know, see `interface`: under the keys ``tcgn`` and
+    ``tcgn_interface`` of the metadata of an .onnx file, as the extra files ``tcgn.json`` and ``tcgn_interface.json`` of
+    a .pt2 file.
 
     Args:
         predictor: The weights.
         path: File to write: .onnx, or .pt2 for `torch.export.load`. If None, an ONNX file is kept below ``HF_HOME``,
             where ``backend='onnx'`` finds it.
         precision: 'float32'; for ONNX also 'float16', which stores the weights so and computes in float32, at half the
-            size, or 'int8', which multiplies matrices in 8 bits with scales found anew for each batch.
+            size.
         batch_size: Patches in a batch; any number from 1 to 1024 if None.
 
     Raises:
@@ -66,7 +69,7 @@ def export_weights(
     is_onnx = check_export(path, precision=precision, batch_size=batch_size)
     import torch
 
-    from tcgn_hub.prediction.backends.onnx import exported_path
+    from tcgn_hub.prediction.backends.onnx import INTERFACE, METADATA, exported_path
 
     model, info = copy.deepcopy(predictor.model).cpu(), predictor.info
     if path is None:
@@ -77,15 +80,15 @@ def export_weights(
     wrapped = with_features(model)
     with torch.inference_mode():
         expected = wrapped(x)[0].numpy()
-    stated = json.dumps(info.to_json())
+    stated = {METADATA: json.dumps(info.to_json()), INTERFACE: json.dumps(interface(info))}
     with writing(path) as part, _exporting:
         if is_onnx:
-            write_onnx(wrapped, x, part, precision=precision, dynamic=batch_size is None, info=stated)
+            write_onnx(wrapped, x, part, precision=precision, dynamic=batch_size is None, metadata=stated)
             found = _run_onnx(part, x)
         else:
             program = torch.export.export(wrapped, (x,), dynamic_shapes=_dynamic(batch_size is None))
             with open(part, "wb") as handle:
-                torch.export.save(program, handle, extra_files={"tcgn.json": stated})
+                torch.export.save(program, handle, extra_files={f"{key}.json": text for key, text in stated.items()})
             with torch.inference_mode():
                 found = program.module()(x)[0].numpy()
         difference = float(np.abs(found - expected).max())
@@ -94,6 +97,26 @@ def export_weights(
                 f"The exported model differs by {difference:.2g} from {info.name}; nothing was written."
             )
     return Exported(Path(path), difference)
+
+
+def interface(info: WeightsInfo) -> dict[str, Any]:
+    """What makes of a patch the input ``pixels``, and of ``values`` numbers with a name and a unit.
+
+    The pixels of ``patch_um`` micrometres, resized to ``size``, are divided by 255, less ``mean``, divided by ``std``.
+    """
+    return {
+        "patch_um": info.patch_um,
+        "size": [INPUT_PX, INPUT_PX],
+        "resize": "bilinear, antialiased",
+        "colour": "RGB",
+        "layout": "NCHW",
+        "divide_by": 255,
+        "mean": IMAGENET_MEAN,
+        "std": IMAGENET_STD,
+        "genes": info.genes,
+        "units": info.units,
+        "least": 0 if info.units == UNITS else None,
+    }
 
 
 def check_export(path: str | Path | None = None, *, precision: str = "float32", batch_size: int | None = None) -> bool:
@@ -140,19 +163,17 @@ def _dynamic(dynamic: bool) -> Any:
 
 
 def write_onnx(
-    model: torch.nn.Module, x: torch.Tensor, path: Path, *, precision: str, dynamic: bool, info: str
+    model: torch.nn.Module, x: torch.Tensor, path: Path, *, precision: str, dynamic: bool, metadata: dict[str, str]
 ) -> None:
     """Write a model as ONNX."""
     import onnx
 
-    from tcgn_hub.prediction.backends.onnx import METADATA, PRECISION
+    from tcgn_hub.prediction.backends.onnx import PRECISION
 
     proto = _graph_of(model, x, dynamic=dynamic)
-    if precision == "int8":
-        proto = _in_int8(proto)
-    elif precision == "float16":
+    if precision == "float16":
         _store_half(proto)
-    onnx.helper.set_model_props(proto, {METADATA: info, PRECISION: precision})
+    onnx.helper.set_model_props(proto, {**metadata, PRECISION: precision})
     path.write_bytes(proto.SerializeToString())
 
 
@@ -171,7 +192,15 @@ def _graph_of(model: torch.nn.Module, x: torch.Tensor, *, dynamic: bool) -> Any:
             verbose=False,
         )
     assert program is not None
-    return program.model_proto
+    return _without_traces(program.model_proto)
+
+
+def _without_traces(proto: Any) -> Any:
+    """Less what the exporter says of every node: where it was traced, in files of this machine, in megabytes."""
+    graph = proto.graph
+    for part in (graph, *graph.node, *graph.value_info, *graph.input, *graph.output):
+        del part.metadata_props[:]
+    return proto
 
 
 @contextmanager
@@ -204,20 +233,6 @@ def _store_half(proto: Any) -> None:
     nodes = [*casts, *proto.graph.node]
     del proto.graph.node[:]
     proto.graph.node.extend(nodes)
-
-
-def _in_int8(proto: Any) -> Any:
-    """Products of matrices in 8 bits: weights per output channel, activations per batch."""
-    import onnx
-    from onnxruntime.quantization import quantize_dynamic
-
-    # what it would advise otherwise goes to the root logger, and sets that up
-    onnx.helper.set_model_props(proto, {"onnx.quant.pre_process": "onnxruntime.quant"})
-    with tempfile.TemporaryDirectory() as folder:
-        before, after = Path(folder, "before.onnx"), Path(folder, "after.onnx")
-        before.write_bytes(proto.SerializeToString())
-        quantize_dynamic(before, after, op_types_to_quantize=["MatMul", "Gemm"], per_channel=True)
-        return onnx.load(after)
 
 
 def _run_onnx(path: Path, x: torch.Tensor) -> np.ndarray:

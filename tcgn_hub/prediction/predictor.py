@@ -138,13 +138,13 @@ class Predictor:
         """The model in PyTorch, which other predictors may share: do not change it.
 
         Raises:
-            WeightsError: ONNX Runtime computes.
+            WeightsError: The weights are an exported file.
         """
         from tcgn_hub.prediction.backends.torch import TorchBackend
 
         if not isinstance(self.backend, TorchBackend):
             raise WeightsError(
-                f"{self.info.name} is loaded as exported for ONNX Runtime, which gives values alone; load the weights"
+                f"{self.info.name} is loaded as an exported file, which gives values alone; load the weights"
                 " themselves, with the backend torch."
             )
         return self.backend.model
@@ -215,15 +215,16 @@ def load(
         device: Where to compute: 'auto' takes CUDA where there is one, and the CPU elsewhere.
         precision: 'float32', or 'bfloat16' or 'float16', in which convolutions and products of matrices are computed;
             'auto' is float32.
-        backend: 'torch', or 'onnx' for weights that were exported; if None, what the name of the path says.
+        backend: 'torch', or, for weights that were exported, 'onnx' or 'openvino'; if None, what the name of the path
+            says.
         cache_dir: Where to keep downloads.
 
     Raises:
         WeightsError: The weights cannot be found, had, read or verified, were not exported, or ONNX Runtime is to
-            compute in another precision than float32.
+            compute in another precision than float32, or OpenVINO in float16.
         CheckpointError: The parameters do not fit the architecture.
-        DeviceError: The device is not there, or is not the CPU where ONNX Runtime computes.
-        ExtraError: ONNX Runtime is not installed.
+        DeviceError: The device is not there, or is not the CPU where an exported file computes.
+        ExtraError: ONNX Runtime or OpenVINO is not installed.
     """
     if tag is not None and path is not None:
         raise ValueError("give a tag or a path, not both")
@@ -232,12 +233,12 @@ def load(
     if precision not in PRECISIONS:
         raise ValueError(f"precision is {precision!r}, but has to be one of {', '.join(PRECISIONS)}")
     if _uses_onnx(path, backend):
-        return _load_onnx(tag, path, device, precision, cache_dir)
+        return _load_exported(tag, path, device, precision, cache_dir, backend or "onnx")
     return _load_torch(tag, path, device, _torch_precision(precision), cache_dir)
 
 
 def _uses_onnx(path: str | Path | None, backend: str | None) -> bool:
-    return backend == "onnx" or (backend is None and path is not None and Path(path).suffix == ".onnx")
+    return backend in ("onnx", "openvino") or (backend is None and path is not None and Path(path).suffix == ".onnx")
 
 
 def _torch_precision(precision: str) -> str:
@@ -262,17 +263,20 @@ def _load_torch(
     return Predictor(*_once((str(found.path), found.sha256, device, precision, "torch"), read))
 
 
-def _load_onnx(
-    tag: str | None, path: str | Path | None, device: str, precision: str, cache_dir: str | Path | None
+def _load_exported(
+    tag: str | None, path: str | Path | None, device: str, precision: str, cache_dir: str | Path | None, backend: str
 ) -> Predictor:
     from tcgn_hub.prediction.backends.onnx import OnnxBackend, exported_path
+    from tcgn_hub.prediction.backends.openvino import PRECISIONS, OpenvinoBackend
 
-    if precision not in ("auto", "float32"):
+    if backend == "onnx" and precision not in ("auto", "float32"):
         raise WeightsError(
             f"ONNX Runtime computes in float32, not in {precision}; leave the precision out, or choose it on export."
         )
+    if backend == "openvino" and precision not in ("auto", *PRECISIONS):
+        raise WeightsError(f"OpenVINO computes in {' or '.join(PRECISIONS)}, not in {precision}.")
     if device not in ("auto", "cpu"):
-        raise DeviceError(f"The ONNX backend computes on the CPU, not on {device!r}; leave the device out.")
+        raise DeviceError(f"The backend {backend} computes on the CPU, not on {device!r}; leave the device out.")
     if path is not None and Path(path).suffix == ".onnx":
         file = Path(path)
         if not file.is_file():
@@ -284,10 +288,10 @@ def _load_onnx(
             raise WeightsError(f"{name} was not exported for ONNX Runtime; run `tcgn export --weights {name}` once.")
 
     def read() -> tuple[Backend, WeightsInfo]:
-        backend = OnnxBackend(file)
-        return backend, backend.info
+        loaded = OpenvinoBackend(file, precision) if backend == "openvino" else OnnxBackend(file)
+        return loaded, loaded.info
 
-    return Predictor(*_once((str(file), sha256_of(file), "onnx"), read))
+    return Predictor(*_once((str(file), sha256_of(file), precision, backend), read))
 
 
 def _once(key: tuple[str, ...], read: Callable[[], tuple[Backend, WeightsInfo]]) -> tuple[Backend, WeightsInfo]:
@@ -387,7 +391,7 @@ def check_resume(
 ) -> None:
     """Refuse a folder that `predict_slide` could not resume from, before any weights are loaded."""
     where = locate(weights)
-    loaded = {"backend": "onnx"}
+    loaded = {"backend": backend or "onnx"}
     if not _uses_onnx(where.get("path"), backend):
         loaded = {"backend": "torch", "precision": _torch_precision(precision), "weights": resolve(weights).sha256}
     check_folder(resume, path, options, **loaded)

@@ -1,4 +1,4 @@
-"""What computes a prediction: PyTorch, or ONNX Runtime without it."""
+"""What computes a prediction: PyTorch, or ONNX Runtime or OpenVINO without it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-BACKENDS = ("torch", "onnx")
+BACKENDS = ("torch", "onnx", "openvino")
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 
 

@@ -8,14 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from tcgn_hub.errors import DeviceError, WeightsError
+from tcgn_hub.errors import DeviceError, TcgnError, WeightsError
 from tcgn_hub.extras import require
 from tcgn_hub.images.transforms import dihedral, to_input_array
 from tcgn_hub.weights.info import WeightsInfo
 from tcgn_hub.weights.manifest import assets_folder
 
-METADATA, PRECISION = "tcgn", "tcgn_precision"
-"""Keys of the metadata of an .onnx file: JSON of `WeightsInfo`, and the precision of the export."""
+METADATA, INTERFACE, PRECISION = "tcgn", "tcgn_interface", "tcgn_precision"
+"""Keys of the metadata of an .onnx file: JSON of `WeightsInfo` and of `tcgn_hub.prediction.export.interface`, and the
+precision of the export."""
 
 
 def exported_path(sha256: str) -> Path:
@@ -30,22 +31,26 @@ class OnnxBackend:
         info: What is known of the weights that were exported.
     """
 
-    name = "onnx"
+    name, _runtime = "onnx", "ONNX Runtime"
 
     def __init__(self, path: Path) -> None:
-        ort = require("onnxruntime", extra="onnx", to="predict with ONNX Runtime")
         try:
-            self._session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-            stated = self._session.get_modelmeta().custom_metadata_map
+            stated = self._open(path)
             self.info = WeightsInfo.from_json(json.loads(stated[METADATA]))
             self.precision = stated[PRECISION]
-        except WeightsError:
+        except TcgnError:
             raise
         except Exception as err:
             raise WeightsError(
                 f"{path} is not a model that `tcgn export` wrote ({type(err).__name__}: {str(err).splitlines()[0]})."
             ) from err
+
+    def _open(self, path: Path) -> dict[str, str]:
+        """Get a file ready to compute, and return its metadata."""
+        ort = require("onnxruntime", extra="onnx", to="predict with ONNX Runtime")
+        self._session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
         self._batch = self._session.get_inputs()[0].shape[0]
+        return self._session.get_modelmeta().custom_metadata_map
 
     def prepare(self, pixels: Any) -> np.ndarray:
         """Resized and normalised by NumPy and Pillow."""
@@ -55,18 +60,22 @@ class OnnxBackend:
         """Values and features. A file of a fixed batch is given as many patches as it takes."""
         x = np.ascontiguousarray(dihedral(x, index))
         if not isinstance(self._batch, int):
-            return tuple(self._session.run(["values", "features"], {"pixels": x}))
+            return self._run(x)
         parts = []
         for start in range(0, len(x), self._batch):
             part = x[start : start + self._batch]
             full = np.concatenate([part, np.repeat(part[:1], self._batch - len(part), axis=0)])
-            out = self._session.run(["values", "features"], {"pixels": full})
-            parts.append([array[: len(part)] for array in out])
+            parts.append([array[: len(part)] for array in self._run(full)])
         values, features = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        return values, features
+
+    def _run(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Values and features of a batch that the file takes."""
+        values, features = self._session.run(["values", "features"], {"pixels": x})
         return values, features
 
     def to(self, device: object) -> OnnxBackend:
         """Itself: there is no device but the CPU."""
         if str(device) not in ("auto", "cpu"):
-            raise DeviceError(f"The ONNX backend computes on the CPU, not on '{device}'; leave the device out.")
+            raise DeviceError(f"{self._runtime} computes on the CPU, not on '{device}'; leave the device out.")
         return self
