@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,9 @@ class OnnxBackend:
     """
 
     name = "onnx"
+    batch_size = 8
+    compiled = False
+    in_flight = 0
 
     def __init__(self, path: Path) -> None:
         ort = require("onnxruntime", extra="onnx", to="predict with ONNX Runtime")
@@ -64,6 +68,18 @@ class OnnxBackend:
             parts.append([array[: len(part)] for array in out])
         values, features = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
         return values, features
+
+    def start(self, x: np.ndarray, index: int = 0) -> Callable[[], tuple[np.ndarray, np.ndarray]]:
+        """`forward`, which is over when it returns."""
+        said = self.forward(x, index)
+        return lambda: said
+
+    def fetch(self, array: np.ndarray) -> Callable[[], np.ndarray]:
+        """The array itself."""
+        return lambda: array
+
+    def expect(self, count: int, batch_size: int) -> None:
+        """Nothing: ONNX Runtime is ready."""
 
     def to(self, device: object) -> OnnxBackend:
         """Itself: there is no device but the CPU."""
