@@ -22,7 +22,7 @@ from tcgn_hub.prediction.backends.compiled import NoCompilerError, Pass, compile
 _logger = logging.getLogger(__name__)
 
 _BATCH = {"cpu": 8, "cuda": 64}  # on a CPU more patches than these gain nothing
-_PATCH_BYTES = 60e6  # of memory that a forward pass needs for each
+_PATCH_BYTES = 10e6  # of memory that a forward pass needs for each, by `python benchmarks/model.py`
 # of the default weights on a CPU, by `python benchmarks/model.py --only fused --batches 8 --train-batch 0`
 _SAVED_S = {"bfloat16": 0.018, "float32": 0.0086}  # by compiling, of the time of one core, a patch
 _COMPILE_S, _LOAD_S = 240.0, 4.0  # what that costs, and what a model costs that was compiled before
@@ -67,7 +67,7 @@ class TorchBackend:
 
     def __init__(self, model: TCGN, precision: str = "float32", *, compile: str = "off", sha256: str = "") -> None:
         self.model, self.precision, self.compile, self.sha256 = model.eval(), precision, compile, sha256
-        self._whole = Whole(model, precision).eval()
+        self.whole = Whole(model, precision).eval()
         self._compiled: Pass | None = None
         self._expected = 0
         self._told = ""
@@ -112,12 +112,14 @@ class TorchBackend:
         """Begin `forward`."""
         with torch.inference_mode():
             x = dihedral(x, index)
-            said = self._eager(x) if self._compiled is None or not len(x) else self._fast(x, self._compiled)
+            said = self._eager(x) if self._compiled is None else self._fast(x, self._compiled)
             values, features = map(self.fetch, said)
         return lambda: (values(), features())
 
-    def fetch(self, tensor: torch.Tensor) -> Callable[[], np.ndarray]:
-        """Begin to copy a tensor to the host."""
+    def fetch(self, tensor: torch.Tensor | np.ndarray) -> Callable[[], np.ndarray]:
+        """Begin to copy a tensor to the host; what is there already is returned as it is."""
+        if isinstance(tensor, np.ndarray):
+            return lambda: tensor
         if tensor.device.type != "cuda":
             return tensor.cpu().numpy
         copied = tensor.to("cpu", non_blocking=True)
@@ -154,7 +156,7 @@ class TorchBackend:
         """Values and features, in as many parts as memory asks for."""
         while True:
             try:
-                parts = [self._whole(part) for part in x.split(self._most or max(len(x), 1))]
+                parts = [self.whole(part) for part in x.split(self._most or len(x))]
                 return tuple(map(torch.cat, zip(*parts, strict=True)))
             except torch.OutOfMemoryError as err:
                 most = min(self._most or len(x), len(x)) // 2
@@ -194,7 +196,7 @@ class TorchBackend:
         path = self._path()
         if not path.is_file():
             _logger.info("Compiling the model, which takes minutes; it is kept for later runs.")
-            write_compiled(self._whole, path, self.device, self._size)
+            write_compiled(self.whole, path, self.device, self._size)
         self._compiled = read_compiled(path)
 
     def _path(self) -> Path:
