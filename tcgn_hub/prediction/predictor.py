@@ -264,7 +264,8 @@ def load(
             and graphs in float32 all the same; 'auto' is bfloat16 where the device multiplies in it, and float32
             elsewhere.
         compile: Whether to compile the model, which takes minutes, and is kept for later processes: 'on', 'off', or
-            'auto' for once so many patches are asked for that it pays, which no patches do on a GPU.
+            'auto' for once so many patches are asked for that it pays; on a GPU, where that was not measured, 'auto' is
+            'off'.
         backend: 'torch', or 'onnx' for weights that were exported; if None, what the name of the path says.
         cache_dir: Where to keep downloads.
 
