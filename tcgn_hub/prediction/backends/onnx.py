@@ -32,7 +32,7 @@ class OnnxBackend:
     """
 
     name = "onnx"
-    batch_size = 8
+    batch_size = 32
     compiled = False
     in_flight = 0
 

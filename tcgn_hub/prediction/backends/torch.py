@@ -20,6 +20,7 @@ from tcgn_hub.models.tcgn import TCGN
 from tcgn_hub.prediction.backends.compiled import NoCompilerError, Pass, compiled_path, read_compiled, write_compiled
 
 _logger = logging.getLogger(__name__)
+_changing = threading.Lock()
 
 _BATCH = {"cpu": 8, "cuda": 64}  # on a CPU more patches than these gain nothing
 _PATCH_BYTES = 10e6  # of memory that a forward pass needs for each, by `python benchmarks/model.py`
@@ -71,7 +72,6 @@ class TorchBackend:
         self._compiled: Pass | None = None
         self._expected = 0
         self._told = ""
-        self._changing = threading.Lock()
         fit = free_memory(str(self.device)) / 2 // _PATCH_BYTES
         self.batch_size = int(max(1, min(_BATCH.get(self.device.type, _BATCH["cpu"]), fit)))
         self._most: int | None = None  # patches of a forward pass, once memory ran out
@@ -133,7 +133,7 @@ class TorchBackend:
 
     def expect(self, count: int, batch_size: int) -> None:
         """So many forward passes of a patch are to come, in batches of this size: compile if that pays by now."""
-        with self._changing:
+        with _changing:
             self._expected += count
             if self.compile == "auto" and self._compiled is None:
                 saved = self._expected * _SAVED_S.get(self.precision, 0) / torch.get_num_threads()
