@@ -5,8 +5,7 @@
 The default weights on the CPU. Each precision is compiled as `tcgn_hub.load(compile="on")` does, into a folder of its
 own, and loaded from there. Then eager passes of each batch size and compiled ones take turns, round after round. Times
 are those of the processor, of all threads and of the compiler together, for a machine that others use as well would
-make seconds of the clock longer: a compiler and a pass that use as many cores take as many seconds less. `_SAVED_S`,
-`_COMPILE_S` and `_LOAD_S` of `tcgn_hub.prediction.backends.torch` are from here.
+make seconds of the clock longer. The compiler uses one core, a pass all of them.
 """
 
 from __future__ import annotations

@@ -22,11 +22,12 @@ from tcgn_hub.prediction.backends.compiled import NoCompilerError, Pass, compile
 _logger = logging.getLogger(__name__)
 _changing = threading.Lock()
 
-_BATCH = {"cpu": 8, "cuda": 64}  # on a CPU more patches than these gain nothing
+_BATCH = {"cpu": 8, "cuda": 64}  # on a CPU more patches than these gain little
 _PATCH_BYTES = 10e6  # of memory that a forward pass needs for each, by `python benchmarks/model.py`
-# of the default weights on a CPU, by `python benchmarks/model.py --only fused --batches 8 --train-batch 0`
-_SAVED_S = {"bfloat16": 0.018, "float32": 0.0086}  # by compiling, of the time of one core, a patch
-_COMPILE_S, _LOAD_S = 240.0, 4.0  # what that costs, and what a model costs that was compiled before
+# seconds of one core that compiling saves a patch on a CPU, by the same command: the table of the README
+_SAVED_S = {"bfloat16": 0.018, "float32": 0.0086}
+# what it costs, and what a model costs that was compiled before, by `python benchmarks/compiling.py`
+_COMPILE_S, _LOAD_S = 140.0, 2.0
 
 
 class Whole(torch.nn.Module):
