@@ -58,9 +58,8 @@ def main() -> None:
         calls[precision, "compiled", compiled.batch_size] = lambda on=compiled, x=x[: compiled.batch_size]: on.forward(
             x
         )
-        print(
-            f"{precision}: compiling {costs[precision][0]:.0f} s, loading {costs[precision][1]:.1f} s, {size:.0f} MiB"
-        )
+        made, read = costs[precision]
+        print(f"{precision}: compiling {made:.0f} s, loading {read:.1f} s, {size:.0f} MiB", flush=True)
     times: dict[tuple[str, str, int], list[float]] = {key: [] for key in calls}
     for number in range(args.rounds + 1):
         progress(f"round {number} of {args.rounds}")
