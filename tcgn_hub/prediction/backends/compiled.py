@@ -7,11 +7,13 @@ without a compiler. It is a program for this processor, these weights and one si
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import tempfile
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ from tcgn_hub.weights.manifest import assets_folder
 
 Pass = Callable[[torch.Tensor], Any]
 
+_TOLERANCE = 0.1  # relative to the largest value, on noise; other edges of equal weight may be chosen
 _KEPT = 4  # files, of which each holds all weights
 _compiling = threading.Lock()
 
@@ -55,6 +58,7 @@ def read_compiled(path: Path) -> Pass:
     Raises:
         DeviceError: It cannot be loaded, and is deleted.
     """
+    _import_quietly()
     try:
         run = torch._inductor.aoti_load_package(str(path))
     except Exception as err:
@@ -84,6 +88,11 @@ def write_compiled(whole: torch.nn.Module, path: Path, device: torch.device, bat
             torch._inductor.aoti_compile_and_package(
                 program, package_path=str(part), inductor_configs={"freezing": True}
             )
+            # nothing tells a compiled program that its input is laid out in another way than it takes for granted
+            x = torch.randn(x.shape, device=device).contiguous(memory_format=torch.channels_last)
+            for said, wanted in zip(read_compiled(part)(x), whole(x), strict=True):
+                if not (said - wanted).abs().max() <= _TOLERANCE * wanted.abs().max():
+                    raise DeviceError("it gives other values")
             os.replace(part, path)
     except Exception as err:
         raise DeviceError(f"The model cannot be compiled here ({_reason(err)}).") from err
@@ -94,6 +103,7 @@ def check_compiler() -> None:
     """Refuse a machine without a C++ compiler."""
     from torch._inductor.cpp_builder import get_cpp_compiler
 
+    _import_quietly()
     try:
         get_cpp_compiler()
     except Exception as err:
@@ -101,6 +111,20 @@ def check_compiler() -> None:
             "The model cannot be compiled here: there is no C++ compiler. Install one, such as g++, or leave"
             f" {option('compile', 'on')} out."
         ) from err
+
+
+def _import_quietly() -> None:
+    """Import what PyTorch will, without its line that there is no GPU where the CUDA toolkit is installed."""
+    logger = logging.getLogger("torch.utils.cpp_extension")
+    logger.addFilter(_nothing)
+    try:
+        import_module("torch.utils.cpp_extension")
+    finally:
+        logger.removeFilter(_nothing)
+
+
+def _nothing(_: logging.LogRecord) -> bool:
+    return False
 
 
 def _forget(folder: Path) -> None:
