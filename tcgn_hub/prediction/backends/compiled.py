@@ -29,7 +29,7 @@ from tcgn_hub.weights.manifest import assets_folder
 
 Pass = Callable[[torch.Tensor], Any]
 
-_TOLERANCE = 0.1  # relative to the largest value, on noise; other edges of equal weight may be chosen
+_TOLERANCE = 0.05  # relative to the largest value, on noise; other edges of equal weight may be chosen
 _KEPT = 4  # files, of which each holds all weights
 _compiling = threading.Lock()
 
