@@ -27,11 +27,13 @@ for diagnosis: the values are predicted from the image, and nothing was measured
 _COLUMNS = ("gene", "value", "tta_std", "interval", "significant", "held-out PCC")
 
 
-def build_demo(weights: str | Path | None = None, *, device: str = "auto") -> Blocks:
+def build_demo(
+    weights: str | Path | None = None, *, device: str = "auto", precision: str = "auto", compile: str = "auto"
+) -> Blocks:
     """The page, to be launched or mounted; the same runs as a Space of Hugging Face.
 
     ``weights``: as in `tcgn_hub.predict`; the default weights if None. They are read once, before the page opens;
-    ``device``: as in `tcgn_hub.load`.
+    ``device``, ``precision``, ``compile``: as in `tcgn_hub.load`.
     """
     gr = require("gradio", extra="demo", to="open the page")
     require("matplotlib", extra="plot", to="draw figures")
@@ -39,7 +41,7 @@ def build_demo(weights: str | Path | None = None, *, device: str = "auto") -> Bl
     from tcgn_hub.prediction.predictor import load
     from tcgn_hub.weights.hub import locate
 
-    predictor = load(**locate(weights), device=device)
+    predictor = load(**locate(weights), device=device, precision=precision, compile=compile)
     info = predictor.info
     first = best_genes(info)[:2] if info.pcc else list(info.genes[:2])
 
@@ -80,11 +82,13 @@ def launch_demo(
     port: int = 7860,
     max_mb: int = 200,
     device: str = "auto",
+    precision: str = "auto",
+    compile: str = "auto",
     block: bool = True,
 ) -> str:
     """Serve the page."""
     gr = require("gradio", extra="demo", to="open the page")
-    page = build_demo(weights, device=device)
+    page = build_demo(weights, device=device, precision=precision, compile=compile)
     try:
         _, address, _ = page.launch(
             server_name=host,

@@ -145,7 +145,7 @@ class Result:
             training tissue ``trained_mean``, ``trained_sd``, ``trained_low`` and ``trained_high`` (1 % lie below, and
             above), and ``depth_slope``, by which it rises with predicted depth. Each only if the weights state it.
         uns: ``weights`` (`WeightsInfo`), ``failed`` (what could not be predicted, and why), ``slide`` (`SlideContext`,
-            of tiles), ``tta``, ``backend`` and ``precision``.
+            of tiles), ``tta``, ``backend``, ``precision`` and ``compiled`` (how it was computed).
         layers: ``tta_std``, standard deviation over the rotations and reflections that X is the mean of, if several;
             ``measured``, with ``measured_depth`` in ``obs``, where it is known, see `tcgn_hub.data.sections.beside`.
         obsm: ``spatial``, centres as (x, y) in pixels at full resolution, of tiles; ``modules``, places along the few
@@ -412,7 +412,8 @@ class Result:
         ``units``, ``interval_level``, ``out_of_distribution`` (how many are), ``skill`` and ``significance`` (see
         `WeightsInfo`), ``significance_withheld`` (why; None where it is not), ``spread``, ``modules`` (of each axis the
         ``share`` of the variance, and which genes are ``rising`` and ``falling`` along it), ``trained_depth`` (mean of
-        what `depth` is for the training tissue), ``tta``, ``backend``, ``precision``, and the version of ``tcgn_hub``.
+        what `depth` is for the training tissue), ``tta``, ``backend``, ``precision``, ``compiled``, and the version of
+        ``tcgn_hub``.
         """
         slide, is_ood, info = self.slide, self.is_ood, self.info
         typical = info.predicted_in_training
@@ -446,7 +447,7 @@ class Result:
             "spread": self.spread(),
             "modules": self._modules(),
             "trained_depth": None if typical is None or typical.depth is None else typical.depth.mean,
-            **{key: self.uns.get(key) for key in ("tta", "backend", "precision")},
+            **{key: self.uns.get(key) for key in ("tta", "backend", "precision", "compiled")},
             "tcgn_hub": __version__,
         }
 

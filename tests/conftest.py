@@ -41,6 +41,14 @@ def tiny_weights(tmp_path_factory) -> Path:
     return write_tiny_weights(tmp_path_factory.mktemp("weights") / "tiny")
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _any_processor():
+    """What is computed by default is the same wherever the tests run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tcgn_hub.devices.cpu_has_bfloat16", lambda: False)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _own_home(tmp_path_factory):
     """No test sees the imports and downloads of whoever runs it."""

@@ -34,7 +34,7 @@ def _uns(held_out, units, failed, described=False):
         held_out=held_out or {},
         typical=typical().to_json() if described else None,
     )
-    return {"weights": info, "failed": failed, "tta": 1, "backend": "torch", "precision": "float32"}
+    return {"weights": info, "failed": failed, "tta": 1, "backend": "torch", "precision": "float32", "compiled": False}
 
 
 def make(

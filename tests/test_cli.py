@@ -136,7 +136,7 @@ def test_the_api_has_every_option_of_prediction():
     both = {"genes", *predict._SHARED, *predict._SCALE}
     assert both <= patches & slide
     assert set(predict._TILED) <= slide
-    assert {"device", "precision", "backend"} <= load
+    assert {"device", "precision", "compile", "backend"} <= load
 
 
 GIVEN = {
@@ -147,6 +147,7 @@ GIVEN = {
     "weights": ["--weights", "tcgn_base.her2st"],
     "device": ["--device", "cpu"],
     "precision": ["--precision", "bfloat16"],
+    "compile": ["--compile", "off"],
     "backend": ["--backend", "torch"],
     "significant_only": ["--significant-only"],
     "tta": ["--tta", "2"],

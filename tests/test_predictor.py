@@ -146,6 +146,7 @@ def test_values_are_those_of_the_model(tiny, tiny_weights):
         "tta": 1,
         "backend": "torch",
         "precision": "float32",
+        "compiled": False,
     }
     assert result.obs["scale_source"].tolist() == ["resolution in the file"] * 4
     assert result.obs["patch_px"].tolist() == [224] * 4

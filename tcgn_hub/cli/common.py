@@ -220,4 +220,4 @@ def load_predictor(args: argparse.Namespace, *, genes: Any = None) -> Predictor:
     plot = given(args, ("plot",)).get("plot")
     for asked in (genes, plot and plot.split(",")):
         check_weights(args.weights, genes=asked, **given(args, ("backend",)))
-    return load(**locate(args.weights), **given(args, ("device", "precision", "backend")))
+    return load(**locate(args.weights), **given(args, ("device", "precision", "compile", "backend")))

@@ -7,7 +7,7 @@ import argparse
 from tcgn_hub.cli.common import command, make_parser
 from tcgn_hub.cli.options import add, given
 
-_OPTIONS = ("weights", "device", "host", "port", "max_mb")
+_OPTIONS = ("weights", "device", "precision", "compile", "host", "port", "max_mb")
 
 
 def build_parser(prog: str) -> argparse.ArgumentParser:

@@ -11,8 +11,8 @@ from tcgn_hub.cli.options import add, given
 
 _DATA = ("data", "sections", "expression", "mpp", "force_scale")
 _OPTIONS = (
-    *("weights", "device", "precision", "backend", "test", "train", "by", "allow_seen", "encoders", "encoder_um"),
-    *("tta", "crop_px", "cache"),
+    *("weights", "device", "precision", "compile", "backend", "test", "train", "by", "allow_seen", "encoders"),
+    *("encoder_um", "tta", "crop_px", "cache"),
 )
 _OTHERS = ("predictions", "label", "predictions_scale")
 

@@ -35,7 +35,8 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
         " IMAGE.explained.png is written to the current one.",
         epilog="Exit code: 0 all explained, 1 some images could not be, 2 none was, for the reason printed.",
     )
-    add(parser, "images", "genes", "output", "npz", "occlusion", "tiles", "stride_um", "weights", "device")
+    add(parser, "images", "genes", "output", "npz", "occlusion", "tiles", "stride_um")
+    add(parser, "weights", "device", "precision", "compile")
     add(parser.add_argument_group("scale", "read from the files where they state it"), *_SCALE, "strict")
     add(parser, "series", "force")
     return parser

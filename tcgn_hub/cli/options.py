@@ -98,15 +98,23 @@ OPTIONS: dict[str, dict[str, Any]] = {
     ),
     "device": _value("such as cpu or cuda (default: auto, which is cuda where there is one)"),
     "precision": _value(
-        "of the products (default: auto, which is float32 to predict and bfloat16 to train)",
+        "of the products (default: auto, which is bfloat16 to train, and to predict where the processor multiplies in"
+        " it, else float32)",
         choices=("auto", "float32", "bfloat16", "float16"),
+    ),
+    "compile": _value(
+        "compile the model, in minutes, and keep that for later runs; needs a C++ compiler (default: auto, which is on"
+        " for so many patches that it pays)",
+        choices=("auto", "on", "off"),
     ),
     "backend": _value(
         "onnx and openvino need no PyTorch, but weights that `tcgn export` wrote (default: onnx for FILE.onnx, else"
         " torch)",
         choices=("torch", "onnx", "openvino"),
     ),
-    "batch_size": _value("patches at once (default: 32; in an exported file any number)", "N", _COUNT),
+    "batch_size": _value(
+        "patches at once (default: to predict what suits the device, to train 32, to export any number)", "N", _COUNT
+    ),
     "tta": _value(
         "average over so many rotations and reflections, 1 to 8, and say how much they differ (default: 1)",
         "N",

@@ -34,7 +34,7 @@ _SUFFIXES = {"table": ".txt", **{kind: f".{kind}" for kind in ("csv", "json", "h
 _OF_SLIDES = (".h5ad", ".parquet", ".geojson")  # a picture that is written so is taken as a slide
 _EXPLAINED = 3  # genes of a report whose highest and lowest tiles are shown
 
-_LOADED = ("weights", "device", "precision", "backend")
+_LOADED = ("weights", "device", "precision", "compile", "backend")
 _SHARED = ("significant_only", "tta", "batch_size")
 _SCALE = ("mpp", "magnification", "patch_um", "force_scale")
 _TILED = ("series", "stride_um", "spots", "library", "min_tissue", "features", "workers", "max_pixels")
@@ -120,7 +120,8 @@ def _predict_slides(slides: list[Path], options: dict[str, Any], args: argparse.
     options |= given(args, _TILED)
     for slide, output in zip(slides, outputs, strict=True):
         if output and slide.exists() and _state(output).exists():
-            check_resume(slide, resume=_state(output), **given(args, ("weights", "precision", "backend")), **options)
+            loaded = given(args, ("weights", "device", "precision", "backend"))
+            check_resume(slide, resume=_state(output), **loaded, **options)
     if len(slides) == 1:
         check_slide(slides[0], **options)
     predictor = load_predictor(args, genes=options["genes"])

@@ -48,6 +48,7 @@ def evaluate(
     cache: str | Path | None = None,
     device: str = "auto",
     precision: str = "auto",
+    compile: str = "auto",
     backend: str | None = None,
     progress: bool = False,
 ) -> Evaluation:
@@ -84,7 +85,8 @@ def evaluate(
         crop_px: Side of a patch in pixels of the image, instead of in micrometres.
         cache: Folder to keep crops and features of networks in.
         device: As in `tcgn_hub.load`, and so are the others.
-        precision: Precision of the products.
+        precision: Precision of the products, as of `tcgn_hub.load`.
+        compile: Whether to compile the model, as of `tcgn_hub.load`.
         backend: What computes.
         progress: Show progress bars on stderr where that is a terminal, and else log a line a minute.
 
@@ -103,7 +105,7 @@ def evaluate(
         predictor = (
             weights
             if isinstance(weights, Predictor)
-            else load_weights(weights, device=device, precision=precision, backend=backend)
+            else load_weights(weights, device=device, precision=precision, compile=compile, backend=backend)
         )
         info = predictor.info
     was_seen = {s.name: predictor is not None and any(map(s.seen().is_same, info.seen)) for s in sections}

@@ -34,10 +34,11 @@ def _said(
 ) -> dict[str, np.ndarray]:
     """What `Predictor.run` gives for the centres of crops; ``bar`` counts them."""
     parts = []
-    for x in _batches(crops, batch_size):
-        parts.append(predictor.run(x, tta=tta))
+    batches = ((len(x), x) for x in _batches(crops, batch_size))
+    for number, said in predictor.stream(batches, tta=tta, count=len(crops.pixels)):
+        parts.append(said)
         if bar is not None:
-            bar.update(len(x))
+            bar.update(number)
     return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
 
 

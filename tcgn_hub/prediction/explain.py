@@ -200,7 +200,7 @@ def learned_graphs(model: TCGN, x: torch.Tensor) -> list[LearnedGraph]:
     stages: Any = model.stages
     blocks = {f"stages.{i}": stage.graph.co_embed for i, stage in enumerate(stages) if stage.graph is not None}
     graphs = []
-    with torch.inference_mode(), _inputs_of(list(blocks.values())) as seen:
+    with torch.inference_mode(), inputs_of(list(blocks.values())) as seen:
         model.forward_features(x)
         for name, block in blocks.items():
             # in float32, as the model builds it
@@ -215,7 +215,7 @@ def learned_graphs(model: TCGN, x: torch.Tensor) -> list[LearnedGraph]:
 
 
 @contextmanager
-def _inputs_of(modules: Sequence[Any]) -> Iterator[dict[Any, tuple[torch.Tensor, ...]]]:
+def inputs_of(modules: Sequence[Any]) -> Iterator[dict[Any, tuple[torch.Tensor, ...]]]:
     """What modules are called with by this thread while the block runs; others may predict with them meanwhile."""
     seen: dict[Any, tuple[torch.Tensor, ...]] = {}
     thread = threading.get_ident()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -71,7 +71,7 @@ def predict_patches(
     significant_only: bool = False,
     tta: int = 1,
     features: bool = False,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     on_error: Literal["raise", "skip"] = "raise",
     progress: bool = False,
 ) -> Result:
@@ -100,7 +100,7 @@ def predict_patches(
         significant_only: Leave out genes that could not be predicted better than chance on held-out tissue.
         tta: Over how many rotations and reflections of a patch to average, 1 to 8; more than one give ``tta_std``.
         features: Keep the 1280 features of each patch.
-        batch_size: Images per forward pass.
+        batch_size: Images per forward pass; what suits the device if None.
         on_error: On an image that cannot be used, 'raise', or 'skip' it and note it in ``Result.failed``.
         progress: Show a progress bar on stderr where that is a terminal, and else log a line a minute.
 
@@ -127,32 +127,33 @@ def predict_patches(
     failed: dict[str, str] = {}
     kinds: list[type[ImageError]] = []
     parts: list[dict[str, np.ndarray]] = []
-    batch: list[np.ndarray] = []
+    size = batch_size or predictor.backend.batch_size
+    bar = Progress(len(images), "image", shown=progress and len(images) > size)
 
-    def flush() -> None:
+    def batches() -> Iterator[tuple[None, list[np.ndarray]]]:
+        batch: list[np.ndarray] = []
+        for i, image in enumerate(bar.over(images)):
+            name = str(image) if isinstance(image, (str, Path)) else f"image {i}"
+            try:
+                cut, pixels = cut_image(
+                    image, name, given, patch_um, info, strict=scale == "strict", force_scale=force_scale, force=force
+                )
+            except ImageError as err:
+                if on_error == "raise":
+                    raise
+                failed[name] = str(err)
+                kinds.append(type(err))
+                continue
+            cuts.append(cut)
+            batch.append(pixels)
+            if len(batch) == size:
+                yield None, batch
+                batch = []
         if batch:
-            part = predictor.run(batch, tta=tta, features=features)
-            parts.append({key: a[:, columns] if key in ("values", "tta_std") else a for key, a in part.items()})
-            batch.clear()
+            yield None, batch
 
-    bar = Progress(len(images), "image", shown=progress and len(images) > batch_size)
-    for i, image in enumerate(bar.over(images)):
-        name = str(image) if isinstance(image, (str, Path)) else f"image {i}"
-        try:
-            cut, pixels = cut_image(
-                image, name, given, patch_um, info, strict=scale == "strict", force_scale=force_scale, force=force
-            )
-        except ImageError as err:
-            if on_error == "raise":
-                raise
-            failed[name] = str(err)
-            kinds.append(type(err))
-            continue
-        cuts.append(cut)
-        batch.append(pixels)
-        if len(batch) == batch_size:
-            flush()
-    flush()
+    for _, part in predictor.stream(batches(), tta=tta, features=features, count=len(images)):
+        parts.append({key: a[:, columns] if key in ("values", "tta_std") else a for key, a in part.items()})
     if not parts and failed:
         kind = NoTissueError if all(issubclass(kind, NoTissueError) for kind in kinds) else ImageError
         raise _none_usable(list(failed.values()), kind)
@@ -199,12 +200,12 @@ def check_options(
     patch_um: float | None = None,
     scale: str = "auto",
     tta: int = 1,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     on_error: str = "raise",
     **_: Any,
 ) -> Scale | None:
     """Refuse options that no weights could make sense of; gives the scale that they state."""
-    if batch_size < 1:
+    if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}, but must be at least 1")
     if not 1 <= tta <= 8:
         raise ValueError(f"tta is {tta}, but must be from 1 to 8")

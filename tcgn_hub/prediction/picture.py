@@ -15,6 +15,7 @@ from tcgn_hub.images.transforms import IMAGENET_MEAN, IMAGENET_STD
 
 _BLOCKS = 8  # along a side; a pen mark or a fold fills some of them
 _PAIRS = ((0, 1), (0, 2), (1, 2))
+_BRIGHTNESS_STEPS, _REDNESS_STEPS = (2, 4, 8), (1, 4)
 
 
 def picture_features(x: Any) -> np.ndarray:
@@ -27,30 +28,52 @@ def picture_features(x: Any) -> np.ndarray:
     8 x 8 blocks; lowest, highest and mean density of green against red and blue among them, which are the amounts of
     the stains; and the lowest and highest energy of steps and variance of brightness among them.
     """
+    means = picture_means(x)
+    return picture_numbers(means if isinstance(means, np.ndarray) else means.cpu().numpy())
+
+
+def picture_means(x: Any) -> Any:
+    """The means over pixels that `picture_numbers` follow from, on the device of the patches, shape (n, 336)."""
     if not isinstance(x, np.ndarray) and x.device.type == "cpu":
         x = x.numpy()  # as fast, and the same to the last digit as other backends on the CPU
     if isinstance(x, np.ndarray) and len(x) > 1:  # one by one they stay in the processor's cache
-        return np.concatenate([picture_features(x[i : i + 1]) for i in range(len(x))])
+        return np.concatenate([picture_means(x[i : i + 1]) for i in range(len(x))])
     channels = [x[:, i] * std + offset for i, (offset, std) in enumerate(zip(IMAGENET_MEAN, IMAGENET_STD, strict=True))]
     means = [channel.mean((1, 2)) for channel in channels]
     centred = [channel - own[:, None, None] for channel, own in zip(channels, means, strict=True)]
     squares = [c * c for c in centred]
-    variance = np.stack([_array(square.mean((1, 2))) for square in squares], axis=1) + 1e-5
-    covariance = np.stack([_array((centred[i] * centred[j]).mean((1, 2))) for i, j in _PAIRS], axis=1)
-    correlation = covariance / np.sqrt(np.stack([variance[:, i] * variance[:, j] for i, j in _PAIRS], axis=1))
     brightness, redness = (channels[0] + channels[1] + channels[2]) / 3, channels[0] - channels[1]
     right, down = _steps(brightness, 1)
-    energies = [_energy(right, down), _energy(_steps(right, 1)[0], _steps(down, 1)[1])]
-    energies += [_energy(*_steps(brightness, step)) for step in (2, 4, 8)]
-    energies += [_energy(*_steps(redness, step)) for step in (1, 4)]
-    energy = np.log(np.stack(energies, axis=1) + 1e-6)
-    block_means = np.stack([_blocks(channel) for channel in channels], axis=1)
+    seconds = _steps(right, 1)[0], _steps(down, 1)[1]
+    pairs = [(right, down), seconds, *(_steps(brightness, step) for step in _BRIGHTNESS_STEPS)]
+    pairs += [_steps(redness, step) for step in _REDNESS_STEPS]
+    numbers = [
+        *means,
+        *(square.mean((1, 2)) for square in squares),
+        *((centred[i] * centred[j]).mean((1, 2)) for i, j in _PAIRS),
+        *((right * right).mean((1, 2)) + (down * down).mean((1, 2)) for right, down in pairs),
+    ]
+    planes = [*channels, (squares[0] + squares[1] + squares[2]) / 3, right[:, 1:] ** 2 + down[:, :, 1:] ** 2]
+    parts = [*(number[:, None] for number in numbers), *map(_blocks, planes)]
+    if isinstance(x, np.ndarray):
+        return np.concatenate(parts, axis=1)
+    import torch
+
+    return torch.cat(parts, dim=1)
+
+
+def picture_numbers(means: np.ndarray) -> np.ndarray:
+    """What `picture_features` gives, of `picture_means`."""
+    ends = np.cumsum([3, 3, 3, 2 + len(_BRIGHTNESS_STEPS) + len(_REDNESS_STEPS)])
+    mean, variance, covariance, energy, blocks = np.split(means.astype(np.float64), ends, axis=1)
+    blocks = blocks.reshape(len(means), 5, _BLOCKS**2)
+    block_means, squares, steps = blocks[:, :3], blocks[:, 3], blocks[:, 4]
+    variance = variance + 1e-5
+    correlation = covariance / np.sqrt(np.stack([variance[:, i] * variance[:, j] for i, j in _PAIRS], axis=1))
+    energy = np.log(energy + 1e-6)
     density = -np.log(block_means.clip(0) + 0.02)
     stains = np.stack([density[:, 1] - density[:, 0], density[:, 1] - density[:, 2]], axis=1)
-    mean = np.stack([_array(own) for own in means], axis=1)
-    between = ((block_means - mean[:, :, None]) ** 2).mean(axis=1)
-    spread = _blocks((squares[0] + squares[1] + squares[2]) / 3) - between
-    steps = _blocks(right[:, 1:] ** 2 + down[:, :, 1:] ** 2)
+    spread = squares - ((block_means - mean[:, :, None]) ** 2).mean(axis=1)
     return np.concatenate(
         [
             -np.log(mean.clip(0) + 0.02),
@@ -72,20 +95,12 @@ def _steps(plane: Any, step: int) -> tuple[Any, Any]:
     return plane[:, :, step:] - plane[:, :, :-step], plane[:, step:] - plane[:, :-step]
 
 
-def _energy(right: Any, down: Any) -> np.ndarray:
-    return _array((right * right).mean((1, 2)) + (down * down).mean((1, 2)))
-
-
-def _blocks(plane: Any) -> np.ndarray:
+def _blocks(plane: Any) -> Any:
     """Means of blocks, shape (n, 64); pixels that are left over at the right and below are left out."""
     side = plane.shape[1] // _BLOCKS
     inner = plane[:, : side * _BLOCKS, : side * _BLOCKS]
-    return _array(inner.reshape(len(plane), _BLOCKS, side, _BLOCKS, side).mean((2, 4))).reshape(len(plane), -1)
+    return inner.reshape(len(plane), _BLOCKS, side, _BLOCKS, side).mean((2, 4)).reshape(len(plane), -1)
 
 
 def _extremes(blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return blocks.min(axis=1, keepdims=True), blocks.max(axis=1, keepdims=True)
-
-
-def _array(values: Any) -> np.ndarray:
-    return np.asarray(values.cpu() if hasattr(values, "cpu") else values, np.float64)

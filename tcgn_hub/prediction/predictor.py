@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 import tcgn_hub.writing  # noqa: F401  (Result.write knows its formats)
+from tcgn_hub.devices import pick_device, pick_precision
 from tcgn_hub.errors import DeviceError, ImageError, WeightsError
 from tcgn_hub.images.transforms import to_rgb
-from tcgn_hub.prediction.backends import BACKENDS, PRECISIONS, Backend
+from tcgn_hub.prediction.backends import BACKENDS, COMPILE, PRECISIONS, Backend
 from tcgn_hub.prediction.explain import check_explain, explain_patch, make_galleries
 from tcgn_hub.prediction.export import Exported, check_export, export_weights
 from tcgn_hub.prediction.ood import TissueModel
 from tcgn_hub.prediction.patches import check_patches, predict_patches
-from tcgn_hub.prediction.picture import picture_features
+from tcgn_hub.prediction.picture import picture_means, picture_numbers
 from tcgn_hub.prediction.slides import check_folder, check_slide, predict_tiles
 from tcgn_hub.result import Explanation, Result
+from tcgn_hub.text import option
 from tcgn_hub.units import UNITS
 from tcgn_hub.weights.hub import locate, resolve, sha256_of
 from tcgn_hub.weights.info import WeightsInfo
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from tcgn_hub.models.tcgn import TCGN
+
+Key = TypeVar("Key")
 
 _KEPT = 4  # loaded models; one takes 90 MB
 _loaded: OrderedDict[tuple[str, ...], tuple[Backend, WeightsInfo]] = OrderedDict()
@@ -93,15 +97,55 @@ class Predictor:
             tissue, what they predict for it, and how depth goes with that; and ``features``, shape (B, 1280), if asked
             for.
         """
+        return self._begin(pixels, tta, features)()
+
+    def stream(
+        self,
+        batches: Iterable[tuple[Key, np.ndarray | list[np.ndarray]]],
+        *,
+        tta: int = 1,
+        features: bool = False,
+        count: int | None = None,
+    ) -> Iterator[tuple[Key, dict[str, np.ndarray]]]:
+        """What `run` gives of many batches, in their order; a GPU computes one while the next is prepared.
+
+        Args:
+            batches: Batches as `run` takes them, each with what it is to be known by.
+            tta: As of `run`.
+            features: As of `run`.
+            count: How many patches are to come, if that is known: for many of them the model is compiled.
+        """
+        waiting: deque[tuple[Key, Callable[[], dict[str, np.ndarray]]]] = deque()
+        for key, pixels in batches:
+            if count is not None:
+                self.backend.expect(count * tta, len(pixels))
+                count = None
+            waiting.append((key, self._begin(pixels, tta, features)))
+            while len(waiting) > self.backend.in_flight:
+                done, said = waiting.popleft()
+                yield done, said()
+        for key, said in waiting:
+            yield key, said()
+
+    def _begin(self, pixels: Any, tta: int, features: bool) -> Callable[[], dict[str, np.ndarray]]:
+        """Begin what `run` does; what is returned waits for its end, and gives it."""
         x: Any = self.backend.prepare(pixels)
-        first, pooled = self.backend.forward(x)
+        views = [self.backend.start(x, index) for index in range(tta)]
+        described = self._tissue is not None and self._tissue.picture is not None
+        picture = self.backend.fetch(picture_means(x)) if described else None
+        return lambda: self._said([view() for view in views], picture and picture(), features)
+
+    def _said(
+        self, views: list[tuple[np.ndarray, np.ndarray]], picture: np.ndarray | None, features: bool
+    ) -> dict[str, np.ndarray]:
+        """What `run` gives, of values and features of each view, and `picture_means`."""
+        first, pooled = views[0]
         out, averaged = {"values": self._possible(first)}, pooled
-        if tta > 1:
-            views = [(first, pooled), *(self.backend.forward(x, index) for index in range(1, tta))]
+        if len(views) > 1:
             seen, averaged = np.stack([view for view, _ in views]), np.mean([view for _, view in views], axis=0)
             out = {"values": self._possible(seen.mean(axis=0)), "tta_std": seen.std(axis=0, ddof=1)}
         if self._tissue is not None:
-            out["ood"] = self._tissue.distance(pooled, None if self._tissue.picture is None else picture_features(x))
+            out["ood"] = self._tissue.distance(pooled, None if picture is None else picture_numbers(picture))
         typical = self.info.predicted_in_training
         if typical is not None:
             out["modules"] = typical.modules(out["values"])
@@ -131,7 +175,9 @@ class Predictor:
 
     def metadata(self, tta: int = 1) -> dict[str, Any]:
         """What `Result.uns` states of any prediction."""
-        return {"weights": self.info, "tta": tta, "backend": self.backend.name, "precision": self.backend.precision}
+        backend = self.backend
+        how = {"backend": backend.name, "precision": backend.precision, "compiled": backend.compiled}
+        return {"weights": self.info, "tta": tta, **how}
 
     @property
     def model(self) -> TCGN:
@@ -203,6 +249,7 @@ def load(
     path: str | Path | None = None,
     device: str = "auto",
     precision: str = "auto",
+    compile: str = "auto",
     backend: str | None = None,
     cache_dir: str | Path | None = None,
 ) -> Predictor:
@@ -213,17 +260,22 @@ def load(
             given. It is never looked for among files.
         path: A model directory, a file of parameters, or an .onnx file that `tcgn_hub.export` wrote.
         device: Where to compute: 'auto' takes CUDA where there is one, and the CPU elsewhere.
-        precision: 'float32', or 'bfloat16' or 'float16', in which convolutions and products of matrices are computed;
-            'auto' is float32.
+        precision: 'float32', or 'bfloat16' or 'float16', in which convolutions and products of matrices are computed,
+            and graphs in float32 all the same; 'auto' is bfloat16 where the device multiplies in it, and float32
+            elsewhere.
+        compile: Whether to compile the model, which takes minutes, and is kept for later processes: 'on', 'off', or
+            'auto' for once so many patches are asked for that it pays; on a GPU, where that was not measured, 'auto' is
+            'off'.
         backend: 'torch', or, for weights that were exported, 'onnx' or 'openvino'; if None, what the name of the path
             says.
         cache_dir: Where to keep downloads.
 
     Raises:
         WeightsError: The weights cannot be found, had, read or verified, were not exported, or ONNX Runtime is to
-            compute in another precision than float32, or OpenVINO in float16.
+            compute in another precision than float32, OpenVINO in float16, or either to compile.
         CheckpointError: The parameters do not fit the architecture.
-        DeviceError: The device is not there, or is not the CPU where an exported file computes.
+        DeviceError: The device is not there, is not the CPU where an exported file computes, or the model is to be
+            compiled and cannot be.
         ExtraError: ONNX Runtime or OpenVINO is not installed.
     """
     if tag is not None and path is not None:
@@ -232,25 +284,22 @@ def load(
         raise ValueError(f"backend is {backend!r}, but has to be one of {', '.join(BACKENDS)}")
     if precision not in PRECISIONS:
         raise ValueError(f"precision is {precision!r}, but has to be one of {', '.join(PRECISIONS)}")
+    if compile not in COMPILE:
+        raise ValueError(f"compile is {compile!r}, but has to be one of {', '.join(COMPILE)}")
     if _uses_onnx(path, backend):
-        return _load_exported(tag, path, device, precision, cache_dir, backend or "onnx")
-    return _load_torch(tag, path, device, _torch_precision(precision), cache_dir)
+        return _load_exported(tag, path, device, precision, compile, cache_dir, backend or "onnx")
+    return _load_torch(tag, path, device, precision, compile, cache_dir)
 
 
 def _uses_onnx(path: str | Path | None, backend: str | None) -> bool:
     return backend in ("onnx", "openvino") or (backend is None and path is not None and Path(path).suffix == ".onnx")
 
 
-def _torch_precision(precision: str) -> str:
-    return "float32" if precision == "auto" else precision
-
-
 def _load_torch(
-    tag: str | None, path: str | Path | None, device: str, precision: str, cache_dir: str | Path | None
+    tag: str | None, path: str | Path | None, device: str, precision: str, compile: str, cache_dir: str | Path | None
 ) -> Predictor:
-    from tcgn_hub.devices import pick_device
-
     device = pick_device(device)
+    precision = pick_precision(precision, device)
     found = resolve(tag if path is None else Path(path), cache_dir=cache_dir)
 
     def read() -> tuple[Backend, WeightsInfo]:
@@ -258,13 +307,19 @@ def _load_torch(
         from tcgn_hub.prediction.backends.torch import TorchBackend
 
         model, info = load_model(found, device=device, cache_dir=cache_dir)
-        return TorchBackend(model.fuse(), precision), info
+        return TorchBackend(model.fuse(), precision, compile=compile, sha256=found.sha256), info
 
-    return Predictor(*_once((str(found.path), found.sha256, device, precision, "torch"), read))
+    return Predictor(*_once((str(found.path), found.sha256, device, precision, compile, "torch"), read))
 
 
 def _load_exported(
-    tag: str | None, path: str | Path | None, device: str, precision: str, cache_dir: str | Path | None, backend: str
+    tag: str | None,
+    path: str | Path | None,
+    device: str,
+    precision: str,
+    compile: str,
+    cache_dir: str | Path | None,
+    backend: str,
 ) -> Predictor:
     from tcgn_hub.prediction.backends.onnx import OnnxBackend, exported_path
     from tcgn_hub.prediction.backends.openvino import PRECISIONS, OpenvinoBackend
@@ -275,6 +330,8 @@ def _load_exported(
         )
     if backend == "openvino" and precision not in ("auto", *PRECISIONS):
         raise WeightsError(f"OpenVINO computes in {' or '.join(PRECISIONS)}, not in {precision}.")
+    if compile == "on":
+        raise WeightsError(f"The backend {backend} compiles no model; leave {option('compile', 'on')} out.")
     if device not in ("auto", "cpu"):
         raise DeviceError(f"The backend {backend} computes on the CPU, not on {device!r}; leave the device out.")
     if path is not None and Path(path).suffix == ".onnx":
@@ -316,6 +373,7 @@ def predict(
     weights: str | Path | None = None,
     device: str = "auto",
     precision: str = "auto",
+    compile: str = "auto",
     backend: str | None = None,
     **options: Any,
 ) -> Result:
@@ -327,6 +385,7 @@ def predict(
             looked for among files.
         device: As of `load`.
         precision: Likewise.
+        compile: Likewise.
         backend: Likewise.
         **options: Those of `Predictor.patches`.
 
@@ -335,7 +394,8 @@ def predict(
     """
     _known(Predictor.patches, options)
     check_patches(images, info=check_weights(weights, backend=backend, **options), **options)
-    return load_weights(weights, device=device, precision=precision, backend=backend).patches(images, **options)
+    loaded = load_weights(weights, device=device, precision=precision, compile=compile, backend=backend)
+    return loaded.patches(images, **options)
 
 
 def predict_slide(
@@ -344,20 +404,22 @@ def predict_slide(
     weights: str | Path | None = None,
     device: str = "auto",
     precision: str = "auto",
+    compile: str = "auto",
     backend: str | None = None,
     **options: Any,
 ) -> Result:
     """Predict gene expression over the tissue of a slide: `load`, then `Predictor.slide`.
 
-    ``weights`` are those of `predict`; ``device``, ``precision`` and ``backend`` those of `load`; the other options and
-    the errors those of `Predictor.slide`.
+    ``weights`` are those of `predict`; ``device``, ``precision``, ``compile`` and ``backend`` those of `load`; the
+    other options and the errors those of `Predictor.slide`.
     """
     _known(Predictor.slide, options)
     check_slide(path, **options)
     check_weights(weights, backend=backend, **options)
     if options.get("resume") is not None:
-        check_resume(path, weights=weights, precision=precision, backend=backend, **options)
-    return load_weights(weights, device=device, precision=precision, backend=backend).slide(path, **options)
+        check_resume(path, weights=weights, device=device, precision=precision, backend=backend, **options)
+    loaded = load_weights(weights, device=device, precision=precision, compile=compile, backend=backend)
+    return loaded.slide(path, **options)
 
 
 def check_weights(
@@ -385,6 +447,7 @@ def check_resume(
     *,
     resume: str | Path,
     weights: str | Path | None = None,
+    device: str = "auto",
     precision: str = "auto",
     backend: str | None = None,
     **options: Any,
@@ -393,7 +456,8 @@ def check_resume(
     where = locate(weights)
     loaded = {"backend": backend or "onnx"}
     if not _uses_onnx(where.get("path"), backend):
-        loaded = {"backend": "torch", "precision": _torch_precision(precision), "weights": resolve(weights).sha256}
+        computed = pick_precision(precision, device)
+        loaded = {"backend": "torch", "precision": computed, "weights": resolve(weights).sha256}
     check_folder(resume, path, options, **loaded)
 
 
@@ -402,16 +466,20 @@ def explain(
     *,
     weights: str | Path | None = None,
     device: str = "auto",
+    precision: str = "auto",
+    compile: str = "auto",
     **options: Any,
 ) -> Explanation:
     """Explain the prediction for the centre of a patch: `load`, then `Predictor.explain`.
 
-    ``weights`` are those of `predict`, the other options those of `Predictor.explain`, and so are the errors.
+    ``weights`` are those of `predict`; ``device``, ``precision`` and ``compile`` those of `load`; the other options and
+    the errors those of `Predictor.explain`.
     """
     _known(Predictor.explain, options)
     check_explain(**options)
     check_weights(weights, **options)
-    return load_weights(weights, device=device).explain(image, **options)
+    loaded = load_weights(weights, device=device, precision=precision, compile=compile)
+    return loaded.explain(image, **options)
 
 
 def export(weights: str | Path | None = None, path: str | Path | None = None, **options: Any) -> Exported:

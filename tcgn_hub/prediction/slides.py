@@ -354,6 +354,7 @@ class _Table:
         wanted = {"values": self.columns, "tta_std": self.columns}
         waiting = sorted({int(index) // _CHUNK * _CHUNK for index in todo})
         seen, before = 0, len(reader) - len(todo)
+        predictor.backend.expect(len(todo) * tta, batch_size)
         with Progress(len(reader), "tile", name=shown or "", done=before, shown=shown is not None) as bar:
             for indices, pixels, errors in loader:
                 self.failed.update(errors)

@@ -8,7 +8,7 @@ import logging
 import re
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -141,15 +141,15 @@ class KnownFeatures(TorchBackend):
         self._prepared = x, keys_of(pixels.transpose(0, 3, 1, 2)) if known else []
         return x
 
-    def forward(self, x: torch.Tensor, index: int = 0) -> tuple[np.ndarray, np.ndarray]:
-        """Values and features."""
+    def start(self, x: torch.Tensor, index: int = 0) -> Callable[[], tuple[np.ndarray, np.ndarray]]:
+        """Begin `forward`."""
         last, keys = self._prepared
         if last is not x or index or not keys or not all(key in self._features for key in keys):
-            return super().forward(x, index)
+            return super().start(x, index)
         pooled = np.stack([self._features[key] for key in keys])
         with torch.inference_mode():
             values = PooledHead(self.model)(torch.from_numpy(pooled).to(self.device))
-        return values.float().cpu().numpy(), pooled
+        return lambda: (values.float().cpu().numpy(), pooled)
 
 
 def keys_of(patches: np.ndarray) -> list[bytes]:

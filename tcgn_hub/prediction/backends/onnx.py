@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,9 @@ class OnnxBackend:
     """
 
     name, _runtime = "onnx", "ONNX Runtime"
+    batch_size = 32
+    compiled = False
+    in_flight = 0
 
     def __init__(self, path: Path) -> None:
         try:
@@ -73,6 +77,18 @@ class OnnxBackend:
         """Values and features of a batch that the file takes."""
         values, features = self._session.run(["values", "features"], {"pixels": x})
         return values, features
+
+    def start(self, x: np.ndarray, index: int = 0) -> Callable[[], tuple[np.ndarray, np.ndarray]]:
+        """`forward`, which is over when it returns."""
+        said = self.forward(x, index)
+        return lambda: said
+
+    def fetch(self, array: np.ndarray) -> Callable[[], np.ndarray]:
+        """The array itself."""
+        return lambda: array
+
+    def expect(self, count: int, batch_size: int) -> None:
+        """Nothing: ONNX Runtime is ready."""
 
     def to(self, device: object) -> OnnxBackend:
         """Itself: there is no device but the CPU."""
