@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import importlib.util
 import sys
@@ -50,7 +51,7 @@ class _RegisterAfterTimm(MetaPathFinder):
         load = spec.loader.exec_module
 
         def load_and_register(module: ModuleType) -> None:
-            with _compiler_on_demand():
+            with _quickly():
                 load(module)
                 if self in sys.meta_path:
                     sys.meta_path.remove(self)
@@ -79,16 +80,17 @@ class _Utils(ModuleType):
 
 
 @contextmanager
-def _compiler_on_demand() -> Iterator[None]:
+def _quickly() -> Iterator[None]:
     """While timm is imported for a command, PyTorch's compiler is left for when it is called.
 
     timm and torchvision import it for the sake of decorators of networks that are not ours, and sympy and triton with
-    it: two thirds of the import of timm. PyTorch has a decorator for itself that does without. Processes that are not
-    our own import timm as it is.
+    it: two thirds of the import of timm. PyTorch has a decorator for itself that does without. When the command ends,
+    Python does not search all that was imported for garbage. Processes that are not our own import timm as it is.
     """
     if not on_command_line.get() or "torch._dynamo" in sys.modules:
         yield
         return
+    atexit.register(gc.freeze)
     import torch.compiler
 
     try:

@@ -152,9 +152,10 @@ def test_a_command_reads_weights_once_and_imports_no_compiler():
 def test_the_compiler_is_there_when_it_is_asked_for():
     """What `tcgn_hub._timm_hook` leaves out on the command line."""
     told = _python(
-        "import sys, torch\n"
+        "import atexit, sys, torch\n"
         "from tcgn_hub.text import on_command_line\n"
         "import tcgn_hub\n"
+        "atexit.register(lambda: print(gc.get_freeze_count() > 0))\n"
         "disable, _ = torch.compiler.disable, on_command_line.set(True)\n"
         "import timm, gc\n"
         "from torchvision.ops import roi_align\n"
@@ -166,4 +167,4 @@ def test_the_compiler_is_there_when_it_is_asked_for():
         "doubled = torch.compile(lambda x: 2 * x, backend='eager')(torch.ones(2))\n"
         "print(left_out, pooled.sum().item(), doubled.sum().item(), torch._dynamo.utils.__file__ is not None)"
     )
-    assert told == "True 4.0 4.0 True"
+    assert told == "True 4.0 4.0 True\nTrue"
