@@ -1,6 +1,7 @@
 """The package as it is installed: import orders, and a wheel in a fresh environment."""
 
 import ast
+import json
 import os
 import re
 import shutil
@@ -125,3 +126,45 @@ def test_the_wheel_in_a_fresh_environment(tmp_path):
     assert "values in log10" in done.stdout
     listed = subprocess.run([str(bin_folder / "tcgn"), "weights", "list"], capture_output=True, text=True, env=clean)
     assert "in this package" in listed.stdout
+
+
+def test_a_command_reads_weights_once_and_imports_no_compiler():
+    """Where the time to the first prediction went; `benchmarks/start.py` measures it."""
+    patch = next((ROOT / "tests" / "fixtures" / "patches").glob("*.png"))
+    told = _python(
+        "import io, json, sys, torch, safetensors.torch\n"
+        "from contextlib import redirect_stdout\n"
+        "opened, read, seed = [], [], torch.get_rng_state()\n"
+        "load_file = safetensors.torch.load_file\n"
+        "safetensors.torch.load_file = lambda *a, **k: (read.append(a), load_file(*a, **k))[1]\n"
+        "sys.addaudithook(lambda event, a: event == 'open' and opened.append(str(a[0])))\n"
+        "from tcgn_hub.cli.predict import main\n"
+        "with redirect_stdout(io.StringIO()):\n"
+        f"    code = main([{str(patch)!r}])\n"
+        "hashed = sum(name.endswith('model.safetensors') for name in opened)\n"
+        "compiler = sorted({'torch._dynamo', 'torch._inductor', 'sympy', 'triton'} & set(sys.modules))\n"
+        "print(json.dumps([code, hashed, len(read), compiler, torch.equal(seed, torch.get_rng_state())]))"
+    )
+    # the exit code, how often the file was hashed and read, what was imported, and that nothing random was drawn
+    assert json.loads(told) == [0, 1, 1, [], True]
+
+
+def test_the_compiler_is_there_when_it_is_asked_for():
+    """What `tcgn_hub._timm_hook` leaves out on the command line."""
+    told = _python(
+        "import atexit, sys, torch\n"
+        "from tcgn_hub.text import on_command_line\n"
+        "import tcgn_hub\n"
+        "atexit.register(lambda: print(gc.get_freeze_count() > 0))\n"
+        "disable, _ = torch.compiler.disable, on_command_line.set(True)\n"
+        "import timm, gc\n"
+        "from torchvision.ops import roi_align\n"
+        "left_out = 'torch._dynamo' not in sys.modules and gc.isenabled() and torch.compiler.disable is disable\n"
+        "model = timm.create_model('naflexvit_base_patch16_gap', depth=1, embed_dim=32, num_heads=2).eval()\n"
+        "model.forward(torch.zeros(1, 3, 64, 64))\n"
+        "pooled = roi_align(torch.ones(1, 1, 8, 8), [torch.tensor([[0.0, 0.0, 4.0, 4.0]])], 2)\n"
+        "import torch._dynamo.utils\n"
+        "doubled = torch.compile(lambda x: 2 * x, backend='eager')(torch.ones(2))\n"
+        "print(left_out, pooled.sum().item(), doubled.sum().item(), torch._dynamo.utils.__file__ is not None)"
+    )
+    assert told == "True 4.0 4.0 True\nTrue"

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from tcgn_hub.errors import CheckpointError, TcgnError, WeightsError
 from tcgn_hub.models.tcgn import TCGN
@@ -39,6 +41,23 @@ def create_model(
     return timm.create_model(model_name, pretrained=pretrained, cache_dir=cache_dir, **kwargs)
 
 
+class _NoInitialValues(TorchFunctionMode):
+    """While this lasts parameters of new modules keep what is in memory, in this thread: all are read from a file."""
+
+    _skipped = frozenset(
+        {
+            *(nn.init.kaiming_uniform_, nn.init.uniform_, nn.init.normal_, torch.Tensor.normal_),
+            # those that timm's trunc_normal_ calls
+            *(torch.Tensor.uniform_, torch.Tensor.erfinv_, torch.Tensor.mul_, torch.Tensor.add_, torch.Tensor.clamp_),
+        }
+    )
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in self._skipped:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
 def load_model(
     weights: str | Path | Resolved | None = None,
     *,
@@ -56,7 +75,8 @@ def load_model(
     if info is not None and (info.scope == "trunk" or (info.scope == "backbone" and not backbone)):
         raise WeightsError(f"{found.name} predicts no genes; it is a start for fine-tuning.")
     if found.entry is not None and info is not None:
-        model: Any = timm.create_model(found.name, pretrained=True, cache_dir=cache_dir)
+        with _NoInitialValues():
+            model: Any = timm.create_model(found.name, pretrained=True, cache_dir=cache_dir)
     elif info is not None:
         names = {"label_names": info.genes}
         model = _read(info.architecture, found.path, num_classes=len(info.genes), pretrained_cfg_overlay=names)
@@ -97,7 +117,8 @@ def _read(architecture: str, file: Path, **kwargs: Any) -> TCGN:
         )
     overlay = {**kwargs.pop("pretrained_cfg_overlay"), "state_dict": state_dict, "num_classes": kwargs["num_classes"]}
     try:
-        model: Any = timm.create_model(architecture, pretrained=True, pretrained_cfg_overlay=overlay, **kwargs)
+        with _NoInitialValues():
+            model: Any = timm.create_model(architecture, pretrained=True, pretrained_cfg_overlay=overlay, **kwargs)
     except CheckpointError as err:
         raise CheckpointError(f"{file}: {err}") from err
     # timm keeps the overlay, and with it a second copy of all parameters

@@ -58,7 +58,7 @@ def make_optimizer(model: Any, recipe: Steps) -> torch.optim.Optimizer:
         )
     else:
         groups = param_groups_weight_decay(model, recipe.weight_decay, no_weight_decay_list=undecayed)
-    return torch.optim.AdamW(groups, lr=recipe.lr)
+    return torch.optim.AdamW(groups, lr=recipe.lr, fused=True)
 
 
 def make_schedule(optimizer: torch.optim.Optimizer, recipe: Steps, steps: int) -> CosineLRScheduler:
