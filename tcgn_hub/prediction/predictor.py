@@ -227,6 +227,7 @@ class Predictor:
             if 0 not in pixels.shape and not (pixels.min() >= 0 and pixels.max() <= 1):
                 raise ImageError("Tiles of floating point should be from 0 to 1, before any normalisation.")
             pixels = pixels * 255
+        self.backend.expect(len(pixels), len(pixels))
         values = self._possible(self.backend.forward(self.backend.prepare(pixels))[0])
         return {gene: values[:, i] for i, gene in enumerate(self.info.genes)}
 
