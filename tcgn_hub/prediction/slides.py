@@ -5,8 +5,11 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import math
 import multiprocessing
+import os
 import re
+from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +30,7 @@ from tcgn_hub.panels import load_panel
 from tcgn_hub.prediction.patches import check_options, no_scale
 from tcgn_hub.progress import Progress
 from tcgn_hub.result import Result, SlideContext, gene_table
+from tcgn_hub.rows import Table, forget
 from tcgn_hub.text import option
 
 if TYPE_CHECKING:
@@ -35,6 +39,8 @@ if TYPE_CHECKING:
     from tcgn_hub.prediction.predictor import Predictor
 
 _CHUNK = 256  # tiles; what an interruption may cost
+_MOST_WORKERS = 16
+_READ_AHEAD = 1 << 30  # bytes of tiles that workers may have read before they are predicted
 _FORMAT = "tcgn_hub slide 3"
 _FOLLOWED = (
     *("genes", "significant_only", "mpp", "magnification", "patch_um", "stride_um", "spots", "min_tissue"),
@@ -62,8 +68,8 @@ def predict_tiles(
     features: bool = False,
     significant_only: bool = False,
     tta: int = 1,
-    batch_size: int = 32,
-    workers: int = 1,
+    batch_size: int | None = None,
+    workers: int | None = None,
     max_pixels: int = MAX_PIXELS,
     resume: str | Path | None = None,
     progress: bool = False,
@@ -71,7 +77,10 @@ def predict_tiles(
     """Predict gene expression over the tissue of a slide.
 
     Tiles are read by worker processes ahead of the model, and what is read does not stay in memory, unless the slide is
-    a plain picture, which has to be decoded as a whole.
+    a plain picture, which has to be decoded as a whole. What is predicted is kept on disk where it takes more than
+    64 MB, so that memory does not grow with the tiles: in a file without a name beside the folder ``resume``, or in the
+    folder of temporary files, that is gone when the result is, or the process. The arrays of the result are those of
+    that file, and behave as any do.
 
     Args:
         predictor: The weights.
@@ -95,9 +104,10 @@ def predict_tiles(
         features: Keep the 1280 features of each tile.
         significant_only: Leave out genes that could not be predicted better than chance on held-out tissue.
         tta: Over how many rotations and reflections of a tile to average, 1 to 8; more than one give ``tta_std``.
-        batch_size: Tiles per forward pass.
+        batch_size: Tiles per forward pass; if None, as many as suit the device.
         workers: Processes that read tiles, started as the platform does by default; 0 reads them in this one, as a
-            daemonic process, which may start none, does in any case.
+            daemonic process, which may start none, does in any case. If None, none for a plain picture, which is in
+            memory; otherwise one for eight cores, or for each core but one where a GPU computes, up to 16.
         max_pixels: The most pixels of a plain picture.
         resume: Folder to keep what is done in, also after the end: a run of the same slide, weights and options
             continues from it, and tries again what could not be read. A folder that anything else has written to is
@@ -116,7 +126,7 @@ def predict_tiles(
     """
     path, info = Path(path), predictor.info
     options: dict[str, Any] = {name: asked for name, asked in locals().items() if name in _FOLLOWED}
-    given = _check_tiling(path, batch_size=batch_size, workers=workers, **options)
+    given = _check_tiling(path, workers=workers, **options, **({} if batch_size is None else {"batch_size": batch_size}))
     store = None
     if resume is not None:
         backend = predictor.backend
@@ -138,6 +148,10 @@ def predict_tiles(
         if store is not None:
             store.claim([info.genes[i] for i in columns], tiles.xy, reader)
         table = _Table(len(tiles), columns, store)
+        if batch_size is None:
+            batch_size = predictor.backend.batch_size
+        if workers is None:
+            workers = _workers(predictor, opened)
         table.fill(predictor, reader, tta, features, batch_size, workers, path.name if progress else None)
     failed = {tiles.names[i]: why for i, why in sorted(table.failed.items())}
     if len(failed) == len(tiles):
@@ -145,7 +159,8 @@ def predict_tiles(
     said = differs, odd, opened.chosen, _frame(opened.origin)
     notes = info.renamed(asked) | {note: [str(path)] for note in said if note}
     good = np.flatnonzero(table.done)
-    arrays, tiles = table.compressed(good), tiles.at(good)
+    arrays = table.compressed(good)
+    tiles = tiles if len(good) == len(tiles) else tiles.at(good)
     return Result(
         X=arrays["values"],
         obs={
@@ -204,12 +219,12 @@ def _check_tiling(
     spots: str | Path | None = None,
     library: str | None = None,
     min_tissue: float = 0.5,
-    workers: int = 1,
+    workers: int | None = None,
     **options: Any,
 ) -> Scale | None:
     """Refuse options that no slide could be tiled by; gives the scale that they state."""
     given = check_options(**options)
-    if workers < 0:
+    if workers is not None and workers < 0:
         raise ValueError(f"workers is {workers}, but must be at least 0")
     if not 0 <= min_tissue <= 1:
         raise ValueError(f"min_tissue is {min_tissue}, but must be from 0 to 1")
@@ -301,27 +316,44 @@ def _no_tissue(path: Path) -> NoTissueError:
     )
 
 
+def _workers(predictor: Predictor, slide: Slide) -> int:
+    """Processes to read tiles by: as many as keep the model busy, as one decodes hundreds of tiles a second."""
+    if not slide.reopens:
+        return 0
+    cores = (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()) or 1
+    on_gpu = getattr(getattr(predictor.backend, "device", None), "type", "cpu") != "cpu"
+    return min(max(1, cores - 1 if on_gpu else cores // 8), _MOST_WORKERS)
+
+
 def _collate(items: list[tuple[int, np.ndarray | None, str]]) -> tuple[list[int], torch.Tensor | None, dict[int, str]]:
     """Indices and pixels (B, side, side, 3) of what could be read, and what could not and why."""
     import torch
+    from torch.utils.data import get_worker_info
 
     good = [(index, pixels) for index, pixels, _ in items if pixels is not None]
-    stack = torch.from_numpy(np.stack([pixels for _, pixels in good])) if good else None
+    stack = None
+    if good:
+        shape = (len(good), *good[0][1].shape)
+        # a worker puts them at once where the other process finds them
+        shared = None if get_worker_info() is None else torch.UntypedStorage._new_shared(math.prod(shape))
+        stack = torch.empty(0, dtype=torch.uint8) if shared is None else torch.tensor([], dtype=torch.uint8).set_(shared)
+        stack = stack.resize_(shape)
+        np.stack([pixels for _, pixels in good], out=stack.numpy())
     return [index for index, _ in good], stack, {index: why for index, pixels, why in items if pixels is None}
 
 
 class _Table:
-    """What the weights say of each tile, held once: a row a tile, NaN until it is predicted.
+    """What the weights say of each tile, held once: a row a tile, 0 until it is predicted.
 
     Attributes:
-        arrays: ``values`` and what else `Predictor.run` gives, of the wanted columns.
+        tables: ``values`` and what else `Predictor.run` gives, of the wanted columns.
         done: Which tiles are predicted, bool, shape (n,).
         failed: Of those that could not be read, why.
     """
 
     def __init__(self, count: int, columns: list[int], store: _Store | None) -> None:
         self.columns, self.store = columns, store
-        self.arrays: dict[str, np.ndarray] = {}
+        self.tables: dict[str, Table] = {}
         self.done = np.zeros(count, bool)
         self.failed: dict[int, str] = {}
         for start, arrays in store.chunks() if store else ():
@@ -344,49 +376,52 @@ class _Table:
         todo = np.flatnonzero(~self.done)
         if multiprocessing.current_process().daemon:
             workers = 0
+        batch_bytes = 3 * reader.side**2 * batch_size
         loader: DataLoader[Any] = DataLoader(
-            Subset(reader, todo.tolist()),  # type: ignore[arg-type]
+            Subset(reader, todo),  # type: ignore[arg-type]
             batch_size=batch_size,
             num_workers=workers,
             collate_fn=_collate,
-            prefetch_factor=4 if workers else None,
+            prefetch_factor=min(4, max(2, _READ_AHEAD // (workers * batch_bytes))) if workers else None,
         )
         wanted = {"values": self.columns, "tta_std": self.columns}
-        waiting = sorted({int(index) // _CHUNK * _CHUNK for index in todo})
+        waiting = deque(np.unique(todo // _CHUNK * _CHUNK).tolist())
         seen, before = 0, len(reader) - len(todo)
         with Progress(len(reader), "tile", name=shown or "", done=before, shown=shown is not None) as bar:
             for indices, pixels, errors in loader:
                 self.failed.update(errors)
                 if pixels is not None:
                     said = predictor.run(pixels.numpy(), tta=tta, features=features)
-                    self._put(indices, {key: a[:, wanted[key]] if key in wanted else a for key, a in said.items()})
+                    part = {key: a[:, wanted[key]] if key in wanted else a for key, a in said.items()}
+                    self._put(np.array(indices), part)
                 seen += len(indices) + len(errors)
                 bar.update(len(indices) + len(errors))
                 reached = todo[seen] if seen < len(todo) else len(reader)
                 # tiles come in order, so that a chunk is whole once a later tile is next
                 while waiting and min(waiting[0] + _CHUNK, len(reader)) <= reached:
-                    self._keep(waiting.pop(0))
+                    self._keep(waiting.popleft())
 
     def compressed(self, good: np.ndarray) -> dict[str, np.ndarray]:
         """The rows of an ascending index, moved to the front of the same memory."""
-        if len(good) < len(self.done):
-            for array in self.arrays.values():
-                for start in range(0, len(good), _CHUNK):
-                    rows = good[start : start + _CHUNK]
-                    array[start : start + len(rows)] = array[rows]
-        return {key: array[: len(good)] for key, array in self.arrays.items()}
+        return {key: table.keep(good) for key, table in self.tables.items()}
 
-    def _put(self, rows: Any, part: dict[str, np.ndarray]) -> None:
-        for key, array in part.items():
-            if key not in self.arrays:
-                self.arrays[key] = np.full((len(self.done), *array.shape[1:]), np.nan, np.float32)
-            self.arrays[key][rows] = array
+    def _put(self, rows: np.ndarray, part: dict[str, np.ndarray]) -> None:
+        beside = self.store.folder.parent if self.store else None
+        try:
+            for key, array in part.items():
+                if key not in self.tables:
+                    self.tables[key] = Table((len(self.done), *array.shape[1:]), beside=beside)
+                self.tables[key].put(rows, array)
+        except OutputError as err:
+            raise self.store.interrupted(err) if self.store else err from err
         self.done[rows] = True
 
     def _keep(self, start: int) -> None:
         if self.store is not None and self.done[start : start + _CHUNK].any():
             part = slice(start, start + _CHUNK)
-            self.store.put(start, {"done": self.done[part], **{key: a[part] for key, a in self.arrays.items()}})
+            arrays = {key: table.array for key, table in self.tables.items()}
+            self.store.put(start, {"done": self.done[part], **{key: array[part] for key, array in arrays.items()}})
+            forget(*arrays.values())
 
 
 class _Store:
@@ -439,8 +474,12 @@ class _Store:
             with writing(path) as part, open(part, "wb") as handle:
                 np.savez(handle, of=np.array(self.of), **arrays)  # type: ignore[arg-type]
         except OutputError as err:
-            reason = str(err).removesuffix(".")
-            raise OutputError(f"{reason}; what was done before is kept, run again to continue.") from err
+            raise self.interrupted(err) from err
+
+    def interrupted(self, err: OutputError) -> OutputError:
+        """What to say of an error that ends the run."""
+        reason = str(err).removesuffix(".")
+        return OutputError(f"{reason}; what was done before is kept, run again to continue.")
 
 
 def _run(path: Path, options: dict[str, Any], **loaded: str) -> dict[str, Any]:

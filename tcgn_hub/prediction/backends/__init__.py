@@ -16,10 +16,12 @@ class Backend(Protocol):
     Attributes:
         name: One of `BACKENDS`.
         precision: What it computes in, one of `PRECISIONS` but 'auto'.
+        batch_size: Patches of a forward pass that suit the device.
     """
 
     name: str
     precision: str
+    batch_size: int
 
     def prepare(self, pixels: Any) -> Any:
         """RGB patches of 0 to 255, array or tensor (B, H, W, 3) or a list of any size, as input (B, 3, 224, 224)."""

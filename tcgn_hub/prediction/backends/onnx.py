@@ -31,6 +31,7 @@ class OnnxBackend:
     """
 
     name = "onnx"
+    batch_size = 32
 
     def __init__(self, path: Path) -> None:
         ort = require("onnxruntime", extra="onnx", to="predict with ONNX Runtime")

@@ -22,6 +22,7 @@ class TorchBackend:
     """
 
     name = "torch"
+    batch_size = 32
 
     def __init__(self, model: TCGN, precision: str = "float32") -> None:
         self.model, self.precision = model.eval(), precision
