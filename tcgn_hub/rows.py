@@ -42,7 +42,7 @@ class Table:
             self.array = np.zeros(shape, np.float32)
             return
         try:
-            self._file = tempfile.TemporaryFile(dir=self._folder)
+            self._file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115 - it lasts as long as the table
             self._file.truncate(size)
             pages = _Pages(self._file.fileno(), size)
         except OSError as err:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-import math
 import multiprocessing
 import os
 import re
@@ -126,7 +125,7 @@ def predict_tiles(
     """
     path, info = Path(path), predictor.info
     options: dict[str, Any] = {name: asked for name, asked in locals().items() if name in _FOLLOWED}
-    given = _check_tiling(path, workers=workers, **options, **({} if batch_size is None else {"batch_size": batch_size}))
+    given = _check_tiling(path, batch_size=batch_size, workers=workers, **options)
     store = None
     if resume is not None:
         backend = predictor.backend
@@ -219,10 +218,13 @@ def _check_tiling(
     spots: str | Path | None = None,
     library: str | None = None,
     min_tissue: float = 0.5,
+    batch_size: int | None = None,
     workers: int | None = None,
     **options: Any,
 ) -> Scale | None:
     """Refuse options that no slide could be tiled by; gives the scale that they state."""
+    if batch_size is not None:
+        options["batch_size"] = batch_size
     given = check_options(**options)
     if workers is not None and workers < 0:
         raise ValueError(f"workers is {workers}, but must be at least 0")
@@ -328,17 +330,9 @@ def _workers(predictor: Predictor, slide: Slide) -> int:
 def _collate(items: list[tuple[int, np.ndarray | None, str]]) -> tuple[list[int], torch.Tensor | None, dict[int, str]]:
     """Indices and pixels (B, side, side, 3) of what could be read, and what could not and why."""
     import torch
-    from torch.utils.data import get_worker_info
 
     good = [(index, pixels) for index, pixels, _ in items if pixels is not None]
-    stack = None
-    if good:
-        shape = (len(good), *good[0][1].shape)
-        # a worker puts them at once where the other process finds them
-        shared = None if get_worker_info() is None else torch.UntypedStorage._new_shared(math.prod(shape))
-        stack = torch.empty(0, dtype=torch.uint8) if shared is None else torch.tensor([], dtype=torch.uint8).set_(shared)
-        stack = stack.resize_(shape)
-        np.stack([pixels for _, pixels in good], out=stack.numpy())
+    stack = torch.from_numpy(np.stack([pixels for _, pixels in good])) if good else None
     return [index for index, _ in good], stack, {index: why for index, pixels, why in items if pixels is None}
 
 

@@ -73,10 +73,10 @@ class _Patient(io.RawIOBase):
         self._end = max(self._end, self._at)
         return size
 
-    def truncate(self, size: int) -> int:
-        self._tried(self._file.truncate, size)
-        self._end = size
-        return size
+    def truncate(self, size: int | None = None) -> int:
+        self._end = self._at if size is None else size
+        self._tried(self._file.truncate, self._end)
+        return self._end
 
     def flush(self) -> None:
         self._tried(self._file.flush)
@@ -90,9 +90,7 @@ class _Patient(io.RawIOBase):
         return None
 
 
-def _write_table(
-    file: Any, place: str, table: Callable[[slice], np.ndarray], result: Result, target: _Patient
-) -> None:
+def _write_table(file: Any, place: str, table: Callable[[slice], np.ndarray], result: Result, target: _Patient) -> None:
     """A table at its place, compressed by all cores: HDF5 itself would take one, and twice to five times as long."""
     kind = table(slice(0))
     row_bytes = kind.dtype.itemsize * int(np.prod(kind.shape[1:]))
