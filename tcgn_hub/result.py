@@ -521,7 +521,10 @@ class Result:
         return adata
 
     def tables(self) -> dict[str, Callable[[slice], np.ndarray]]:
-        """What gives some rows of each table of `to_anndata`, by its place there: ``X``, ``layers/z``, and so on."""
+        """What gives some rows of each table of `to_anndata`, by its place there: ``X``, ``layers/z``, and so on.
+
+        To go through large results without holding what follows from them, such as `z`, for all rows.
+        """
         places: dict[str, Callable[[slice], np.ndarray]] = {"X": self.X.__getitem__}
         layers: dict[str, Callable[[slice], Any]] = {key: table.__getitem__ for key, table in self.layers.items()}
         layers |= {"z": self.z, "given_depth": self.given_depth}
@@ -540,7 +543,14 @@ class Result:
         return None if ends is None else ends[which]
 
     def annotations(self, *, copy: bool = True) -> AnnData:
-        """What `to_anndata` gives, without its `tables`."""
+        """What `to_anndata` gives, without its `tables`.
+
+        Args:
+            copy: Whether the arrays are copies.
+
+        Raises:
+            ExtraError: anndata is not installed.
+        """
         anndata = require("anndata", extra="h5ad", to="make AnnData")
         pandas = require("pandas", extra="h5ad", to="make AnnData")
         array = np.array if copy else np.asarray
