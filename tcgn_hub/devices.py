@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from tcgn_hub.errors import DeviceError
 
 
@@ -16,3 +18,8 @@ def pick_device(device: str = "auto") -> str:
     except (RuntimeError, AssertionError) as err:
         raise DeviceError(f"Device {device!r} cannot be used here ({str(err).splitlines()[0]}).") from err
     return device
+
+
+def usable_cores() -> int:
+    """Cores that this process may use."""
+    return (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()) or 1

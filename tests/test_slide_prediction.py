@@ -466,7 +466,7 @@ def test_batches_and_workers_are_chosen(predictor, predicted, tmp_path, monkeypa
         Image.fromarray(opened.read(0, 0, 1200, 900)).save(tmp_path / "picture.png")
         on_cpus, on_gpus = {1: 1, 2: 1, 32: 4}, {2: 1, 8: 7, 96: 16}
         for gpu, cores, want in [(gpu, *pair) for gpu, of in enumerate((on_cpus, on_gpus)) for pair in of.items()]:
-            monkeypatch.setattr(os, "sched_getaffinity", lambda _, n=cores: set(range(n)), raising=False)
+            monkeypatch.setattr(slides, "usable_cores", lambda n=cores: n)
             backend = type("Backend", (), {"device": torch.device("cuda" if gpu else "cpu")})()
             assert slides._workers(type("Predictor", (), {"backend": backend})(), opened) == want
     # what is in memory is read by no process

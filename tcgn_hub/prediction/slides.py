@@ -6,7 +6,6 @@ import hashlib
 import inspect
 import json
 import multiprocessing
-import os
 import re
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -18,6 +17,7 @@ import numpy as np
 
 from tcgn_hub.data.scales import check_spots
 from tcgn_hub.data.spots import check_spots_file, read_spots
+from tcgn_hub.devices import usable_cores
 from tcgn_hub.errors import ImageError, NoTissueError, OutputError, SectionError
 from tcgn_hub.files import make_folder, read_json, write_text, writing
 from tcgn_hub.images.readers import open_slide
@@ -322,7 +322,7 @@ def _workers(predictor: Predictor, slide: Slide) -> int:
     """Processes to read tiles by: as many as keep the model busy, as one decodes hundreds of tiles a second."""
     if not slide.reopens:
         return 0
-    cores = (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()) or 1
+    cores = usable_cores()
     on_gpu = getattr(getattr(predictor.backend, "device", None), "type", "cpu") != "cpu"
     return min(max(1, cores - 1 if on_gpu else cores // 8), _MOST_WORKERS)
 

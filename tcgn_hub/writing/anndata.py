@@ -13,6 +13,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from tcgn_hub.devices import usable_cores
 from tcgn_hub.extras import require
 from tcgn_hub.files import writing
 from tcgn_hub.result import Result, writer
@@ -91,7 +92,7 @@ class _Patient(io.RawIOBase):
 
 
 def _write_table(file: Any, place: str, table: Callable[[slice], np.ndarray], result: Result, target: _Patient) -> None:
-    """A table at its place, compressed by all cores: HDF5 itself would take one, and twice to five times as long."""
+    """A table at its place, compressed by several cores, where HDF5 would take one."""
     kind = table(slice(0))
     row_bytes = kind.dtype.itemsize * int(np.prod(kind.shape[1:]))
     rows = max(1, min(len(result), _CHUNK_BYTES // max(row_bytes, 1)))
@@ -110,7 +111,7 @@ def _write_table(file: Any, place: str, table: Callable[[slice], np.ndarray], re
 
 def _in_turn(table: Callable[[slice], np.ndarray], result: Result, rows: int) -> Iterator[tuple[int, bytes]]:
     """The chunks of a table in their order, by their first row, some of which are made ahead."""
-    threads = min(_MOST_THREADS, os.cpu_count() or 1)
+    threads = min(_MOST_THREADS, usable_cores())
     waiting: deque[tuple[int, Future[bytes]]] = deque()
     with ThreadPoolExecutor(threads) as pool:
         for part in rows_of(result, rows):
