@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 import tracemalloc
+from functools import partial
 from pathlib import Path
 
 import anndata
@@ -460,7 +461,8 @@ def test_batches_and_workers_are_chosen(predictor, predicted, tmp_path, monkeypa
         return real(self, predictor, reader, tta, features, batch_size, 0, shown)
 
     monkeypatch.setattr(slides._Table, "fill", fill)
-    predictor.slide(SVS, stride_um=400)
+    monkeypatch.setattr(slides, "usable_cores", lambda: 96)
+    predictor.slide(SVS, stride_um=200)
     assert set(predicted[:-1]) == {5}
     with open_slide(SVS) as opened:
         Image.fromarray(opened.read(0, 0, 1200, 900)).save(tmp_path / "picture.png")
@@ -468,10 +470,11 @@ def test_batches_and_workers_are_chosen(predictor, predicted, tmp_path, monkeypa
         for gpu, cores, want in [(gpu, *pair) for gpu, of in enumerate((on_cpus, on_gpus)) for pair in of.items()]:
             monkeypatch.setattr(slides, "usable_cores", lambda n=cores: n)
             backend = type("Backend", (), {"device": torch.device("cuda" if gpu else "cpu")})()
-            assert slides._workers(type("Predictor", (), {"backend": backend})(), opened) == want
+            chosen = partial(slides._workers, type("Predictor", (), {"backend": backend})(), opened)
+            assert (chosen(100), chosen(3), chosen(1)) == (want, 1, 0)
     # what is in memory is read by no process
     predictor.slide(tmp_path / "picture.png", mpp=0.5, stride_um=200)
-    assert [workers for _, workers in asked] == [slides._workers(predictor, open_slide(SVS)), 0]
+    assert [workers for _, workers in asked] == [12, 0]
 
 
 def _many(count: int):

@@ -7,6 +7,7 @@ import inspect
 import json
 import multiprocessing
 import re
+import shutil
 from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 _CHUNK = 256  # tiles; what an interruption may cost
 _MOST_WORKERS = 16
 _READ_AHEAD = 1 << 30  # bytes of tiles that workers may have read before they are predicted
+_SHARED = Path("/dev/shm")
 _FORMAT = "tcgn_hub slide 3"
 _FOLLOWED = (
     *("genes", "significant_only", "mpp", "magnification", "patch_um", "stride_um", "spots", "min_tissue"),
@@ -106,7 +108,8 @@ def predict_tiles(
         batch_size: Tiles per forward pass; if None, as many as suit the device.
         workers: Processes that read tiles, started as the platform does by default; 0 reads them in this one, as a
             daemonic process, which may start none, does in any case. If None, none for a plain picture, which is in
-            memory; otherwise one for eight cores, or for each core but one where a GPU computes, up to 16.
+            memory; otherwise one for eight cores, or for each core but one where a GPU computes, up to 16, and
+            fewer where little memory can be shared.
         max_pixels: The most pixels of a plain picture.
         resume: Folder to keep what is done in, also after the end: a run of the same slide, weights and options
             continues from it, and tries again what could not be read. A folder that anything else has written to is
@@ -150,7 +153,7 @@ def predict_tiles(
         if batch_size is None:
             batch_size = predictor.backend.batch_size
         if workers is None:
-            workers = _workers(predictor, opened)
+            workers = _workers(predictor, opened, _batches_ahead(reader, batch_size))
         table.fill(predictor, reader, tta, features, batch_size, workers, path.name if progress else None)
     failed = {tiles.names[i]: why for i, why in sorted(table.failed.items())}
     if len(failed) == len(tiles):
@@ -318,13 +321,27 @@ def _no_tissue(path: Path) -> NoTissueError:
     )
 
 
-def _workers(predictor: Predictor, slide: Slide) -> int:
-    """Processes to read tiles by: as many as keep the model busy, as one decodes hundreds of tiles a second."""
+def _workers(predictor: Predictor, slide: Slide, ahead: int) -> int:
+    """Processes to read tiles by: as many as keep the model busy, as one decodes hundreds of tiles a second.
+
+    ``ahead``: how many batches they may have read in all.
+    """
     if not slide.reopens:
         return 0
     cores = usable_cores()
     on_gpu = getattr(getattr(predictor.backend, "device", None), "type", "cpu") != "cpu"
-    return min(max(1, cores - 1 if on_gpu else cores // 8), _MOST_WORKERS)
+    return min(max(1, cores - 1 if on_gpu else cores // 8), _MOST_WORKERS, ahead // 2)
+
+
+def _batches_ahead(reader: TileReader, batch_size: int) -> int:
+    """Batches that workers may have read before they are predicted.
+
+    They lie in shared memory, of which a container has little; a worker that finds it full is killed.
+    """
+    room = _READ_AHEAD
+    if _SHARED.is_dir():
+        room = min(room, shutil.disk_usage(_SHARED).free // 2)
+    return room // (3 * reader.side**2 * batch_size)
 
 
 def _collate(items: list[tuple[int, np.ndarray | None, str]]) -> tuple[list[int], torch.Tensor | None, dict[int, str]]:
@@ -370,13 +387,12 @@ class _Table:
         todo = np.flatnonzero(~self.done)
         if multiprocessing.current_process().daemon:
             workers = 0
-        batch_bytes = 3 * reader.side**2 * batch_size
         loader: DataLoader[Any] = DataLoader(
             Subset(reader, todo),  # type: ignore[arg-type]
             batch_size=batch_size,
             num_workers=workers,
             collate_fn=_collate,
-            prefetch_factor=min(4, max(2, _READ_AHEAD // (workers * batch_bytes))) if workers else None,
+            prefetch_factor=min(4, max(1, _batches_ahead(reader, batch_size) // workers)) if workers else None,
         )
         wanted = {"values": self.columns, "tta_std": self.columns}
         waiting = deque(np.unique(todo // _CHUNK * _CHUNK).tolist())
