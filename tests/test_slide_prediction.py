@@ -607,6 +607,19 @@ def test_a_full_disk_keeps_what_was_done(predictor, tmp_path, monkeypatch):
     assert [path.name for path in (tmp_path / "state").iterdir()] == ["run.json"]
 
 
+def test_no_room_for_what_is_predicted(predictor, tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(rows, "IN_MEMORY", 0)
+    monkeypatch.setattr(rows.tempfile, "TemporaryFile", full)
+    options = {"genes": GENES, "stride_um": 400, "workers": 0}
+    with pytest.raises(OutputError, match=r"cannot hold what is predicted \(No space left on device\)\.$"):
+        predictor.slide(SVS, **options)
+    with pytest.raises(OutputError, match=r"No space left on device\); what was done before is kept, run again to"):
+        predictor.slide(SVS, **options, resume=tmp_path / "state")
+
+
 def test_threads_predict_slides_at_once(predictor, cmu):
     results = []
     threads = [

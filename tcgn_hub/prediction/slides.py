@@ -423,7 +423,9 @@ class _Table:
                     self.tables[key] = Table((len(self.done), *array.shape[1:]), beside=beside)
                 self.tables[key].put(rows, array)
         except OutputError as err:
-            raise self.store.interrupted(err) if self.store else err from err
+            if self.store is None:
+                raise
+            raise self.store.interrupted(err) from err
         self.done[rows] = True
 
     def _keep(self, start: int) -> None:
