@@ -3,6 +3,8 @@
     python benchmarks/slide.py                    # both slides, minutes on a CPU
     python benchmarks/slide.py --quick            # does the script work? its numbers mean nothing
     python benchmarks/slide.py --device cuda --batch-size 128 --workers 8 --blocks 200 --stride 8
+    python benchmarks/slide.py --tiles 1000000    # the trip alone: memory and tiles/s without a model
+    python benchmarks/slide.py --features         # likewise of the pyramid, with the features of each tile
 
 Slides. ``cmu`` is ``examples/cmu_small_region.svs``, 2220 x 2967 px, on a grid of ``--stride``. ``pyramid`` is a tiled
 BigTIFF of ``--side`` x ``--side`` px that the script makes: blank glass, and ``--blocks`` pieces of 2048 x 2048 px of
@@ -25,6 +27,12 @@ Columns.
     at most    MiB: the sum of the highest resident memory of each process, pages that several have counted in each.
                Exact for the main process. The goal is 3 GiB for the pyramid. Without /proc, the largest process alone.
 
+The trip alone. ``--tiles`` and ``--features`` predict by a model that costs nothing: it gives 785 genes and 1280
+features of numbers that were drawn before. ``--tiles N`` is a plain picture with a grid of N tiles of 64 px, each of
+which counts as tissue; ``--features`` the pyramid at the default stride, with the features of each tile. Both keep what
+is done for a run that continues, as the command does, and write an .h5ad. What is left is what the trip of the tiles
+costs. The goals are 4 GiB for a million tiles and 3 GiB for the pyramid with features, in all processes.
+
 All are medians over rounds, in which the slides take turns; a ratio is the median of the ratios of the rounds. The
 second table has the seconds of the steps: ``open`` and the weights, ``overview``, ``tissue`` and choosing tiles, the
 wait for the ``first`` batch of tiles, then ``compute`` (resampling, transform and model), ``wait`` for tiles that are
@@ -37,6 +45,7 @@ import argparse
 import contextlib
 import io
 import json
+import math
 import os
 import resource
 import statistics
@@ -45,7 +54,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -62,6 +71,9 @@ from tcgn_hub import load  # noqa: E402
 from tcgn_hub.images.readers import open_slide  # noqa: E402
 from tcgn_hub.images.slides import Slide  # noqa: E402
 from tcgn_hub.prediction import slides  # noqa: E402
+from tcgn_hub.prediction.predictor import Predictor  # noqa: E402
+from tcgn_hub.weights.hub import resolve  # noqa: E402
+from tcgn_hub.weights.model_dir import info_of  # noqa: E402
 
 SVS = ROOT / "examples" / "cmu_small_region.svs"
 MPP = 0.499
@@ -70,7 +82,8 @@ GLASS = (243, 241, 244)
 SAMPLE_S = 0.5
 PYRAMID_STRIDE = 154.0  # um, the side of a tile of the default weights
 STEPS = ("open", "overview", "tissue", "first", "compute", "wait", "write", "other")
-GOAL, GOAL_MIB = 0.85, 3 * 1024
+GOAL, GOAL_MIB, GOAL_MANY_MIB = 0.85, 3 * 1024, 4 * 1024
+SMALL_PX, SMALL_STRIDE_PX = 64, 2  # of the tiles of a picture that has any number of them
 
 
 @dataclass
@@ -134,6 +147,46 @@ def write_pyramid(path: Path, side: int, blocks: int) -> None:
             grid, pictures = reduce(grid, pictures)
 
 
+class NoModel:
+    """A backend that costs nothing: it gives numbers that were drawn before, and looks at no tile."""
+
+    name, precision, batch_size = "torch", "float32", 32
+
+    def __init__(self, genes: int) -> None:
+        rng = np.random.default_rng(0)
+        self._values, self._features = (rng.random((4096, width), np.float32) for width in (genes, 1280))
+        self._at = 0
+
+    def prepare(self, pixels: Any) -> Any:
+        """The tiles as they are."""
+        return pixels
+
+    def forward(self, x: Any, index: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        """As many of the numbers, the next each time."""
+        self._at = (self._at + len(x)) % (len(self._values) - len(x))
+        rows = slice(self._at, self._at + len(x))
+        return self._values[rows], self._features[rows]
+
+    def to(self, device: str) -> NoModel:
+        """Itself."""
+        return self
+
+
+def no_model() -> Predictor:
+    """The default weights without their model, and without what looks at each tile."""
+    info = info_of(resolve())
+    assert info is not None
+    return Predictor(NoModel(len(info.genes)), replace(info, ood=None))
+
+
+def write_noise(path: Path, tiles: int) -> None:
+    """A picture that holds a grid of so many small tiles, or a few more."""
+    from PIL import Image
+
+    side = (math.isqrt(tiles - 1)) * SMALL_STRIDE_PX + SMALL_PX
+    Image.fromarray(np.random.default_rng(0).integers(90, 250, (side, side, 3), np.uint8)).save(path)
+
+
 def reduce(grid: np.ndarray, pictures: list[np.ndarray]) -> tuple[np.ndarray, list[np.ndarray]]:
     """The next level of a pyramid, as a grid of numbers and the picture of each number."""
     count = -(-len(grid) // FACTOR)
@@ -186,15 +239,20 @@ def run_slide(job: dict[str, Any]) -> dict[str, Any]:
     fill = slides._Table.fill
 
     def watched(table: Any, predictor: Any, *args: Any) -> None:
-        run = predictor.run
+        begin = predictor._begin
 
-        def timed_run(pixels: np.ndarray, **options: Any) -> Any:
+        def timed_begin(pixels: np.ndarray, *args: Any) -> Any:
             start = time.perf_counter()
-            result = run(pixels, **options)
-            batches.append((start, time.perf_counter(), len(pixels)))
-            return result
+            wait = begin(pixels, *args)
 
-        predictor.run = timed_run
+            def timed_wait() -> Any:
+                said = wait()
+                batches.append((start, time.perf_counter(), len(pixels)))
+                return said
+
+            return timed_wait
+
+        predictor._begin = timed_begin
         start = time.perf_counter()
         fill(table, predictor, *args)
         seconds["first"] = batches[0][0] - start
@@ -208,9 +266,9 @@ def run_slide(job: dict[str, Any]) -> dict[str, Any]:
 
     torch.set_num_threads(job["threads"])
     start = time.perf_counter()
-    predictor = load(device=job["device"])
+    predictor = load(device=job["device"]) if job["model"] else no_model()
     seconds["open"] = time.perf_counter() - start
-    options = {"stride_um": job["stride"], "batch_size": job["batch_size"], "workers": job["workers"]}
+    options = {"stride_um": job["stride"], "batch_size": job["batch_size"], "workers": job["workers"], **job["options"]}
     result = predictor.slide(job["slide"], **options)
     written = time.perf_counter()
     result.write(job["out"])
@@ -298,10 +356,27 @@ def measure(cases: list[Case], args: argparse.Namespace, folder: Path) -> None:
             progress(f"round {done + 1} of {args.rounds}: {case.name}")
             job = {name: getattr(args, name) for name in ("device", "threads", "batch_size", "workers")}
             job |= {"slide": str(case.path), "stride": case.stride, "out": str(folder / f"{case.name}.h5ad")}
+            job |= {"model": True, "options": {}}
             case.runs.append(in_child(job))
             after = model_rate(model, x, args.seconds)
             case.model.append((before + after) / 2)
             before = after
+
+
+def measure_trip(slide: Path, args: argparse.Namespace, folder: Path, goal: int, options: dict[str, Any]) -> None:
+    """The trip of tiles without a model, and its memory."""
+    job = {name: getattr(args, name) for name in ("device", "threads", "batch_size", "workers")}
+    out = folder / "trip.h5ad"
+    options |= {"resume": str(folder / "trip.h5ad.partial")}
+    run = in_child(job | {"slide": str(slide), "stride": None, "out": str(out), "model": False, "options": options})
+    seconds = run["seconds"]
+    tiles, write = run["tiles"], seconds["write"]
+    trip = run["total"] - write
+    print(f"{tiles} tiles; {run['failed']} failed; .h5ad of {run['h5ad'] / 1e6:.0f} MB")
+    print(f"read, predicted by no model and kept: {trip:.1f} s, {tiles / trip:.0f} tiles/s")
+    print(f"written: {write:.1f} s, {tiles / write:.0f} tiles/s; all: {tiles / run['total']:.0f} tiles/s")
+    pss = "n/a" if run["pss"] is None else f"{run['pss']:.0f}"
+    print(f"memory {pss} MiB, at most {run['most']:.0f} MiB in {run['processes']} processes, goal {goal} MiB")
 
 
 def print_results(cases: list[Case]) -> None:
@@ -343,11 +418,14 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--side", type=int, help="side of the pyramid in pixels, by default 100000; 0 for none")
     parser.add_argument("--blocks", type=int, help="pieces of tissue in it, by default 8; each has about 75 tiles")
     parser.add_argument("--batch-size", type=int, help="tiles per forward pass, by default 32")
-    parser.add_argument("--workers", type=int, default=1, help="processes that read tiles, by default 1")
+    parser.add_argument("--workers", type=int, help="processes that read tiles, by default as the package chooses")
     parser.add_argument("--rounds", type=int, help="how often the slides take turns, by default 3")
     parser.add_argument("--stride", type=float, help="distance of the tiles of the first slide in um, by default 35")
     parser.add_argument("--seconds", type=float, help="the least time of one measurement of the model, by default 8")
     parser.add_argument("--keep", type=Path, metavar="FILE", help="keep the pyramid as this .tif, or use it if there")
+    trip = parser.add_mutually_exclusive_group()
+    trip.add_argument("--tiles", type=int, metavar="N", help="the trip alone, of so many tiles of a plain picture")
+    trip.add_argument("--features", action="store_true", help="the trip alone, of the pyramid with features")
     parser.add_argument("--quick", action="store_true", help="a small pyramid, few tiles and one round")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
@@ -362,10 +440,12 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     for name, full, quick in defaults:
         if getattr(args, name) is None:
             setattr(args, name, quick if args.quick else full)
-    if min(args.threads, args.blocks, args.batch_size, args.rounds, args.stride) <= 0 or args.workers < 0:
+    if min(args.threads, args.blocks, args.batch_size, args.rounds, args.stride) <= 0 or (args.workers or 0) < 0:
         parser.error("threads, blocks, batch size, rounds and stride must be positive, and workers not negative")
     if args.side and args.side < FACTOR * TILE:
         parser.error(f"the pyramid holds pieces of {FACTOR * TILE} px; give a larger side, or 0 for no pyramid")
+    if (args.features and not args.side) or (args.tiles is not None and args.tiles < 1):
+        parser.error("the trip needs tiles, or a side of the pyramid")
     return args
 
 
@@ -375,12 +455,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(json.dumps(run_slide(json.loads(args.child))))
         return
     torch.set_num_threads(args.threads)
+    workers = "any" if args.workers is None else args.workers
     print(
         f"torch {torch.__version__}, {processor_name(args.device)}, {args.device}, {args.threads} CPU threads,"
-        f" batch {args.batch_size}, {args.workers} workers, load average {os.getloadavg()[0]:.2f}"
+        f" batch {args.batch_size}, {workers} workers, load average {os.getloadavg()[0]:.2f}"
     )
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        if args.tiles:
+            write_noise(folder / "noise.png", args.tiles)
+            small = {"mpp": MPP, "patch_um": SMALL_PX * MPP, "stride_um": SMALL_STRIDE_PX * MPP, "min_tissue": 0}
+            measure_trip(folder / "noise.png", args, folder, GOAL_MANY_MIB, small | {"force_scale": True})
+            return
         cases = [Case("cmu", SVS, args.stride)]
         if args.side:
             pyramid = args.keep or folder / "pyramid.tif"
@@ -392,6 +478,9 @@ def main(argv: Sequence[str] | None = None) -> None:
                 levels = ", ".join(f"{downsample:g}" for downsample in slide.downsamples)
                 megabytes = pyramid.stat().st_size / 1e6
                 print(f"pyramid: {slide.size[0]} x {slide.size[1]} px, {megabytes:.0f} MB, levels 1:{levels}")
+            if args.features:
+                measure_trip(pyramid, args, folder, GOAL_MIB, {"features": True})
+                return
             cases.append(Case("pyramid", pyramid, PYRAMID_STRIDE))
         measure(cases, args, folder)
     for case in cases:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import platform
 from functools import cache
 from pathlib import Path
@@ -84,3 +85,8 @@ def free_memory(device: str) -> float:
         return 1024 * float(stated["MemAvailable"].split()[0])
     except (OSError, ValueError, KeyError):
         return math.inf
+
+
+def usable_cores() -> int:
+    """Cores that this process may use."""
+    return (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()) or 1

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +15,9 @@ import numpy as np
 from tcgn_hub.correlation import pearson, spearman
 from tcgn_hub.errors import OutputError, PanelError
 from tcgn_hub.extras import require
+from tcgn_hub.rows import blocks, take_columns
 from tcgn_hub.text import printable
-from tcgn_hub.units import UNITS, mean_in_linear
+from tcgn_hub.units import UNITS, from_linear, to_linear
 from tcgn_hub.version import __version__
 from tcgn_hub.weights.info import WeightsInfo
 
@@ -23,7 +25,6 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from pandas import DataFrame
 
-_BLOCK = 64  # genes at a time where float64 is needed, so that no second table of many tiles is held
 _HIRES, _LOWRES = 2000, 600  # longest sides of overviews, as Space Ranger makes them
 
 OURS = "TCGN"
@@ -300,7 +301,7 @@ class Result:
         if "trained_sd" not in self.var:
             return None
         sd = np.where(self.var["trained_sd"] > 0, self.var["trained_sd"], np.nan).astype(np.float64)
-        return (self.X.mean(axis=0, dtype=np.float64) - self.var["trained_mean"]) / sd
+        return (_mean(self.X) - self.var["trained_mean"]) / sd
 
     def spread(self) -> dict[str, float] | None:
         """For how many genes the patches or tiles differ by more than an interval reaches: ``genes`` of ``of``.
@@ -322,7 +323,7 @@ class Result:
 
     def _sd(self) -> np.ndarray:
         """Standard deviation of each gene over the patches or tiles."""
-        return np.concatenate([block.std(axis=0) for block in self._blocks()])
+        return _mean(self.X, around=_mean(self.X)) ** 0.5
 
     def interval(self, rows: slice = slice(None)) -> tuple[np.ndarray, np.ndarray] | None:
         """Where a measurement would lie, in ``info.interval_level`` of the cases: lower and upper ends, each like X.
@@ -349,12 +350,7 @@ class Result:
         """
         if self.units != UNITS:
             raise OutputError(f"The mean is taken of values in {UNITS}, but these are in {self.units}.")
-        return np.concatenate([mean_in_linear(block) for block in self._blocks()]).astype(np.float32)
-
-    def _blocks(self) -> Iterator[np.ndarray]:
-        """X in float64, some genes at a time."""
-        for start in range(0, self.X.shape[1], _BLOCK):
-            yield self.X[:, start : start + _BLOCK].astype(np.float64)
+        return from_linear(_mean(self.X, of=to_linear)).astype(np.float32)
 
     def summary(self) -> list[GeneSummary]:
         """Every gene over the patches or tiles, in the order of `genes`."""
@@ -363,13 +359,13 @@ class Result:
         columns = {
             "pcc": self.var.get("held_out_pcc", nan),
             "pcc_given_depth": self.var.get("held_out_pcc_given_depth", nan),
-            "mean": self.X.mean(axis=0, dtype=np.float64),
+            "mean": _mean(self.X),
             "z": nan if deviation is None else deviation,
             "sd": self._sd(),
-            "min": self.X.min(axis=0),
-            "max": self.X.max(axis=0),
+            "min": np.min([part.min(axis=0) for part in blocks(self.X)], axis=0),
+            "max": np.max([part.max(axis=0) for part in blocks(self.X)], axis=0),
             "interval_radius": self.var.get("interval_radius", nan),
-            "tta_std": nan if tta_std is None else tta_std.mean(axis=0, dtype=np.float64),
+            "tta_std": nan if tta_std is None else _mean(tta_std),
         }
         return [
             GeneSummary(gene, self.significance(gene), **dict(zip(columns, values, strict=True)))
@@ -385,9 +381,9 @@ class Result:
         columns = [self.column(gene) for gene in genes]
         return replace(
             self,
-            X=self.X[:, columns],
+            X=take_columns(self.X, columns),
             var={key: values[columns] for key, values in self.var.items()},
-            layers={key: values[:, columns] for key, values in self.layers.items()},
+            layers={key: take_columns(values, columns) for key, values in self.layers.items()},
         )
 
     def top(self, count: int | None = None) -> Result:
@@ -400,7 +396,7 @@ class Result:
         """
         deviation = self.deviation()
         # what is not known comes last
-        by = self.X.mean(axis=0, dtype=np.float64) if deviation is None else np.nan_to_num(np.abs(deviation), nan=-1)
+        by = _mean(self.X) if deviation is None else np.nan_to_num(np.abs(deviation), nan=-1)
         return self.select([self.genes[i] for i in np.argsort(-by, kind="stable")[:count]])
 
     def metadata(self) -> dict[str, Any]:
@@ -508,8 +504,50 @@ class Result:
         1 where the tissue is, of ``mask_downsample`` full-resolution pixels per pixel. Each is there only where it is
         known.
 
+        All of it is in memory, while an .h5ad of `write` is written some rows at a time.
+
         Args:
             copy: Whether the arrays are copies, as scanpy works in place.
+
+        Raises:
+            ExtraError: anndata is not installed.
+        """
+        array = np.array if copy else np.asarray
+        adata = self.annotations(copy=copy)
+        held = {place: array(rows_of(slice(None))) for place, rows_of in self.tables().items()}
+        adata.X = held.pop("X")
+        for place, values in held.items():
+            kind, key = place.split("/", 1)
+            getattr(adata, kind)[key] = values
+        return adata
+
+    def tables(self) -> dict[str, Callable[[slice], np.ndarray]]:
+        """What gives some rows of each table of `to_anndata`, by its place there: ``X``, ``layers/z``, and so on.
+
+        To go through large results without holding what follows from them, such as `z`, for all rows.
+        """
+        places: dict[str, Callable[[slice], np.ndarray]] = {"X": self.X.__getitem__}
+        layers: dict[str, Callable[[slice], Any]] = {key: table.__getitem__ for key, table in self.layers.items()}
+        layers |= {"z": self.z, "given_depth": self.given_depth}
+        for i, end in enumerate(("interval_low", "interval_high")):
+            layers[end] = partial(self._end, i)
+        none = slice(0)
+        places |= {f"layers/{key}": rows_of for key, rows_of in layers.items() if rows_of(none) is not None}
+        obsm = {key: table for key, table in self.obsm.items() if key != "features"}
+        if "features" in self.obsm:
+            obsm["X_tcgn"] = self.obsm["features"]
+        return places | {f"obsm/{key}": table.__getitem__ for key, table in obsm.items()}
+
+    def _end(self, which: int, rows: slice) -> np.ndarray | None:
+        """Lower (0) or upper ends of the intervals."""
+        ends = self.interval(rows)
+        return None if ends is None else ends[which]
+
+    def annotations(self, *, copy: bool = True) -> AnnData:
+        """What `to_anndata` gives, without its `tables`.
+
+        Args:
+            copy: Whether the arrays are copies.
 
         Raises:
             ExtraError: anndata is not installed.
@@ -517,13 +555,6 @@ class Result:
         anndata = require("anndata", extra="h5ad", to="make AnnData")
         pandas = require("pandas", extra="h5ad", to="make AnnData")
         array = np.array if copy else np.asarray
-        layers, obsm = dict(self.layers), dict(self.obsm)
-        ends = self.interval()
-        layers |= {key: v for key, v in (("z", self.z()), ("given_depth", self.given_depth())) if v is not None}
-        if ends is not None:
-            layers |= {"interval_low": ends[0], "interval_high": ends[1]}
-        if "features" in obsm:
-            obsm["X_tcgn"] = obsm.pop("features")
         obs = {key: array(values) for key, values in self.obs.items() if key != "name"}
         uns: dict[str, Any] = {"tcgn": {k: math.nan if v is None else v for k, v in self.metadata().items()}}
         # names of tiles may hold slashes, which HDF5 would take for groups
@@ -536,7 +567,6 @@ class Result:
                 uns["tcgn"]["mask"] = self.slide.mask.astype(np.uint8)
                 uns["tcgn"]["mask_downsample"] = float(self.slide.thumbnail_downsample)
         return anndata.AnnData(
-            X=array(self.X),
             obs=pandas.DataFrame(
                 obs, index=anndata.utils.make_index_unique(pandas.Index(self.names, dtype=object)), copy=copy
             ),
@@ -544,8 +574,6 @@ class Result:
                 {key: values for key, values in self._told().items() if key != "gene"},
                 index=pandas.Index(self.genes, dtype=object),
             ),
-            layers={key: array(values) for key, values in layers.items()},
-            obsm={key: array(values) for key, values in obsm.items()},
             uns=uns,
         )
 
@@ -810,3 +838,20 @@ def _shrunk(image: np.ndarray, longest: int) -> np.ndarray:
         return image.copy()
     size = max(round(width * scale), 1), max(round(height * scale), 1)
     return np.array(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS))
+
+
+def _mean(
+    table: np.ndarray,
+    *,
+    around: np.ndarray | float | None = None,
+    of: Callable[[np.ndarray], np.ndarray] | None = None,
+) -> np.ndarray:
+    """Mean of each column, float64: of its values, of their squared distance ``around`` others, or ``of`` a function.
+
+    No second table of many tiles is held.
+    """
+    total = np.zeros(table.shape[1:])
+    for part in blocks(table):
+        values = part if of is None else of(part)
+        total += (values if around is None else (values - around) ** 2).sum(axis=0, dtype=np.float64)
+    return total / len(table)

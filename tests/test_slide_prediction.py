@@ -12,10 +12,13 @@ import sys
 import threading
 import time
 import tracemalloc
+from functools import partial
 from pathlib import Path
 
+import anndata
 import numpy as np
 import onnx_file
+import pandas
 import pytest
 import tifffile
 import torch
@@ -24,6 +27,7 @@ from sections import PANEL, visium_array, write_h5ad
 from test_slides import OME, SVS, pyramid
 
 import tcgn_hub
+from tcgn_hub import rows
 from tcgn_hub.cli.main import main
 from tcgn_hub.data.spots import read_spots
 from tcgn_hub.errors import ImageError, NoTissueError, OutputError, PanelError, SectionError
@@ -58,6 +62,12 @@ def predicted(monkeypatch):
 
     monkeypatch.setattr(tcgn_hub.Predictor, "run", run)
     return seen
+
+
+@pytest.fixture(params=[rows.IN_MEMORY, 0], ids=["memory", "disk"])
+def kept(request, monkeypatch):
+    """Where results are, as it should make no difference."""
+    monkeypatch.setattr(rows, "IN_MEMORY", request.param)
 
 
 def damaged(path: Path) -> Path:
@@ -371,6 +381,103 @@ def test_results_are_held_once(predictor, monkeypatch):
     np.testing.assert_array_equal(result.X[0], values[0, [5, 2]])
 
 
+def test_results_on_disk_are_written_as_those_in_memory(predictor, tmp_path, monkeypatch):
+    monkeypatch.setattr(slides, "_CHUNK", 8)
+    # of many chunks in the file, the last of which is not full
+    monkeypatch.setattr("tcgn_hub.writing.anndata._CHUNK_BYTES", 1500)
+    lost, real = {3, 4, 11}, TileReader.__getitem__
+    monkeypatch.setattr(TileReader, "__getitem__", lambda self, i: (i, None, "lost") if i in lost else real(self, i))
+    found = {}
+    for place, limit in (("memory", 1 << 30), ("disk", 0)):
+        monkeypatch.setattr(rows, "IN_MEMORY", limit)
+        monkeypatch.setattr(rows, "AT_ONCE", 10 if place == "disk" else 1024)
+        folder = tmp_path / place
+        folder.mkdir()
+        result = predictor.slide(SVS, stride_um=200, features=True, tta=2, workers=0)
+        assert result.failed == dict.fromkeys(result.failed, "lost")
+        assert len(result.failed) == len(lost)
+        for suffix in ("h5ad", "csv", "json", "parquet", "geojson", "txt"):
+            result.write(folder / f"cmu.{suffix}")
+        found[place] = result, result.to_anndata(), anndata.read_h5ad(folder / "cmu.h5ad")
+    for key in ("csv", "csv.json", "json", "parquet", "geojson", "txt"):
+        assert (tmp_path / "disk" / f"cmu.{key}").read_bytes() == (tmp_path / "memory" / f"cmu.{key}").read_bytes(), key
+    held = found["memory"][1]
+    assert set(held.layers) >= {"z", "tta_std"}
+    assert set(held.obsm) >= {"spatial", "X_tcgn"}
+    for other in (found["memory"][2], found["disk"][1], found["disk"][2]):
+        np.testing.assert_array_equal(other.X, held.X)
+        assert other.X.dtype == held.X.dtype
+        for part in ("layers", "obsm"):
+            assert set(getattr(other, part)) == set(getattr(held, part))
+            for name, table in getattr(other, part).items():
+                np.testing.assert_array_equal(table, getattr(held, part)[name])
+                assert table.dtype == getattr(held, part)[name].dtype
+        for part in ("obs", "var"):
+            pandas.testing.assert_frame_equal(getattr(other, part), getattr(held, part), check_dtype=False)
+        assert set(other.uns) == set(held.uns)
+    np.testing.assert_array_equal(found["disk"][0].bulk(), found["memory"][0].bulk())
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
+def test_memory_does_not_grow_with_the_tiles(tiny_weights, tmp_path):
+    """From a picture to the written .h5ad, with a model that costs nothing and 1280 features a tile."""
+    noise = np.random.default_rng(0).integers(90, 250, (400, 400, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "noise.png")
+    code = """
+import sys
+import numpy as np, tcgn_hub, tcgn_hub.rows
+
+tcgn_hub.rows.IN_MEMORY = 1 << 20
+weights, image, out, stride = sys.argv[1:]
+predictor = tcgn_hub.load(path=weights, device="cpu")
+said = {"values": np.ones((256, len(predictor.info.genes)), np.float32), "features": np.ones((256, 1280), np.float32)}
+tcgn_hub.Predictor.run = lambda self, x, **_: {key: values[: len(x)] for key, values in said.items()}
+scale = {"mpp": 1, "force_scale": True, "patch_um": 40, "stride_um": float(stride), "min_tissue": 0}
+result = predictor.slide(image, **scale, features=True, batch_size=256, resume=f"{out}.partial")
+result.write(out)
+peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM:"))
+print(len(result), int(peak.split()[1]) / 1024)
+"""
+    seen = []
+    for stride in ("6", "2"):
+        paths = [str(tiny_weights), str(tmp_path / "noise.png"), str(tmp_path / f"{stride}.h5ad"), stride]
+        done = subprocess.run(
+            [sys.executable, "-c", code, *paths], capture_output=True, text=True, env=_env(), check=False
+        )
+        assert done.returncode == 0, done.stderr
+        seen.append([float(number) for number in done.stdout.split()])
+    (few, before), (many, after) = seen
+    assert (few, many) == (61**2, 181**2)
+    table = (many - few) * 1280 * 4 / 2**20
+    assert after - before < 30 < table / 4, (before, after, table)
+
+
+def test_batches_and_workers_are_chosen(predictor, predicted, tmp_path, monkeypatch):
+    monkeypatch.setattr(type(predictor.backend), "batch_size", 5)
+    asked = []
+    real = slides._Table.fill
+
+    def fill(self, predictor, reader, tta, features, batch_size, workers, shown):
+        asked.append((batch_size, workers))
+        return real(self, predictor, reader, tta, features, batch_size, 0, shown)
+
+    monkeypatch.setattr(slides._Table, "fill", fill)
+    monkeypatch.setattr(slides, "usable_cores", lambda: 96)
+    predictor.slide(SVS, stride_um=200)
+    assert set(predicted[:-1]) == {5}
+    with open_slide(SVS) as opened:
+        Image.fromarray(opened.read(0, 0, 1200, 900)).save(tmp_path / "picture.png")
+        on_cpus, on_gpus = {1: 1, 2: 1, 32: 4}, {2: 1, 8: 7, 96: 16}
+        for gpu, cores, want in [(gpu, *pair) for gpu, of in enumerate((on_cpus, on_gpus)) for pair in of.items()]:
+            monkeypatch.setattr(slides, "usable_cores", lambda n=cores: n)
+            backend = type("Backend", (), {"device": torch.device("cuda" if gpu else "cpu")})()
+            chosen = partial(slides._workers, type("Predictor", (), {"backend": backend})(), opened)
+            assert (chosen(100), chosen(3), chosen(1)) == (want, 1, 0)
+    # what is in memory is read by no process
+    predictor.slide(tmp_path / "picture.png", mpp=0.5, stride_um=200)
+    assert [workers for _, workers in asked] == [12, 0]
+
+
 def _many(count: int):
     index = np.arange(count)
     return [f"t{i}" for i in index], np.full((count, 2), 500.0), index, index
@@ -379,7 +486,7 @@ def _many(count: int):
 # resuming
 
 
-def test_an_interruption_costs_at_most_a_chunk(predictor, predicted, tmp_path, monkeypatch):
+def test_an_interruption_costs_at_most_a_chunk(kept, predictor, predicted, tmp_path, monkeypatch):
     monkeypatch.setattr(slides, "_CHUNK", 8)
     options = {"genes": GENES, "stride_um": 150, "batch_size": 4}
     want = predictor.slide(SVS, **options)
@@ -415,7 +522,7 @@ def test_an_interruption_costs_at_most_a_chunk(predictor, predicted, tmp_path, m
     assert sum(predicted) == 8
 
 
-def test_what_could_not_be_read_is_tried_again(predictor, predicted, tmp_path, monkeypatch):
+def test_what_could_not_be_read_is_tried_again(kept, predictor, predicted, tmp_path, monkeypatch):
     monkeypatch.setattr(slides, "_CHUNK", 8)
     options = {"stride_um": 150, "batch_size": 4, "workers": 0, "resume": tmp_path / "state", "tta": 2}
     want = predictor.slide(SVS, **{**options, "resume": None})
@@ -498,6 +605,19 @@ def test_a_full_disk_keeps_what_was_done(predictor, tmp_path, monkeypatch):
     with pytest.raises(OutputError, match=r"No space left on device.*run again to continue"):
         predictor.slide(SVS, genes=GENES, stride_um=400, resume=tmp_path / "state")
     assert [path.name for path in (tmp_path / "state").iterdir()] == ["run.json"]
+
+
+def test_no_room_for_what_is_predicted(predictor, tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(rows, "IN_MEMORY", 0)
+    monkeypatch.setattr(rows.tempfile, "TemporaryFile", full)
+    options = {"genes": GENES, "stride_um": 400, "workers": 0}
+    with pytest.raises(OutputError, match=r"cannot hold what is predicted \(No space left on device\)\.$"):
+        predictor.slide(SVS, **options)
+    with pytest.raises(OutputError, match=r"No space left on device\); what was done before is kept, run again to"):
+        predictor.slide(SVS, **options, resume=tmp_path / "state")
 
 
 def test_threads_predict_slides_at_once(predictor, cmu):

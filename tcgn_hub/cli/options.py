@@ -121,7 +121,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
         _number(int, 1, 8),
     ),
     "workers": _value(
-        "processes that read tiles or prepare crops (default: 1 for slides, 0 to train)", "N", _NOT_NEGATIVE
+        "processes that read tiles or prepare crops (default: as slide and cores suggest; 0 to train)",
+        "N",
+        _NOT_NEGATIVE,
     ),
     # genes
     "genes": _value("genes: a list with commas, a file with one a line, or a panel of this package", "A,B|FILE|PANEL"),

@@ -49,6 +49,9 @@ class TileReader:
         self.level = slide.level_for(tile_px / INPUT_PX)
         self.downsample = slide.downsamples[self.level]
         self.side = round(tile_px / self.downsample)
+        # on a pixel of the level, between which OpenSlide would interpolate
+        corners = np.round((xy - self.side * self.downsample / 2) / self.downsample) * self.downsample
+        self._corners = np.round(corners).astype(int)
         self._slide: Slide | None = slide
         self._process = os.getpid()
 
@@ -63,11 +66,9 @@ class TileReader:
         if self._slide is None or (self._slide.reopens and self._process != os.getpid()):
             self._slide = open_slide(self.path, max_pixels=self.max_pixels, series=self.series)
             self._process = os.getpid()
-        # on a pixel of the level, between which OpenSlide would interpolate
-        corner = self.xy[index] - self.side * self.downsample / 2
-        x, y = np.round(np.round(corner / self.downsample) * self.downsample).astype(int)
+        x, y = self._corners[index].tolist()
         try:
-            return index, self._slide.read(int(x), int(y), self.side, self.side, level=self.level), ""
+            return index, self._slide.read(x, y, self.side, self.side, level=self.level), ""
         except ImageError as err:
             return index, None, str(err)
 

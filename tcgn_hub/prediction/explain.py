@@ -18,6 +18,7 @@ from tcgn_hub.images.tiles import TileReader
 from tcgn_hub.images.transforms import IMAGENET_MEAN, IMAGENET_STD, INPUT_PX
 from tcgn_hub.prediction.patches import check_options, cut_image, notes_of, patch_table
 from tcgn_hub.result import Explanation, Gallery, LearnedGraph, Result, gene_table
+from tcgn_hub.rows import take_columns
 
 if TYPE_CHECKING:
     import torch
@@ -263,7 +264,7 @@ def make_galleries(
     with open_slide(context.path, max_pixels=max_pixels, series=context.series) as slide:
         reader = TileReader(slide, result.obsm["spatial"], context.tile_px, max_pixels=max_pixels)
         for gene, column in zip(genes, columns, strict=True):
-            values = result.X[:, column]
+            values = take_columns(result.X, [column])[:, 0]
             order = np.argsort(-values, kind="stable")
             number = min(count, len(order) // 2 or 1)
             tiles = np.concatenate([order[:number], order[number:][-number:]])

@@ -7,6 +7,8 @@ import inspect
 import json
 import multiprocessing
 import re
+import shutil
+from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +18,7 @@ import numpy as np
 
 from tcgn_hub.data.scales import check_spots
 from tcgn_hub.data.spots import check_spots_file, read_spots
+from tcgn_hub.devices import usable_cores
 from tcgn_hub.errors import ImageError, NoTissueError, OutputError, SectionError
 from tcgn_hub.files import make_folder, read_json, write_text, writing
 from tcgn_hub.images.readers import open_slide
@@ -27,6 +30,7 @@ from tcgn_hub.panels import load_panel
 from tcgn_hub.prediction.patches import check_options, no_scale
 from tcgn_hub.progress import Progress
 from tcgn_hub.result import Result, SlideContext, gene_table
+from tcgn_hub.rows import Table, forget
 from tcgn_hub.text import option
 
 if TYPE_CHECKING:
@@ -35,6 +39,9 @@ if TYPE_CHECKING:
     from tcgn_hub.prediction.predictor import Predictor
 
 _CHUNK = 256  # tiles; what an interruption may cost
+_MOST_WORKERS = 16
+_READ_AHEAD = 1 << 30  # bytes of tiles that workers may have read before they are predicted
+_SHARED = Path("/dev/shm")
 _FORMAT = "tcgn_hub slide 3"
 _FOLLOWED = (
     *("genes", "significant_only", "mpp", "magnification", "patch_um", "stride_um", "spots", "min_tissue"),
@@ -62,8 +69,8 @@ def predict_tiles(
     features: bool = False,
     significant_only: bool = False,
     tta: int = 1,
-    batch_size: int = 32,
-    workers: int = 1,
+    batch_size: int | None = None,
+    workers: int | None = None,
     max_pixels: int = MAX_PIXELS,
     resume: str | Path | None = None,
     progress: bool = False,
@@ -71,7 +78,10 @@ def predict_tiles(
     """Predict gene expression over the tissue of a slide.
 
     Tiles are read by worker processes ahead of the model, and what is read does not stay in memory, unless the slide is
-    a plain picture, which has to be decoded as a whole.
+    a plain picture, which has to be decoded as a whole. What is predicted is kept on disk where it takes more than
+    64 MB, so that memory does not grow with the tiles: in a file without a name beside the folder ``resume``, or in the
+    folder of temporary files, that is gone when the result is, or the process. The arrays of the result are those of
+    that file, and behave as any do.
 
     Args:
         predictor: The weights.
@@ -95,9 +105,11 @@ def predict_tiles(
         features: Keep the 1280 features of each tile.
         significant_only: Leave out genes that could not be predicted better than chance on held-out tissue.
         tta: Over how many rotations and reflections of a tile to average, 1 to 8; more than one give ``tta_std``.
-        batch_size: Tiles per forward pass.
+        batch_size: Tiles per forward pass; if None, as many as suit the device.
         workers: Processes that read tiles, started as the platform does by default; 0 reads them in this one, as a
-            daemonic process, which may start none, does in any case.
+            daemonic process, which may start none, does in any case. If None, none for a plain picture, which is in
+            memory; otherwise one for eight cores, or for each core but one where a GPU computes, up to 16, and
+            fewer where little memory can be shared.
         max_pixels: The most pixels of a plain picture.
         resume: Folder to keep what is done in, also after the end: a run of the same slide, weights and options
             continues from it, and tries again what could not be read. A folder that anything else has written to is
@@ -138,6 +150,10 @@ def predict_tiles(
         if store is not None:
             store.claim([info.genes[i] for i in columns], tiles.xy, reader)
         table = _Table(len(tiles), columns, store)
+        if batch_size is None:
+            batch_size = predictor.backend.batch_size
+        if workers is None:
+            workers = _workers(predictor, opened, _batches_ahead(reader, batch_size))
         table.fill(predictor, reader, tta, features, batch_size, workers, path.name if progress else None)
     failed = {tiles.names[i]: why for i, why in sorted(table.failed.items())}
     if len(failed) == len(tiles):
@@ -145,7 +161,8 @@ def predict_tiles(
     said = differs, odd, opened.chosen, _frame(opened.origin)
     notes = info.renamed(asked) | {note: [str(path)] for note in said if note}
     good = np.flatnonzero(table.done)
-    arrays, tiles = table.compressed(good), tiles.at(good)
+    arrays = table.compressed(good)
+    tiles = tiles if len(good) == len(tiles) else tiles.at(good)
     return Result(
         X=arrays["values"],
         obs={
@@ -204,12 +221,15 @@ def _check_tiling(
     spots: str | Path | None = None,
     library: str | None = None,
     min_tissue: float = 0.5,
-    workers: int = 1,
+    batch_size: int | None = None,
+    workers: int | None = None,
     **options: Any,
 ) -> Scale | None:
     """Refuse options that no slide could be tiled by; gives the scale that they state."""
+    if batch_size is not None:
+        options["batch_size"] = batch_size
     given = check_options(**options)
-    if workers < 0:
+    if workers is not None and workers < 0:
         raise ValueError(f"workers is {workers}, but must be at least 0")
     if not 0 <= min_tissue <= 1:
         raise ValueError(f"min_tissue is {min_tissue}, but must be from 0 to 1")
@@ -301,6 +321,29 @@ def _no_tissue(path: Path) -> NoTissueError:
     )
 
 
+def _workers(predictor: Predictor, slide: Slide, ahead: int) -> int:
+    """Processes to read tiles by: as many as keep the model busy, as one decodes hundreds of tiles a second.
+
+    ``ahead``: how many batches they may have read in all.
+    """
+    if not slide.reopens:
+        return 0
+    cores = usable_cores()
+    on_gpu = getattr(getattr(predictor.backend, "device", None), "type", "cpu") != "cpu"
+    return min(max(1, cores - 1 if on_gpu else cores // 8), _MOST_WORKERS, ahead // 2)
+
+
+def _batches_ahead(reader: TileReader, batch_size: int) -> int:
+    """Batches that workers may have read before they are predicted.
+
+    They lie in shared memory, of which a container has little; a worker that finds it full is killed.
+    """
+    room = _READ_AHEAD
+    if _SHARED.is_dir():
+        room = min(room, shutil.disk_usage(_SHARED).free // 2)
+    return room // (3 * reader.side**2 * batch_size)
+
+
 def _collate(items: list[tuple[int, np.ndarray | None, str]]) -> tuple[list[int], torch.Tensor | None, dict[int, str]]:
     """Indices and pixels (B, side, side, 3) of what could be read, and what could not and why."""
     import torch
@@ -311,17 +354,17 @@ def _collate(items: list[tuple[int, np.ndarray | None, str]]) -> tuple[list[int]
 
 
 class _Table:
-    """What the weights say of each tile, held once: a row a tile, NaN until it is predicted.
+    """What the weights say of each tile, held once: a row a tile, 0 until it is predicted.
 
     Attributes:
-        arrays: ``values`` and what else `Predictor.run` gives, of the wanted columns.
+        tables: ``values`` and what else `Predictor.run` gives, of the wanted columns.
         done: Which tiles are predicted, bool, shape (n,).
         failed: Of those that could not be read, why.
     """
 
     def __init__(self, count: int, columns: list[int], store: _Store | None) -> None:
         self.columns, self.store = columns, store
-        self.arrays: dict[str, np.ndarray] = {}
+        self.tables: dict[str, Table] = {}
         self.done = np.zeros(count, bool)
         self.failed: dict[int, str] = {}
         for start, arrays in store.chunks() if store else ():
@@ -345,49 +388,68 @@ class _Table:
         if multiprocessing.current_process().daemon:
             workers = 0
         loader: DataLoader[Any] = DataLoader(
-            Subset(reader, todo.tolist()),  # type: ignore[arg-type]
+            Subset(reader, todo),  # type: ignore[arg-type]
             batch_size=batch_size,
             num_workers=workers,
             collate_fn=_collate,
-            prefetch_factor=4 if workers else None,
+            prefetch_factor=min(4, max(1, _batches_ahead(reader, batch_size) // workers)) if workers else None,
         )
         wanted = {"values": self.columns, "tta_std": self.columns}
-        waiting = sorted({int(index) // _CHUNK * _CHUNK for index in todo})
+        waiting = deque(np.unique(todo // _CHUNK * _CHUNK).tolist())
+        read: deque[tuple[int, dict[int, str]]] = deque()  # how many tiles of a batch could be read, and the others
         seen, before = 0, len(reader) - len(todo)
-        predictor.backend.expect(len(todo) * tta, batch_size)
-        with Progress(len(reader), "tile", name=shown or "", done=before, shown=shown is not None) as bar:
+
+        def batches() -> Iterator[tuple[list[int], np.ndarray]]:
             for indices, pixels, errors in loader:
-                self.failed.update(errors)
+                read.append((len(indices), errors))
                 if pixels is not None:
-                    said = predictor.run(pixels.numpy(), tta=tta, features=features)
-                    self._put(indices, {key: a[:, wanted[key]] if key in wanted else a for key, a in said.items()})
-                seen += len(indices) + len(errors)
-                bar.update(len(indices) + len(errors))
-                reached = todo[seen] if seen < len(todo) else len(reader)
-                # tiles come in order, so that a chunk is whole once a later tile is next
-                while waiting and min(waiting[0] + _CHUNK, len(reader)) <= reached:
-                    self._keep(waiting.pop(0))
+                    yield indices, pixels.numpy()
+
+        def finish() -> bool:
+            """What is to be done once a batch is in the table; gives whether it had tiles that could be read."""
+            nonlocal seen
+            good, errors = read.popleft()
+            self.failed.update(errors)
+            seen += good + len(errors)
+            bar.update(good + len(errors))
+            reached = todo[seen] if seen < len(todo) else len(reader)
+            # tiles come in order, so that a chunk is whole once a later tile is next
+            while waiting and min(waiting[0] + _CHUNK, len(reader)) <= reached:
+                self._keep(waiting.popleft())
+            return good > 0
+
+        with Progress(len(reader), "tile", name=shown or "", done=before, shown=shown is not None) as bar:
+            for indices, said in predictor.stream(batches(), tta=tta, features=features, count=len(todo)):
+                part = {key: a[:, wanted[key]] if key in wanted else a for key, a in said.items()}
+                self._put(np.array(indices), part)
+                while not finish():
+                    pass
+            while read:
+                finish()
 
     def compressed(self, good: np.ndarray) -> dict[str, np.ndarray]:
         """The rows of an ascending index, moved to the front of the same memory."""
-        if len(good) < len(self.done):
-            for array in self.arrays.values():
-                for start in range(0, len(good), _CHUNK):
-                    rows = good[start : start + _CHUNK]
-                    array[start : start + len(rows)] = array[rows]
-        return {key: array[: len(good)] for key, array in self.arrays.items()}
+        return {key: table.keep(good) for key, table in self.tables.items()}
 
-    def _put(self, rows: Any, part: dict[str, np.ndarray]) -> None:
-        for key, array in part.items():
-            if key not in self.arrays:
-                self.arrays[key] = np.full((len(self.done), *array.shape[1:]), np.nan, np.float32)
-            self.arrays[key][rows] = array
+    def _put(self, rows: np.ndarray, part: dict[str, np.ndarray]) -> None:
+        beside = self.store.folder.parent if self.store else None
+        try:
+            for key, array in part.items():
+                if key not in self.tables:
+                    self.tables[key] = Table((len(self.done), *array.shape[1:]), beside=beside)
+                self.tables[key].put(rows, array)
+        except OutputError as err:
+            if self.store is None:
+                raise
+            raise self.store.interrupted(err) from err
         self.done[rows] = True
 
     def _keep(self, start: int) -> None:
         if self.store is not None and self.done[start : start + _CHUNK].any():
             part = slice(start, start + _CHUNK)
-            self.store.put(start, {"done": self.done[part], **{key: a[part] for key, a in self.arrays.items()}})
+            arrays = {key: table.array for key, table in self.tables.items()}
+            self.store.put(start, {"done": self.done[part], **{key: array[part] for key, array in arrays.items()}})
+            forget(*arrays.values())
 
 
 class _Store:
@@ -440,8 +502,12 @@ class _Store:
             with writing(path) as part, open(part, "wb") as handle:
                 np.savez(handle, of=np.array(self.of), **arrays)  # type: ignore[arg-type]
         except OutputError as err:
-            reason = str(err).removesuffix(".")
-            raise OutputError(f"{reason}; what was done before is kept, run again to continue.") from err
+            raise self.interrupted(err) from err
+
+    def interrupted(self, err: OutputError) -> OutputError:
+        """What to say of an error that ends the run."""
+        reason = str(err).removesuffix(".")
+        return OutputError(f"{reason}; what was done before is kept, run again to continue.")
 
 
 def _run(path: Path, options: dict[str, Any], **loaded: str) -> dict[str, Any]:

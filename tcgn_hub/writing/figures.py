@@ -37,13 +37,13 @@ def draw_gene(result: Result, gene: str, *, layer: str = "value", side: int = 12
     return draw_values(result, values, title, subtitle, result.units, limits=limits, side=side)
 
 
-def layer_values(result: Result, layer: str) -> np.ndarray:
-    """What a map shows of each gene, shape (n, genes): its 'value', or 'given_depth'.
+def layer_values(result: Result, layer: str, rows: slice = slice(None)) -> np.ndarray:
+    """What a map shows of each gene, shape (n, genes): its 'value', or 'given_depth'. ``rows``: of which tiles.
 
     Raises:
         OutputError: The weights predict no depth.
     """
-    given = result.given_depth() if layer == "given_depth" else result.X
+    given = result.given_depth(rows) if layer == "given_depth" else result.X[rows]
     if given is None:
         raise OutputError(no_depth(result.info.name))
     return given
@@ -161,9 +161,11 @@ class _SlideFigure(Canvas):
         side_um, step_um = self._slide.patch_um, self._slide.stride_um
         half = (side_um if step_um is None else min(side_um, step_um)) / self._slide.mpp / 2
         corners = np.array([(-half, -half), (half, -half), (half, half), (-half, half)])
-        tiles = matplotlib("collections").PolyCollection(
-            xy[:, None] + corners, array=values, cmap="viridis", alpha=0.8, linewidths=0, antialiaseds=False
-        )
+        # one square at many places: a square for each would be held for each
+        places: dict[str, Any] = {"offsets": xy, "offset_transform": self._axes.transData}
+        places["transform"] = matplotlib("transforms").AffineDeltaTransform(self._axes.transData)
+        style: dict[str, Any] = {"cmap": "viridis", "alpha": 0.8, "linewidths": 0, "antialiaseds": False}
+        tiles = matplotlib("collections").PolyCollection([corners], array=values, **places, **style)
         low, high = limits or (float(values.min()), float(values.max()))
         if high - low < 1e-6:
             low, high = low - 0.01, high + 0.01

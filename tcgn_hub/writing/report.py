@@ -153,7 +153,9 @@ def _ranked(result: Result) -> tuple[str, list[str]]:
 
 def _maps(result: Result, genes: Sequence[str], layer: str) -> list[_Map]:
     """The maps that differ, each under the first of the genes that it is of."""
-    values = standardised(layer_values(result.select(genes), layer)[:: -(-len(result) // _COMPARED)])
+    some_tiles = slice(None, None, -(-len(result) // _COMPARED))
+    columns = [result.column(gene) for gene in genes]
+    values = standardised(layer_values(result, layer, some_tiles)[:, columns])
     enough = len(values) >= _LEAST_COMPARED
     taken, maps = np.zeros(len(genes), bool), []
     for i, gene in enumerate(genes):

@@ -40,9 +40,11 @@ class ArraySlide(Slide):
             self.size = pixels.shape[1], pixels.shape[0]
 
     def read(self, x: int, y: int, width: int, height: int, *, level: int = 0) -> np.ndarray:
-        out = np.full((height, width, 3), 255, np.uint8)
         left, top = max(x, 0), max(y, 0)
         inside = self._whole()[top : max(y + height, 0), left : max(x + width, 0)]
+        if inside.shape[:2] == (height, width):
+            return inside.copy()
+        out = np.full((height, width, 3), 255, np.uint8)
         out[top - y : top - y + inside.shape[0], left - x : left - x + inside.shape[1]] = inside
         return out
 
