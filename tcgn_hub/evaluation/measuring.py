@@ -35,7 +35,7 @@ def _said(
     """What `Predictor.run` gives for the centres of crops; ``bar`` counts them."""
     parts = []
     batches = ((len(x), x) for x in _batches(crops, batch_size))
-    for number, said in predictor.stream(batches, tta=tta, count=len(crops.pixels)):
+    for number, said in predictor.stream(batches, tta=tta, count=len(crops.pixels), batch_size=batch_size):
         parts.append(said)
         if bar is not None:
             bar.update(number)

@@ -152,7 +152,8 @@ def predict_patches(
         if batch:
             yield None, batch
 
-    for _, part in predictor.stream(batches(), tta=tta, features=features, count=len(images)):
+    sizes = {"count": len(images), "batch_size": size}
+    for _, part in predictor.stream(batches(), tta=tta, features=features, **sizes):
         parts.append({key: a[:, columns] if key in ("values", "tta_std") else a for key, a in part.items()})
     if not parts and failed:
         kind = NoTissueError if all(issubclass(kind, NoTissueError) for kind in kinds) else ImageError

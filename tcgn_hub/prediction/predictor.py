@@ -105,7 +105,8 @@ class Predictor:
         *,
         tta: int = 1,
         features: bool = False,
-        count: int | None = None,
+        count: int = 0,
+        batch_size: int = 1,
     ) -> Iterator[tuple[Key, dict[str, np.ndarray]]]:
         """What `run` gives of many batches, in their order; a GPU computes one while the next is prepared.
 
@@ -114,12 +115,12 @@ class Predictor:
             tta: As of `run`.
             features: As of `run`.
             count: How many patches are to come, if that is known: for many of them the model is compiled.
+            batch_size: How many of them a batch has at most.
         """
         waiting: deque[tuple[Key, Callable[[], dict[str, np.ndarray]]]] = deque()
+        if count:
+            self.backend.expect(count * tta, batch_size)
         for key, pixels in batches:
-            if count is not None:
-                self.backend.expect(count * tta, len(pixels))
-                count = None
             waiting.append((key, self._begin(pixels, tta, features)))
             while len(waiting) > self.backend.in_flight:
                 done, said = waiting.popleft()

@@ -419,7 +419,8 @@ class _Table:
             return good > 0
 
         with Progress(len(reader), "tile", name=shown or "", done=before, shown=shown is not None) as bar:
-            for indices, said in predictor.stream(batches(), tta=tta, features=features, count=len(todo)):
+            sizes = {"count": len(todo), "batch_size": batch_size}
+            for indices, said in predictor.stream(batches(), tta=tta, features=features, **sizes):
                 part = {key: a[:, wanted[key]] if key in wanted else a for key, a in said.items()}
                 self._put(np.array(indices), part)
                 while not finish():
