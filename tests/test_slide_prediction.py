@@ -620,6 +620,17 @@ def test_no_room_for_what_is_predicted(predictor, tmp_path, monkeypatch):
         predictor.slide(SVS, **options, resume=tmp_path / "state")
 
 
+def test_a_folder_below_what_can_only_be_read(predictor, tmp_path, monkeypatch):
+    monkeypatch.setattr(rows, "IN_MEMORY", 0)
+    above = tmp_path / "above"
+    real, places = rows.tempfile.TemporaryFile, []
+    monkeypatch.setattr(slides.os, "access", lambda path, mode: Path(path) != above)
+    monkeypatch.setattr(rows.tempfile, "TemporaryFile", lambda dir: places.append(dir) or real(dir=dir))
+    assert len(predictor.slide(SVS, stride_um=400, workers=0, resume=above / "state"))
+    assert places
+    assert above not in places
+
+
 def test_threads_predict_slides_at_once(predictor, cmu):
     results = []
     threads = [

@@ -6,6 +6,7 @@ import hashlib
 import inspect
 import json
 import multiprocessing
+import os
 import re
 import shutil
 from collections import deque
@@ -434,6 +435,8 @@ class _Table:
 
     def _put(self, rows: np.ndarray, part: dict[str, np.ndarray]) -> None:
         beside = self.store.folder.parent if self.store else None
+        if beside is not None and not os.access(beside, os.W_OK):
+            beside = None  # the folder itself may be a volume of its own, below what can only be read
         try:
             for key, array in part.items():
                 if key not in self.tables:

@@ -196,7 +196,7 @@ class TorchBackend:
     def _compile(self) -> None:
         path = self._path()
         if not path.is_file():
-            _logger.info("Compiling the model, which takes minutes; it is kept for later runs.")
+            _logger.warning("Compiling the model, which takes minutes; it is kept for later runs.")
             write_compiled(self.whole, path, self.device, self._size)
         self._compiled = read_compiled(path)
 
