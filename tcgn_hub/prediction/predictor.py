@@ -119,7 +119,7 @@ class Predictor:
         """
         waiting: deque[tuple[Key, Callable[[], dict[str, np.ndarray]]]] = deque()
         if count:
-            self.backend.expect(count * tta, batch_size)
+            self.backend.expect(count, batch_size, tta=tta)
         for key, pixels in batches:
             waiting.append((key, self._begin(pixels, tta, features)))
             while len(waiting) > self.backend.in_flight:

@@ -420,7 +420,8 @@ class _Table:
             return good > 0
 
         with Progress(len(reader), "tile", name=shown or "", done=before, shown=shown is not None) as bar:
-            sizes = {"count": len(todo), "batch_size": batch_size}
+            # of the whole slide, so that a run that continues decides as the first one did
+            sizes = {"count": len(reader), "batch_size": batch_size}
             for indices, said in predictor.stream(batches(), tta=tta, features=features, **sizes):
                 part = {key: a[:, wanted[key]] if key in wanted else a for key, a in said.items()}
                 self._put(np.array(indices), part)

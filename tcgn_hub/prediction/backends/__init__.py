@@ -33,8 +33,8 @@ class Backend(Protocol):
     def in_flight(self) -> int:
         """How many batches to begin before the result of the first is waited for."""
 
-    def expect(self, count: int, batch_size: int) -> None:
-        """So many forward passes of a patch are to come, in batches of this size; it gets ready for them."""
+    def expect(self, count: int, batch_size: int, *, tta: int = 1) -> None:
+        """So many patches are to come, in batches of this size, each in so many views; it gets ready for them."""
 
     def prepare(self, pixels: Any) -> Any:
         """RGB patches of 0 to 255, array or tensor (B, H, W, 3) or a list of any size, as input (B, 3, 224, 224)."""

@@ -9,8 +9,10 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import shutil
 import tempfile
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from importlib import import_module
@@ -30,6 +32,7 @@ from tcgn_hub.weights.manifest import assets_folder
 Pass = Callable[[torch.Tensor], Any]
 
 _TOLERANCE = 0.05  # relative to the largest value, on noise; other edges of equal weight may be chosen
+_LONGEST_S = 86_400  # that no compilation takes
 _KEPT = 4  # files, of which each holds all weights
 _compiling = threading.Lock()
 
@@ -78,16 +81,20 @@ def write_compiled(whole: torch.nn.Module, path: Path, device: torch.device, bat
         OutputError: The file cannot be written.
     """
     check_compiler()
+    from torch._inductor.utils import fresh_inductor_cache  # heavy
+
     make_folder(path.parent)
     x = torch.zeros(batch, 3, INPUT_PX, INPUT_PX, device=device).contiguous(memory_format=torch.channels_last)
     try:
         with _compiling, tempfile.TemporaryDirectory(dir=path.parent) as folder, torch.no_grad():
             part = Path(folder, path.name)
             program = torch.export.export(whole, (x,))
-            # frozen weights are folded and laid out for the products that they go into
-            torch._inductor.aoti_compile_and_package(
-                program, package_path=str(part), inductor_configs={"freezing": True}
-            )
+            # half a gigabyte that PyTorch would leave behind
+            with fresh_inductor_cache(dir=folder):
+                # frozen weights are folded and laid out for the products that they go into
+                torch._inductor.aoti_compile_and_package(
+                    program, package_path=str(part), inductor_configs={"freezing": True}
+                )
             # nothing tells a compiled program that its input is laid out in another way than it takes for granted
             x = torch.randn(x.shape, device=device).contiguous(memory_format=torch.channels_last)
             for said, wanted in zip(read_compiled(part)(x), whole(x), strict=True):
@@ -128,7 +135,11 @@ def _nothing(_: logging.LogRecord) -> bool:
 
 
 def _forget(folder: Path) -> None:
-    """Delete what was not used for longest."""
+    """Delete what was not used for longest, and what was left by processes that were killed."""
+    for left in folder.glob("tmp*"):
+        with suppress(OSError):
+            if time.time() - left.stat().st_mtime > _LONGEST_S:
+                shutil.rmtree(left)
     with suppress(OSError):
         files = sorted(folder.glob("*.pt2"), key=lambda file: file.stat().st_mtime, reverse=True)
         for file in files[_KEPT:]:

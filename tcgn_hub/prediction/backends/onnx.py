@@ -87,7 +87,7 @@ class OnnxBackend:
         """The array itself."""
         return lambda: array
 
-    def expect(self, count: int, batch_size: int) -> None:
+    def expect(self, count: int, batch_size: int, *, tta: int = 1) -> None:
         """Nothing: ONNX Runtime is ready."""
 
     def to(self, device: object) -> OnnxBackend:

@@ -132,18 +132,24 @@ class TorchBackend:
 
         return wait
 
-    def expect(self, count: int, batch_size: int) -> None:
-        """So many forward passes of a patch are to come, in batches of this size: compile if that pays by now."""
-        with _changing:
-            self._expected += count
-            if self.compile == "auto" and self._compiled is None:
+    def expect(self, count: int, batch_size: int, *, tta: int = 1) -> None:
+        """So many patches are to come, in batches of this size, each in so many views: compile if that pays by now.
+
+        Fewer than a compiled pass takes do not count, for it would be filled up; nor is another thread waited for.
+        """
+        counts = self.compile == "auto" and self._compiled is None and min(count, batch_size) >= self._size
+        if counts and _changing.acquire(blocking=False):
+            try:
+                self._expected += count * tta
                 saved = self._expected * _SAVED_S.get(self.precision, 0) / torch.get_num_threads()
                 self._compile_if(saved if self.device.type == "cpu" else 0)
-            batch = self._size if self.compiled else min(batch_size, self._most or batch_size)
-            told = f"{self.precision}, {'compiled' if self.compiled else 'eager'}, batches of {batch}"
-            if count > batch_size and told != self._told:
-                _logger.info("%s", told)
-                self._told = told
+            finally:
+                _changing.release()
+        batch = self._size if self.compiled else min(batch_size, self._most or batch_size)
+        told = f"{self.precision}, {'compiled' if self.compiled else 'eager'}, batches of {batch}"
+        if count > batch_size and told != self._told:
+            _logger.info("%s", told)
+            self._told = told
 
     def to(self, device: str | torch.device) -> TorchBackend:
         """A copy on another device, for others may use this one; itself where it is there already."""
@@ -170,6 +176,8 @@ class TorchBackend:
 
     def _fast(self, x: torch.Tensor, run: Pass) -> tuple[torch.Tensor, ...]:
         """Values and features by batches of the size that was compiled, the last one filled up."""
+        if not len(x):
+            return self._eager(x)
         parts = []
         for part in x.split(self._size):
             filled = torch.cat([part, part[-1:].expand(self._size - len(part), -1, -1, -1)])
