@@ -281,11 +281,11 @@ JPEG_APART = 0.3
 GLASS, STAIN = 245, (200, 90, 160)
 
 
-def share(self, pixels, **_):
+def share(self, pixels, *_):
     """In place of the model: the share of each tile that is stained."""
     stained = np.stack([(tile[..., 0].astype(int) - tile[..., 1] > 50).mean() for tile in np.asarray(pixels)])
     genes = len(self.info.genes)
-    return {"values": np.repeat(stained[:, None], genes, axis=1).astype(np.float32)}
+    return lambda: {"values": np.repeat(stained[:, None], genes, axis=1).astype(np.float32)}
 
 
 def bounds_of(mask: np.ndarray) -> np.ndarray:
@@ -361,7 +361,7 @@ def test_files_that_are_written_point_to_the_same_pixels(tmp_path, predictor, da
         write_levels(path, pixels, data.draw(st.sampled_from([[1], [1, 2], [1, 4]])), 128, mpp, "lzw")
     options = {"mpp": mpp} if kind == "png" else {}
     with (
-        mock.patch.object(tcgn_hub.Predictor, "run", share),
+        mock.patch.object(tcgn_hub.Predictor, "_begin", share),
         mock.patch("tcgn_hub.prediction.slides.OVERVIEW_PX", overview),
     ):
         result = predictor.slide(path, patch_um=patch_um, min_tissue=0.4, workers=0, **options)
@@ -380,7 +380,7 @@ def test_files_of_a_scan_off_the_origin_point_to_the_same_pixels(tmp_path, predi
     pixels[top : top + down, left : left + across] = STAIN
     path = cases.write_scn(tmp_path, pixels)
     with (
-        mock.patch.object(tcgn_hub.Predictor, "run", share),
+        mock.patch.object(tcgn_hub.Predictor, "_begin", share),
         mock.patch("tcgn_hub.prediction.slides.OVERVIEW_PX", overview),
     ):
         result = predictor.slide(path, patch_um=patch_um, min_tissue=0.4, workers=0)

@@ -54,13 +54,13 @@ def cmu(predictor):
 def predicted(monkeypatch):
     """How many tiles are predicted while the test runs."""
     seen = []
-    real = tcgn_hub.Predictor.run
+    real = tcgn_hub.Predictor._begin
 
-    def run(self, pixels, **options):
+    def begin(self, pixels, *options):
         seen.append(len(pixels))
-        return real(self, pixels, **options)
+        return real(self, pixels, *options)
 
-    monkeypatch.setattr(tcgn_hub.Predictor, "run", run)
+    monkeypatch.setattr(tcgn_hub.Predictor, "_begin", begin)
     return seen
 
 
@@ -360,10 +360,10 @@ def test_results_are_held_once(predictor, monkeypatch):
     monkeypatch.setattr(TileReader, "__getitem__", lambda self, i: (i, None, "lost") if i in failing else (i, tile, ""))
     values = np.random.default_rng(0).normal(size=(64, wide)).astype(np.float32)
 
-    def run(self, pixels, **_):
-        return {"values": values[: len(pixels), : len(PANEL)], "features": values[: len(pixels)]}
+    def begin(self, pixels, *_):
+        return lambda: {"values": values[: len(pixels), : len(PANEL)], "features": values[: len(pixels)]}
 
-    monkeypatch.setattr(tcgn_hub.Predictor, "run", run)
+    monkeypatch.setattr(tcgn_hub.Predictor, "_begin", begin)
     options = {"spots": __file__, "workers": 0, "genes": GENES, "features": True, "batch_size": 64}
     predictor.slide(SVS, **options)
     tracemalloc.start()
@@ -490,17 +490,17 @@ def test_an_interruption_costs_at_most_a_chunk(kept, predictor, predicted, tmp_p
     monkeypatch.setattr(slides, "_CHUNK", 8)
     options = {"genes": GENES, "stride_um": 150, "batch_size": 4}
     want = predictor.slide(SVS, **options)
-    real = tcgn_hub.Predictor.run
+    real = tcgn_hub.Predictor._begin
     predicted.clear()
 
-    def fails_later(self, pixels, **options):
+    def fails_later(self, pixels, *options):
         if sum(predicted) >= 20:
             raise KeyboardInterrupt
-        return real(self, pixels, **options)
+        return real(self, pixels, *options)
 
     state = tmp_path / "state"
     with monkeypatch.context() as patch:
-        patch.setattr(tcgn_hub.Predictor, "run", fails_later)
+        patch.setattr(tcgn_hub.Predictor, "_begin", fails_later)
         with pytest.raises(KeyboardInterrupt):
             predictor.slide(SVS, resume=state, **options)
     assert sorted(path.name for path in state.iterdir()) == ["0.npz", "8.npz", "run.json"]
