@@ -4,9 +4,9 @@
 #   git clone https://github.com/almaan/her2st
 #   examples/train_her2st.sh her2st runs/her2st --folds B4 C6
 #
-# 1. A frozen network of timm, TEACHER, is distilled into the backbone from the pictures of the sections TISSUE, which are
-#    no fold's test. About an hour on one CPU core. Without TEACHER, an EfficientNet-Lite1 (Apache-2.0) out of a package
-#    of the Python index. A better one, and more tissue:
+# 1. Frozen networks of timm, TEACHER, are distilled into the backbone from the pictures of the sections TISSUE, which are
+#    no fold's test. Under two hours on one CPU core. Without TEACHER, EfficientNet-Lite1 and Lite2 (Apache-2.0) out of
+#    packages of the Python index. A better one, and more tissue:
 #      TEACHER=hf-hub:MahmoodLab/UNI2-h TISSUE="A1 A2 D1 E1 F1" examples/train_her2st.sh her2st runs/uni --folds ...
 #    What the weights then state of licence and origin is yours to give, by --metadata.
 # 2. For each fold a head is fitted to the other sections in closed form, and at last to all sections. Minutes, for the
@@ -24,13 +24,15 @@ read -r -a tissue <<< "${TISSUE:-C2 C3 C4 C5}"
 mkdir -p "$out"
 of_backbone=() of_weights=()
 if [ -z "${TEACHER:-}" ]; then
-  name=tf_efficientnet_lite1
-  [ -e "$out/teachers/$name/model.safetensors" ] || python "$here/../benchmarks/teachers.py" "$out/teachers" --only $name
-  TEACHER=local-dir:$out/teachers/$name
+  for name in tf_efficientnet_lite1 tf_efficientnet_lite2; do
+    [ -e "$out/teachers/$name/model.safetensors" ] || python "$here/../benchmarks/teachers.py" "$out/teachers" --only $name
+    TEACHER="${TEACHER:-} local-dir:$out/teachers/$name"
+  done
   # of another teacher, licence and origin are another's to state
   of_backbone=(--metadata "$here/he_distilled_metadata.json") of_weights=(--metadata "$here/her2st_metadata.json")
 fi
+read -r -a teachers <<< "$TEACHER"
 [ -e "$out/backbone/metrics.json" ] || tcgn pretrain "$data" -o "$out/backbone" --sections "${tissue[@]}" \
-  --teacher "$TEACHER" --crops 3500 --epochs 5 "${of_backbone[@]}" --resume
+  --teacher "${teachers[@]}" --crops 7168 --epochs 4 "${of_backbone[@]}" --resume
 tcgn crossval "$data" -o "$out" --by section --genes her2st_785 --weights "$out/backbone" --tune probe \
   --components 10 --residuals 0.5 --final --resume "${of_weights[@]}" "$@"
