@@ -687,15 +687,18 @@ class TCGN(nn.Module):
             self.head_hidden_size = self.num_features
         return take_indices
 
+    def forward_stages(self, x: torch.Tensor) -> torch.Tensor:
+        """Map of the stem (B, stem_dim, 112, 112) -> map of the last stage (B, embed_dims[3], 7, 7)"""
+        nodes: List[torch.Tensor] = []
+        for stage in self.stages:
+            x = stage(x, nodes)
+        return x
+
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:
         """Image (B, C, 224, 224) -> final map (B, num_features, 7, 7); its mean over positions is *the* feature."""
         _assert(x.shape[-2] == self.img_size[0], "TCGN takes 224 x 224 images only, resize the input.")
         _assert(x.shape[-1] == self.img_size[1], "TCGN takes 224 x 224 images only, resize the input.")
-        x = self.stem(x)
-        nodes: List[torch.Tensor] = []
-        for stage in self.stages:
-            x = stage(x, nodes)
-        return self.final_conv(x)
+        return self.final_conv(self.forward_stages(self.stem(x)))
 
     def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
         return self.head(x, pre_logits=pre_logits)
