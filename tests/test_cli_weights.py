@@ -38,7 +38,7 @@ def test_list_and_show(capsys):
     assert weights("list") == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[1].split()[:2] == [BUNDLED, "785"]
-    assert lines[1].split()[2:7] == ["0.231", "on", "her2st", "B4,", "C6"]
+    assert lines[1].split()[2:7] == ["0.234", "on", "her2st", "B4,", "C6"]
     assert lines[1].split()[7] == "45"
     assert lines[1].endswith("in this package")
     assert weights("list", "--json") == 0
@@ -66,10 +66,10 @@ def test_genes_are_listed(capsys, tiny_weights, tmp_path):
     captured = capsys.readouterr()
     lines = captured.out.splitlines()
     assert len(lines) == 786
-    assert lines[1].split() == ["HPS6", "0.114", "0.016", "no"]
+    assert lines[1].split() == ["HPS6", "0.122", "0.036", "no"]
     assert "785 of the 785 genes of tcgn_base.her2st" in captured.err
     assert main(["genes", "--grep", "MARS"]) == 0
-    assert capsys.readouterr().out.splitlines()[1:] == ["MARS  0.438        0.095           no  today MARS1"]
+    assert capsys.readouterr().out.splitlines()[1:] == ["MARS  0.419        0.086           no  today MARS1"]
     assert main(["genes", "--grep", "tle5"]) == 0
     assert capsys.readouterr().out.splitlines()[1].split()[0] == "AES"
     assert main(["genes", str(tiny_weights), "--json"]) == 0

@@ -100,7 +100,7 @@ def test_random_weights_destroy_the_maps(model, x):
     for layer in LAYERS:
         similar = spearman(*(m[layer].reshape(len(x) * len(columns), -1).T for m in (trained, random)))
         same = spearman(*(m[layer].reshape(len(x) * len(columns), -1).T for m in (trained, trained)))
-        assert np.nanmean(np.abs(similar)) < 0.4 < np.nanmean(same), layer
+        assert np.nanmean(np.abs(similar)) < 0.5 < np.nanmean(same), layer
 
 
 def test_the_graphs_are_the_golden_ones(golden_model):
@@ -310,8 +310,9 @@ def test_no_text_is_cut_off(explanation, slide, figures, layers):
             assert box.y1 <= figure.bbox.y1, text
 
 
-def test_maps_of_tiles_are_on_one_scale(slide, figures):
-    gallery = tcgn_hub.load().galleries(slide, ["FASN"], count=2)[0]
+def test_maps_of_tiles_are_on_one_scale(figures):
+    slide = tcgn_hub.load().slide(SVS, genes=["TJP3"], stride_um=250)
+    gallery = tcgn_hub.load().galleries(slide, ["TJP3"], count=2)[0]
     figure = draw_gallery(slide, gallery)
     panels = _panels(figure, "Grad-CAM")
     limit = np.quantile(gallery.maps, 0.99)

@@ -31,10 +31,19 @@ from tcgn_hub.weights.info import WeightsInfo
 class Brightness:
     """A backend that takes the brightness of a patch for the expression of every gene."""
 
-    device = "cpu"
+    device, name, precision, batch_size, compiled, in_flight = "cpu", "test", "float32", 32, False, 0
 
     def __init__(self, scale=1):
         self.scale = scale
+
+    def expect(self, count, batch_size, *, tta=1):
+        pass
+
+    def start(self, x, index=0):
+        return lambda: self.forward(x, index)
+
+    def fetch(self, array):
+        return lambda: array
 
     def prepare(self, pixels):
         return pixels.transpose(0, 3, 1, 2).astype(np.float32)

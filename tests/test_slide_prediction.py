@@ -429,7 +429,7 @@ import numpy as np, tcgn_hub, tcgn_hub.rows
 
 tcgn_hub.rows.IN_MEMORY = 1 << 20
 weights, image, out, stride = sys.argv[1:]
-predictor = tcgn_hub.load(path=weights, device="cpu")
+predictor = tcgn_hub.load(path=weights, device="cpu", compile="off")
 said = {"values": np.ones((256, len(predictor.info.genes)), np.float32), "features": np.ones((256, 1280), np.float32)}
 tcgn_hub.Predictor._begin = lambda self, x, *_: lambda: {key: values[: len(x)] for key, values in said.items()}
 scale = {"mpp": 1, "force_scale": True, "patch_um": 40, "stride_um": float(stride), "min_tissue": 0}
@@ -453,7 +453,7 @@ print(len(result), int(peak.split()[1]) / 1024)
 
 
 def test_batches_and_workers_are_chosen(predictor, predicted, tmp_path, monkeypatch):
-    monkeypatch.setattr(type(predictor.backend), "batch_size", 5)
+    monkeypatch.setattr(predictor.backend, "batch_size", 5)
     asked = []
     real = slides._Table.fill
 
