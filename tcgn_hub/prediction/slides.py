@@ -80,9 +80,9 @@ def predict_tiles(
 
     Tiles are read by worker processes ahead of the model, and what is read does not stay in memory, unless the slide is
     a plain picture, which has to be decoded as a whole. What is predicted is kept on disk where it takes more than
-    64 MB, so that memory does not grow with the tiles: in a file without a name beside the folder ``resume``, or in the
-    folder of temporary files, that is gone when the result is, or the process. The arrays of the result are those of
-    that file, and behave as any do.
+    64 MB, so that memory does not grow with the tiles: in a file without a name beside the folder ``resume``, or where
+    there is none or it cannot be in the folder of temporary files, that is gone when the result is, or the process. The
+    arrays of the result are those of that file, and behave as any do.
 
     Args:
         predictor: The weights.
