@@ -412,14 +412,14 @@ class Small(torch.nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv, self.graph, self.fc = (
+        self.stem, self.graph, self.fc = (
             torch.nn.Conv2d(3, 16, 16, 16),
             GraphEmbed(16, out_dim=16),
             torch.nn.Linear(16, 5),
         )
+        self.final_conv = torch.nn.Identity()
 
-    def forward_features(self, x):
-        maps = self.conv(x)
+    def forward_stages(self, maps):
         tokens = maps.flatten(2).transpose(1, 2)
         return maps + self.graph(tokens, tokens)[0].transpose(1, 2).reshape(maps.shape)
 

@@ -47,7 +47,7 @@ class Whole(torch.nn.Module):
         maps = self.model.stem(x)
         with self._autocast(x.device.type):
             maps = self.model.forward_stages(maps)
-        maps = self.model.final_conv(maps.float())
+        maps = self.model.final_conv(maps.float()).float()
         # the head costs little, and bfloat16 would round its values to 1/64
         return self.model.forward_head(maps).float(), maps.mean(dim=(2, 3))
 
