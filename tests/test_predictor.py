@@ -3,6 +3,7 @@
 import copy
 import pickle
 import shutil
+import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +24,7 @@ from tcgn_hub.images.transforms import to_input
 from tcgn_hub.models import loading
 from tcgn_hub.models.loading import load_model
 from tcgn_hub.prediction import predictor as home
+from tcgn_hub.prediction.backends import openvino
 from tcgn_hub.prediction.backends.onnx import exported_path
 from tcgn_hub.prediction.backends.torch import TorchBackend
 
@@ -489,6 +491,28 @@ def test_threads_share_a_model_of_openvino(tiny, tmp_path):
             np.testing.assert_array_equal(values["values"], expected)
 
 
+_SIGNALS = """
+import ctypes, gc, signal, subprocess, sys
+from tcgn_hub.prediction.backends.openvino import OpenvinoBackend
+from pathlib import Path
+
+signal.signal(signal.SIGCHLD, lambda *_: None)  # as a DataLoader with workers does
+loaded = [OpenvinoBackend(Path(sys.argv[1]), "float32") for _ in range(3)]
+while loaded:
+    del loaded[0]
+    gc.collect()
+    subprocess.run([sys.executable, "-c", ""], check=True)
+print("alive")
+"""
+
+
+def test_openvino_leaves_a_stack_for_signals(tiny, tmp_path):
+    pytest.importorskip("openvino")
+    path = onnx_file.write(tmp_path / "model.onnx", tiny.info)
+    done = subprocess.run([sys.executable, "-c", _SIGNALS, str(path)], capture_output=True, text=True)
+    assert done.stdout == "alive\n", (done.returncode, done.stderr)
+
+
 def test_what_openvino_refuses(tiny, tiny_weights, tmp_path, monkeypatch):
     path = onnx_file.write(tmp_path / "model.onnx", tiny.info)
     with pytest.raises(WeightsError, match="OpenVINO computes in float32 or bfloat16, not in float16"):
@@ -499,6 +523,7 @@ def test_what_openvino_refuses(tiny, tiny_weights, tmp_path, monkeypatch):
         tcgn_hub.load(path=tiny_weights, backend="openvino")
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "openvino", None)
+        patch.setattr(openvino, "_core", openvino._core.__wrapped__)
         with pytest.raises(ExtraError, match=r"install openvino: pip install 'tcgn_hub\[openvino\]'"):
             tcgn_hub.load(path=path, backend="openvino")
     pytest.importorskip("openvino")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,17 @@ def compile_options(precision: str) -> dict[str, Any]:
     }
 
 
+@cache
+def _core() -> Any:
+    """OpenVINO, once for the process.
+
+    Its CPU plugin gives a thread a stack for signals, and unmaps it in the end. Where one of several ends before a later
+    one, the thread is left with a stack that is gone, and the next signal ends the process: that of the end of a child,
+    once a DataLoader with workers listens to it.
+    """
+    return require("openvino", extra="openvino", to="predict with OpenVINO").Core()
+
+
 class OpenvinoBackend(OnnxBackend):
     """An exported model on the CPU, see `tcgn_hub.prediction.backends.Backend`.
 
@@ -39,7 +51,7 @@ class OpenvinoBackend(OnnxBackend):
         super().__init__(path)
 
     def _open(self, path: Path) -> dict[str, str]:
-        core = require("openvino", extra="openvino", to="predict with OpenVINO").Core()
+        core = _core()
         model = core.read_model(path)
         precision = self._asked
         if precision == "auto":
