@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from tcgn_hub.data.readers import read_sections
     from tcgn_hub.evaluation.heldout import evaluate
     from tcgn_hub.models.loading import create_model
-    from tcgn_hub.prediction.predictor import Predictor, explain, export, load, predict, predict_slide
+    from tcgn_hub.prediction.predictor import Predictor, explain, export, load, predict, predict_slide, predict_slides
     from tcgn_hub.result import Explanation, Result
     from tcgn_hub.training.adapt import adapt
     from tcgn_hub.training.crossval import crossval
@@ -30,7 +30,7 @@ _HOMES = {
     "data.readers": ("read_sections",),
     "evaluation.heldout": ("evaluate",),
     "models.loading": ("create_model",),
-    "prediction.predictor": ("Predictor", "explain", "export", "load", "predict", "predict_slide"),
+    "prediction.predictor": ("Predictor", "explain", "export", "load", "predict", "predict_slide", "predict_slides"),
     "result": ("Explanation", "Result"),
     "training.adapt": ("adapt",),
     "training.crossval": ("crossval",),
@@ -60,6 +60,7 @@ __all__ = [
     "load",
     "predict",
     "predict_slide",
+    "predict_slides",
     "pretrain",
     "read_sections",
 ]

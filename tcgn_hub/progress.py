@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from time import monotonic
 from typing import Any
 
 _logger = logging.getLogger(__name__)
 _MINUTE = 60.0
+_watch: ContextVar[Callable[[Progress, int], None] | None] = ContextVar("_watch", default=None)
 
 
 class Progress(contextlib.AbstractContextManager["Progress"]):
@@ -35,11 +37,17 @@ class Progress(contextlib.AbstractContextManager["Progress"]):
 
     def update(self, count: int = 1) -> None:
         """So much more is done."""
+        if (tell := _watch.get()) is not None:
+            tell(self, count)
         self._bar.update(count)
         self.done += count
         if self._told and self.done < self.total and (now := monotonic()) >= self._next:
             self._next = now + _MINUTE
             _logger.info("%s", self._line(now - self._began))
+
+    def note(self, text: str) -> None:
+        """Say something beside the count."""
+        self._bar.set_postfix_str(text)
 
     def over(self, items: Any) -> Iterator[Any]:
         """The items, each counted once the next is asked for."""
@@ -57,6 +65,16 @@ class Progress(contextlib.AbstractContextManager["Progress"]):
         if new > 0:
             line += f", about {duration(seconds / new * (self.total - self.done))} left"
         return line
+
+
+@contextlib.contextmanager
+def watching(tell: Callable[[Progress, int], None]) -> Iterator[None]:
+    """While this lasts, ``tell`` is called with what is counted in this thread, and how much, shown or not."""
+    before = _watch.set(tell)
+    try:
+        yield
+    finally:
+        _watch.reset(before)
 
 
 def duration(seconds: float) -> str:

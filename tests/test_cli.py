@@ -29,6 +29,7 @@ from tcgn_hub.cli.main import COMMANDS
 from tcgn_hub.cli.main import main as tcgn
 from tcgn_hub.cli.predict import build_parser, main
 from tcgn_hub.errors import TcgnError
+from tcgn_hub.prediction.cohort.run import predict_cohort
 from tcgn_hub.training.recipe import Steps
 
 PATCH = golden.PATCHES[0]
@@ -95,7 +96,7 @@ def _signatures() -> dict[str, list]:
     from tcgn_hub.prediction.predictor import Predictor, load
 
     return {
-        "predict": [load, Predictor.patches, Predictor.slide],
+        "predict": [load, Predictor.patches, Predictor.slide, Predictor.slides],
         "explain": [load, Predictor.explain, Predictor.galleries],
         "export": [load, Predictor.export],
         "demo": [launch_demo],
@@ -107,7 +108,7 @@ def _signatures() -> dict[str, list]:
     }
 
 
-@pytest.mark.parametrize("command", sorted(set(COMMANDS) - {"genes", "weights"}))
+@pytest.mark.parametrize("command", sorted(set(COMMANDS) - {"cohort", "genes", "weights"}))
 def test_what_help_calls_the_default_is_that_of_the_api_and_only_what_is_given_is_passed_on(command):
     defaults = {
         name: parameter.default
@@ -170,6 +171,11 @@ GIVEN = {
     "map": ["--map", "value"],
     "report": ["--report"],
     "bulk": ["--bulk", "bulk.csv"],
+    "scheduler": ["--scheduler", "tcp://127.0.0.1:9"],
+    "local_workers": ["--local-workers", "2"],
+    "shard": ["--shard", "1/2"],
+    "retry_failed": ["--retry-failed"],
+    "dry_run": ["--dry-run"],
 }
 
 
@@ -200,11 +206,15 @@ def recorded(canned, monkeypatch):
         columns=predictor.columns,
         patches=said("patches", patches),
         slide=said("slide", slide),
+        slides=lambda *args, **options: predict_cohort(stand_in, *args, **options),
+        metadata=predictor.metadata,
+        asked=predictor.asked,
+        run=said("run", None),
         galleries=said("galleries", []),
         export=said("export", SimpleNamespace(path=Path(PATCH), difference=0.0)),
     )
     monkeypatch.setattr("tcgn_hub.prediction.predictor.load", said("load", stand_in))
-    monkeypatch.setattr("tcgn_hub.prediction.predictor.check_weights", lambda *args, **options: None)
+    monkeypatch.setattr("tcgn_hub.prediction.predictor.check_weights", lambda *args, **options: predictor.info)
     return calls
 
 
@@ -355,8 +365,8 @@ def test_maps_are_drawn_given_depth(recorded, capsys, tmp_path, monkeypatch):
         drawn.append((gene, layer))
         return b"png"
 
-    monkeypatch.setattr("tcgn_hub.writing.report.write_report", write_report)
-    monkeypatch.setattr("tcgn_hub.writing.figures.draw_gene", draw_gene)
+    monkeypatch.setattr("tcgn_hub.prediction.cohort.outputs.write_report", write_report)
+    monkeypatch.setattr("tcgn_hub.prediction.cohort.outputs.draw_gene", draw_gene)
     more = ["-o", str(tmp_path / "x.csv"), "--plot", "G1", "--report"]
     assert main([str(golden.SVS), *more, "--map", "given_depth"]) == 0
     assert main([str(golden.SVS), *more]) == 0

@@ -18,7 +18,7 @@ from tcgn_hub.evaluation.skill import effective_rank
 from tcgn_hub.weights.arrays import from_text, to_text
 from tcgn_hub.weights.info import WeightsInfo
 from tcgn_hub.weights.typical import Typical, describe_predictions
-from tcgn_hub.writing.bulk import BulkTable
+from tcgn_hub.writing.bulk import BulkTable, bulk_row
 from tcgn_hub.writing.geojson import to_geojson
 from tcgn_hub.writing.tables import to_json, to_table
 
@@ -370,7 +370,7 @@ def test_significance_is_withheld_of_foreign_tissue(tmp_path):
     for order in ((slide, foreign), (foreign, slide)):
         bulk = BulkTable(tmp_path / "bulk.csv")
         for result in order:
-            bulk.add(result)
+            bulk.add(bulk_row(result))
         bulk.write()
         beside = json.loads((tmp_path / "bulk.csv.json").read_text())
         assert beside["significant"] == {"GNAS": True, "FASN": False, "HLA-DRA": True, "ACTB": False}

@@ -28,7 +28,7 @@ from tcgn_hub.text import printable
 from tcgn_hub.units import UNITS
 from tcgn_hub.weights.info import WeightsInfo
 from tcgn_hub.weights.typical import describe_predictions
-from tcgn_hub.writing.bulk import BulkTable
+from tcgn_hub.writing.bulk import BulkTable, bulk_row
 from tcgn_hub.writing.figures import _SlideFigure, draw_gene, draw_mask, layer_values
 from tcgn_hub.writing.geojson import to_geojson
 from tcgn_hub.writing.report import mapped_genes, write_report
@@ -583,10 +583,10 @@ def test_a_table_of_slides(prediction, tmp_path):
     table, one = BulkTable(tmp_path / "bulk.csv"), some(prediction, [0])
     with pytest.raises(OutputError, match="there are none"):
         table.write()
-    table.add(prediction)
-    table.add(one)
+    table.add(bulk_row(prediction))
+    table.add(bulk_row(one))
     with pytest.raises(OutputError, match="the same genes"):
-        table.add(one.select(GENES[:2]))
+        table.add(bulk_row(one.select(GENES[:2])))
     table.write()
     rows = lines([(tmp_path / "bulk.csv").read_text(encoding="utf-8")])
     assert rows[0] == ["slide", "tiles", *GENES]
@@ -680,7 +680,7 @@ def test_any_name_of_a_file_can_be_written(name, tmp_path):
     assert json.loads((tmp_path / "patches.json").read_text())["predictions"][0]["name"] == shown
     assert anndata.read_h5ad(tmp_path / "patches.h5ad").obs_names[0] == shown
     bulk = BulkTable(tmp_path / "bulk.csv")
-    bulk.add(slide)
+    bulk.add(bulk_row(slide))
     bulk.write()
     with open(tmp_path / "bulk.csv", encoding="utf-8", newline="") as file:
         assert list(csv.reader(file))[1][0].endswith(shown)

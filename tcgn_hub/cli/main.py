@@ -18,6 +18,7 @@ COMMANDS = {
     "evaluate": "measure weights on sections that they have not seen",
     "crossval": "train and measure with every patient or section held out once",
     "export": "write weights as ONNX or as a program of torch.export",
+    "cohort": "what became of the slides of a folder, and all of them together",
     "demo": "open a web page to play with",
     "genes": "list the genes of weights, and how well each is predicted",
     "weights": "list, get, verify, import and publish weights",

@@ -50,6 +50,15 @@ def _number_or_file(text: str) -> int | str:
     return int(text) if text.isdecimal() else text
 
 
+def _shard(text: str) -> tuple[int, int]:
+    from tcgn_hub.prediction.cohort.shards import parse_shard
+
+    try:
+        return parse_shard(text)
+    except ValueError as err:
+        raise argparse.ArgumentTypeError(str(err)) from err
+
+
 OPTIONS: dict[str, dict[str, Any]] = {
     # what is read
     "images": _value(
@@ -62,6 +71,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         flags=("data",),
         nargs="+",
     ),
+    "cohort": _value("folder that slides were written to", "DIR", flags=("cohort",)),
     "tissue": _value(
         "slides, images, folders of them, or what `tcgn finetune` takes, of which counts are not looked at",
         flags=("data",),
@@ -166,6 +176,19 @@ OPTIONS: dict[str, dict[str, Any]] = {
     ),
     "report": _flag("a self-contained HTML page beside the output"),
     "bulk": _value("one pseudo-bulk row per slide, CSV", "FILE"),
+    # many slides
+    "scheduler": _value(
+        "predict by the workers of this Dask cluster, which see slides and -o under the same paths",
+        "tcp://HOST:PORT|FILE.json",
+    ),
+    "local_workers": _value("predict by a Dask cluster of N processes on this machine", "N", _COUNT),
+    "shard": _value(
+        "this is one of N processes that share the slides; it does its part first, then what others have not begun"
+        " (default: by the array of jobs of SLURM, SGE or LSF, if this is one of its jobs)",
+        "I/N",
+        _shard,
+    ),
+    "retry_failed": _flag("try again slides that failed before"),
     "npz": _flag("patches: the arrays too, beside the picture"),
     "occlusion": _flag("patches: check the maps by covering parts (slower)"),
     "fp16": _flag("ONNX: store weights in float16, for size only"),
@@ -230,7 +253,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "grep": _value("only genes with this in their symbol or another name of theirs", "TEXT"),
     "repo": _value("repository, made if there is none", "ORG/NAME"),
     "private": _flag("make a new repository private"),
-    "dry_run": _flag("check, and print card and entry; upload nothing"),
+    "dry_run": _flag(
+        "check, and show what would be done: of slides scale, tissue, tiles, time and room; of a publication card and"
+        " entry"
+    ),
 }
 """What `argparse` is told of each option; ``flags`` where they are not ``--name``."""
 

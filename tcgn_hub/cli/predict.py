@@ -24,21 +24,22 @@ from tcgn_hub.cli.common import (
     say_notes,
 )
 from tcgn_hub.cli.options import add, given
+from tcgn_hub.progress import duration
 from tcgn_hub.text import counted
 
 if TYPE_CHECKING:
-    from tcgn_hub.prediction.predictor import Predictor
+    from tcgn_hub.prediction.cohort.outputs import Outputs
     from tcgn_hub.result import Result
 
 _SUFFIXES = {"table": ".txt", **{kind: f".{kind}" for kind in ("csv", "json", "h5ad", "parquet", "geojson")}}
 _OF_SLIDES = (".h5ad", ".parquet", ".geojson")  # a picture that is written so is taken as a slide
-_EXPLAINED = 3  # genes of a report whose highest and lowest tiles are shown
 
 _LOADED = ("weights", "device", "precision", "compile", "backend")
 _SHARED = ("significant_only", "tta", "batch_size")
 _SCALE = ("mpp", "magnification", "patch_um", "force_scale")
 _TILED = ("series", "stride_um", "spots", "library", "min_tissue", "features", "workers", "max_pixels")
 _DRAWN = ("plot", "map", "report", "bulk")
+_SHARED_OUT = ("scheduler", "local_workers", "shard", "retry_failed", "dry_run")
 
 
 def build_parser(prog: str) -> argparse.ArgumentParser:
@@ -46,7 +47,8 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
     parser = make_parser(
         prog,
         "Predict gene expression in the centre of H&E patches, or over the tissue of slides. -o is a file, or a folder"
-        " for several slides; without it patches are shown as a table.",
+        " for several slides; without it patches are shown as a table. What became of each slide of a folder is in its"
+        " cohort.jsonl, so that the same command continues what was interrupted; see `tcgn cohort`.",
         epilog="A file of a slide format (.svs, .ndpi, .mrxs, .ome.tif, ...) is taken as a slide, and so is any picture"
         " where an option for slides is given. Exit code: 0 all predicted, 1 some images could not be, or show no"
         " tissue, 2 nothing was, for the reason printed.",
@@ -55,6 +57,7 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
     add(parser.add_argument_group("scale", "read from the files where they state it"), *_SCALE, "strict")
     add(parser, "force")
     add(parser.add_argument_group("slides"), *_TILED, *_DRAWN)
+    add(parser.add_argument_group("many slides"), *_SHARED_OUT)
     return parser
 
 
@@ -67,7 +70,8 @@ def _predict(args: argparse.Namespace, prog: str) -> int:
     options = {"genes": panel_of(args), **given(args, (*_SHARED, *_SCALE, "force"))}
     check_options(**options)
     suffix = Path(args.output or "").suffix.lower()
-    as_slides = suffix in _OF_SLIDES or _SUFFIXES.get(args.format) in _OF_SLIDES or given(args, (*_TILED, *_DRAWN))
+    of_slides = given(args, (*_TILED, *_DRAWN, *_SHARED_OUT))
+    as_slides = suffix in _OF_SLIDES or _SUFFIXES.get(args.format) in _OF_SLIDES or of_slides
     slides = list(filter(is_slide_file, images))
     if slides and len(slides) < len(images) and not as_slides:
         other = next(image for image in images if image not in slides)
@@ -84,6 +88,7 @@ def _predict(args: argparse.Namespace, prog: str) -> int:
 
 
 def _predict_patches(images: list[Path], options: dict[str, Any], args: argparse.Namespace, prog: str) -> int:
+    from tcgn_hub.prediction.cohort.outputs import files_of
     from tcgn_hub.prediction.patches import check_patches
     from tcgn_hub.prediction.predictor import check_weights
     from tcgn_hub.writing.tables import FORMATS, to_table
@@ -105,27 +110,98 @@ def _predict_patches(images: list[Path], options: dict[str, Any], args: argparse
     code = say_failed(prog, result.failed.values())
     if output is not None:
         counts = _counts(result)
-        say_done(prog, counted(len(result), "patch", "patches"), monotonic() - began, _tables(output, suffix), **counts)
+        say_done(
+            prog, counted(len(result), "patch", "patches"), monotonic() - began, files_of(output, suffix), **counts
+        )
     return code
 
 
 def _predict_slides(slides: list[Path], options: dict[str, Any], args: argparse.Namespace, prog: str) -> int:
-    from tcgn_hub.errors import ImageError, NoTissueError
-    from tcgn_hub.prediction.predictor import check_resume
-    from tcgn_hub.prediction.slides import check_slide
-    from tcgn_hub.writing.bulk import BulkTable
+    from tcgn_hub.prediction.cohort.outputs import Outputs
 
     outputs, suffix = _outputs(slides, args)
-    _check_slides(outputs, suffix, args)
     options |= given(args, _TILED)
+    if args.dry_run:
+        return _plan(slides, options, args, prog)
+    _check_slides(outputs, suffix, args)
+    plot = tuple(args.plot.split(",")) if args.plot else ()
+    wanted = Outputs(suffix or ".h5ad", plot, args.map, bool(args.report))
+    wanted.check()
+    if len(slides) > 1 and outputs[0] is not None:
+        return _predict_cohort(slides, outputs[0].parent, wanted, options, args, prog)
+    return _predict_alone(slides, outputs, wanted, options, args, prog)
+
+
+def _predict_cohort(
+    slides: list[Path], out: Path, wanted: Outputs, options: dict[str, Any], args: argparse.Namespace, prog: str
+) -> int:
+    """Several slides into a folder, each by whichever process comes to it."""
+    from tcgn_hub.errors import ImageError, NoTissueError
+    from tcgn_hub.prediction.cohort.ledger import DONE, NO_TISSUE, Ledger, Record
+    from tcgn_hub.prediction.cohort.shards import shard_of_job
+    from tcgn_hub.prediction.cohort.summary import write_summary
+
+    start = monotonic()
+
+    def told(record: Record) -> None:
+        for note in record.notes:
+            say(prog, f"{record.slide}: {note}")
+        if record.error:
+            say(prog, record.error)
+            return
+        ood = round((record.quality.get("ood") or 0) * record.tiles)
+        counts = {"failed": record.failed_tiles, "notes": len(record.notes), "ood": ood}
+        files = [out / name for name in record.files]
+        say_done(prog, f"{record.slide}: {counted(record.tiles, 'tile')}", record.seconds, files, **counts)
+
+    predictor = load_predictor(args, genes=options["genes"])
+    shared: dict[str, Any] = given(args, ("local_workers", "shard", "retry_failed"))
+    if args.scheduler:
+        shared["client"] = args.scheduler
+    elif not shared.get("local_workers") and "shard" not in shared and (of_job := shard_of_job()) is not None:
+        say(prog, f"job {of_job[0] + 1} of {of_job[1]} of an array begins with its part of the slides")
+        shared["shard"] = of_job
+    drawn: dict[str, Any] = {"format": wanted.format, "plot": wanted.plot, "map": wanted.map, "report": wanted.report}
+    options = {name: value for name, value in options.items() if value is not None}
+    records = predictor.slides(slides, out, progress=True, told=told, **drawn, **shared, **options)
+    done = [record for record in records if record.state == DONE]
+    failed = [record for record in records if record.state != DONE]
+    if failed and not done:
+        kind = NoTissueError if {record.state for record in failed} == {NO_TISSUE} else ImageError
+        raise kind(f"None of {len(slides)} slides could be predicted: {failed[0].error}")
+    tables = []
+    if args.bulk:
+        write_summary(Ledger(out), records, bulk=args.bulk)
+        tables = [Path(args.bulk), Path(f"{args.bulk}.json")]
+    what = f"{len(done)} of {counted(len(slides), 'slide')}, {counted(sum(record.tiles for record in done), 'tile')}"
+    lost = sum(record.failed_tiles for record in done)
+    say_done(prog, what, monotonic() - start, tables, failed=len(failed) + lost)
+    return 1 if failed or lost else 0
+
+
+def _predict_alone(
+    slides: list[Path],
+    outputs: list[Path] | list[None],
+    wanted: Outputs,
+    options: dict[str, Any],
+    args: argparse.Namespace,
+    prog: str,
+) -> int:
+    """A slide into a file, or slides of which only the pseudo-bulk is wanted."""
+    from tcgn_hub.errors import ImageError, NoTissueError
+    from tcgn_hub.prediction.cohort.outputs import state_of
+    from tcgn_hub.prediction.predictor import check_resume
+    from tcgn_hub.prediction.slides import check_slide
+    from tcgn_hub.writing.bulk import BulkTable, bulk_row
+
     for slide, output in zip(slides, outputs, strict=True):
-        if output and slide.exists() and _state(output).exists():
+        if output and slide.exists() and state_of(output).exists():
             loaded = given(args, ("weights", "device", "precision", "backend"))
-            check_resume(slide, resume=_state(output), **loaded, **options)
+            check_resume(slide, resume=state_of(output), **loaded, **options)
     if len(slides) == 1:
         check_slide(slides[0], **options)
     predictor = load_predictor(args, genes=options["genes"])
-    plots = _plots(predictor, options["genes"], args)
+    wanted = wanted.drawn(predictor, options["genes"], significant_only=bool(args.significant_only))
     bulk = BulkTable(args.bulk) if args.bulk else None
     failed: list[str] = []
     kinds: list[type[ImageError]] = []
@@ -134,7 +210,7 @@ def _predict_slides(slides: list[Path], options: dict[str, Any], args: argparse.
     for slide, output in zip(slides, outputs, strict=True):
         began, written = monotonic(), list[Path]()
         try:
-            result = predictor.slide(slide, resume=output and _state(output), progress=True, **options)
+            result = predictor.slide(slide, resume=output and state_of(output), progress=True, **options)
         except ImageError as err:
             if len(slides) == 1:
                 raise
@@ -142,33 +218,64 @@ def _predict_slides(slides: list[Path], options: dict[str, Any], args: argparse.
             kinds.append(type(err))
             continue
         say_notes(prog, result)
-        if output and args.report:
-            result = _with_measured(result, args, prog)
         if output:
-            result.write(output, format=suffix)
-            written = [
-                *_tables(output, suffix),
-                *_draw(result, output, plots, predictor if args.report else None, args.map or "value", prog),
-            ]
+            written, said = wanted.write(result, output, predictor=predictor, options=options)
+            for line in said:
+                say(prog, line)
+            shutil.rmtree(state_of(output), ignore_errors=True)
         if bulk:
-            bulk.add(result)
+            bulk.add(bulk_row(result))
         failed += result.failed.values()
-        counts = _counts(result)
-        say_done(prog, f"{slide}: {counted(len(result), 'tile')}", monotonic() - began, written, **counts)
+        say_done(prog, f"{slide}: {counted(len(result), 'tile')}", monotonic() - began, written, **_counts(result))
         done, tiles = done + 1, tiles + len(result)
     if not done:
         kind = NoTissueError if set(kinds) == {NoTissueError} else ImageError
         raise kind(f"None of {len(slides)} slides could be predicted: {failed[0]}")
     if bulk:
         bulk.write()
-    for output in filter(None, outputs):
-        shutil.rmtree(_state(output), ignore_errors=True)
     code = say_failed(prog, failed)
-    if bulk or len(slides) > 1:
+    if bulk:
         what = f"{done} of {counted(len(slides), 'slide')}, {counted(tiles, 'tile')}"
-        tables = [Path(args.bulk), Path(f"{args.bulk}.json")] if bulk else []
+        tables = [Path(args.bulk), Path(f"{args.bulk}.json")]
         say_done(prog, what, monotonic() - start, tables, failed=len(failed))
     return code
+
+
+def _plan(slides: list[Path], options: dict[str, Any], args: argparse.Namespace, prog: str) -> int:
+    """What would be predicted, a line a slide on stdout, and what time and room it would take."""
+    from tcgn_hub.errors import ImageError
+    from tcgn_hub.prediction.cohort.preflight import Planned, bytes_per_tile, plan, seconds_per_tile
+    from tcgn_hub.prediction.predictor import check_weights
+    from tcgn_hub.progress import Progress
+    from tcgn_hub.text import aligned
+
+    info = check_weights(args.weights, genes=options["genes"], **given(args, ("significant_only", "backend")))
+    if info is None:
+        info = load_predictor(args).info
+    planned = list(Progress(len(slides), "slide").over(plan(slides, info, **options)))
+    cells = [["slide", "tiles", "tissue", "um/px", "scale from"]]
+
+    def row(one: Planned) -> list[str]:
+        if one.error:
+            return [one.slide, "-", "-", "-", one.error]
+        tissue = "-" if one.tissue is None else f"{100 * one.tissue:.0f} %"
+        return [one.slide, str(one.tiles), tissue, f"{one.mpp:.4g}", one.scale_source]
+
+    sys.stdout.write(aligned(cells + [row(one) for one in planned], left=(0, 4)))
+    good = [one for one in planned if not one.error]
+    if not good:
+        raise ImageError(f"By --dry-run none of {len(slides)} slides can be predicted: {planned[0].error}")
+    tta, predictor = args.tta or 1, load_predictor(args, genes=options["genes"])
+    tiles = sum(one.tiles for one in good)
+    seconds = tiles * seconds_per_tile(predictor, tta=tta, batch_size=args.batch_size)
+    genes = len(predictor.columns(options["genes"], significant_only=bool(args.significant_only)))
+    room = tiles * bytes_per_tile(genes, features=bool(args.features), tta=tta)
+    say(
+        prog,
+        f"{len(good)} of {counted(len(slides), 'slide')}, {counted(tiles, 'tile')}: about {duration(seconds)} by one"
+        f" process like this one, and at most {room / 1e9:.2g} GB as .h5ad",
+    )
+    return 1 if len(good) < len(slides) else 0
 
 
 def _counts(result: Result) -> dict[str, int]:
@@ -176,16 +283,6 @@ def _counts(result: Result) -> dict[str, int]:
     is_ood = result.is_ood
     ood = 0 if is_ood is None else int(is_ood.sum())
     return {"failed": len(result.failed), "notes": len(result.notes), "ood": ood}
-
-
-def _tables(output: Path, suffix: str) -> list[Path]:
-    """The files that `Result.write` leaves."""
-    return [output, Path(f"{output}.json")] if suffix == ".csv" else [output]
-
-
-def _state(output: Path) -> Path:
-    """Where what is done of a slide is kept, for a run that continues."""
-    return output.with_name(f"{output.name}.partial")
 
 
 def _suffix_of(output: Path, asked: str | None) -> str:
@@ -230,7 +327,6 @@ def _outputs(slides: list[Path], args: argparse.Namespace) -> tuple[list[Path] |
 def _check_slides(outputs: Sequence[Path | None], suffix: str, args: argparse.Namespace) -> None:
     """Refuse, before anything is loaded, what cannot be done or would do nothing."""
     from tcgn_hub.errors import OutputError, SectionError
-    from tcgn_hub.extras import require
 
     if args.top:
         raise OutputError("--top is for patches: all genes of a slide's tiles are written; choose some by --genes.")
@@ -244,74 +340,18 @@ def _check_slides(outputs: Sequence[Path | None], suffix: str, args: argparse.Na
         if not args.bulk:
             message = "Say where to write the tiles: -o FILE for one slide, -o DIR for several, or --bulk FILE."
             raise OutputError(message)
-        if given(args, ("plot", "report", "features", "format")):
-            raise OutputError("--plot, --report, --features and --format are of the output of the tiles; give -o.")
-    if args.map and not (args.plot or args.report):
-        raise OutputError("--map says what --plot and --report draw; give one of them, or leave it out.")
+        if given(args, ("plot", "report", "features", "format", *_SHARED_OUT)):
+            raise OutputError(
+                "--plot, --report, --features, --format and the options for many slides are of what is written of the"
+                " tiles; give -o."
+            )
+    elif len(outputs) == 1 and given(args, _SHARED_OUT):
+        option = next(iter(given(args, _SHARED_OUT))).replace("_", "-")
+        raise OutputError(f"--{option} is for many slides, and there is one; leave it out.")
     if args.bulk:
         _check_place(Path(args.bulk))
     if args.features and suffix != ".h5ad":
         raise OutputError("--features are kept in an .h5ad only; give -o a name that ends so.")
-    if args.plot or args.report:
-        require("matplotlib", extra="plot", to="draw figures")
-
-
-def _plots(predictor: Predictor, genes: list[str] | None, args: argparse.Namespace) -> list[str]:
-    """Genes to draw."""
-    from tcgn_hub.errors import OutputError, PanelError
-    from tcgn_hub.writing.figures import no_depth
-
-    typical = predictor.info.predicted_in_training
-    if args.map == "given_depth" and (typical is None or typical.depth is None):
-        raise OutputError(no_depth(predictor.info.name))
-    predicted = predictor.columns(genes, significant_only=bool(args.significant_only))
-    drawn = [] if args.plot is None else predictor.columns(args.plot.split(","))
-    absent = [predictor.info.genes[i] for i in drawn if i not in predicted]
-    if absent:
-        raise PanelError(f"{absent[0]} is to be drawn, but not among the genes that are predicted.")
-    return [predictor.info.genes[i] for i in drawn]
-
-
-def _with_measured(result: Result, args: argparse.Namespace, prog: str) -> Result:
-    """With what was measured of the spots, where their file holds it."""
-    from tcgn_hub.data.readers.h5ad import read_h5ad
-    from tcgn_hub.data.sections import beside
-    from tcgn_hub.errors import SectionError
-    from tcgn_hub.units import UNITS
-
-    if result.slide is None or result.units != UNITS or Path(args.spots or "").suffix != ".h5ad":
-        return result
-    where = {"library": args.library, "image": result.slide.path, "mpp": result.slide.mpp}
-    try:
-        return beside(result, read_h5ad(args.spots, force_scale=True, **where))
-    except SectionError as err:
-        say(prog, f"the report has no measurements of the spots: {str(err).rstrip('.')}")
-        return result
-
-
-def _draw(
-    result: Result, output: Path, plots: list[str], reporter: Predictor | None, layer: str, prog: str
-) -> list[Path]:
-    """Maps of genes, and a report if there is who explains it; their files."""
-    from tcgn_hub.files import write_bytes
-    from tcgn_hub.writing.figures import draw_gene, draw_mask
-    from tcgn_hub.writing.report import mapped_genes, write_report
-
-    written = []
-    for gene in plots:
-        written.append(output.with_suffix(f".{gene}.png" if layer == "value" else f".{gene}.{layer}.png"))
-        write_bytes(written[-1], draw_gene(result, gene, layer=layer))
-    if plots and result.slide is not None and result.slide.mask is not None:
-        written.append(output.with_suffix(".tissue.png"))
-        write_bytes(written[-1], draw_mask(result))
-    if reporter:
-        written.append(output.with_suffix(".html"))
-        if reporter.backend.name != "torch":
-            say(prog, "the report has no tiles with Grad-CAM, which needs weights of PyTorch")
-        explained = [] if reporter.backend.name != "torch" else mapped_genes(result, layer=layer)[:_EXPLAINED]
-        galleries = reporter.galleries(result, explained) if explained else ()
-        write_report(written[-1], result, layer=layer, galleries=galleries)
-    return written
 
 
 main = command(build_parser, _predict, "tcgn-predict")

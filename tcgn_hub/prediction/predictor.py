@@ -16,6 +16,8 @@ from tcgn_hub.devices import pick_device, pick_precision
 from tcgn_hub.errors import DeviceError, ImageError, WeightsError
 from tcgn_hub.images.transforms import to_rgb
 from tcgn_hub.prediction.backends import BACKENDS, COMPILE, PRECISIONS, Backend
+from tcgn_hub.prediction.cohort.ledger import Record
+from tcgn_hub.prediction.cohort.run import predict_cohort
 from tcgn_hub.prediction.explain import check_explain, explain_patch, make_galleries
 from tcgn_hub.prediction.export import Exported, check_export, export_weights
 from tcgn_hub.prediction.ood import TissueModel
@@ -48,13 +50,14 @@ class Predictor:
     Attributes:
         backend: What computes: `tcgn_hub.prediction.backends.torch.TorchBackend`, or that of ONNX Runtime.
         info: What is known of the weights; patches should cover ``info.patch_um`` micrometres.
+        asked: What `load` was given, paths in full, by which another machine loads the same; None if it was not called.
 
     Raises:
         WeightsError: The description of the training tissue is malformed.
     """
 
-    def __init__(self, backend: Backend, info: WeightsInfo) -> None:
-        self.backend, self.info = backend, info
+    def __init__(self, backend: Backend, info: WeightsInfo, asked: dict[str, Any] | None = None) -> None:
+        self.backend, self.info, self.asked = backend, info, asked
         try:
             self._tissue = None if info.ood is None else TissueModel.from_json(info.ood)
         except ValueError as err:
@@ -62,6 +65,7 @@ class Predictor:
 
     patches = predict_patches
     slide = predict_tiles
+    slides = predict_cohort
     explain = explain_patch
     galleries = make_galleries
     export = export_weights
@@ -289,8 +293,13 @@ def load(
     if compile not in COMPILE:
         raise ValueError(f"compile is {compile!r}, but has to be one of {', '.join(COMPILE)}")
     if _uses_onnx(path, backend):
-        return _load_exported(tag, path, device, precision, compile, cache_dir, backend or "onnx")
-    return _load_torch(tag, path, device, precision, compile, cache_dir)
+        loaded = _load_exported(tag, path, device, precision, compile, cache_dir, backend or "onnx")
+    else:
+        loaded = _load_torch(tag, path, device, precision, compile, cache_dir)
+    asked = {"tag": tag, "device": device, "precision": precision, "compile": compile, "backend": backend}
+    for name, place in (("path", path), ("cache_dir", cache_dir)):
+        asked[name] = None if place is None else str(Path(place).absolute())
+    return Predictor(*loaded, asked)
 
 
 def _uses_onnx(path: str | Path | None, backend: str | None) -> bool:
@@ -299,7 +308,7 @@ def _uses_onnx(path: str | Path | None, backend: str | None) -> bool:
 
 def _load_torch(
     tag: str | None, path: str | Path | None, device: str, precision: str, compile: str, cache_dir: str | Path | None
-) -> Predictor:
+) -> tuple[Backend, WeightsInfo]:
     device = pick_device(device)
     precision = pick_precision(precision, device)
     found = resolve(tag if path is None else Path(path), cache_dir=cache_dir)
@@ -311,7 +320,7 @@ def _load_torch(
         model, info = load_model(found, device=device, cache_dir=cache_dir)
         return TorchBackend(model.fuse(), precision, compile=compile, sha256=found.sha256), info
 
-    return Predictor(*_once((str(found.path), found.sha256, device, precision, compile, "torch"), read))
+    return _once((str(found.path), found.sha256, device, precision, compile, "torch"), read)
 
 
 def _load_exported(
@@ -322,7 +331,7 @@ def _load_exported(
     compile: str,
     cache_dir: str | Path | None,
     backend: str,
-) -> Predictor:
+) -> tuple[Backend, WeightsInfo]:
     from tcgn_hub.prediction.backends.onnx import OnnxBackend, exported_path
     from tcgn_hub.prediction.backends.openvino import PRECISIONS, OpenvinoBackend
 
@@ -350,7 +359,7 @@ def _load_exported(
         loaded = OpenvinoBackend(file, precision) if backend == "openvino" else OnnxBackend(file)
         return loaded, loaded.info
 
-    return Predictor(*_once((str(file), sha256_of(file), precision, backend), read))
+    return _once((str(file), sha256_of(file), precision, backend), read)
 
 
 def _once(key: tuple[str, ...], read: Callable[[], tuple[Backend, WeightsInfo]]) -> tuple[Backend, WeightsInfo]:
@@ -422,6 +431,27 @@ def predict_slide(
         check_resume(path, weights=weights, device=device, precision=precision, backend=backend, **options)
     loaded = load_weights(weights, device=device, precision=precision, compile=compile, backend=backend)
     return loaded.slide(path, **options)
+
+
+def predict_slides(
+    paths: Sequence[str | Path],
+    out: str | Path,
+    *,
+    weights: str | Path | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+    compile: str = "auto",
+    backend: str | None = None,
+    **options: Any,
+) -> list[Record]:
+    """Predict many slides, each into a file of its own: `load`, then `Predictor.slides`.
+
+    ``weights`` are those of `predict`; ``device``, ``precision``, ``compile`` and ``backend`` those of `load`; the
+    other options and the errors those of `Predictor.slides`.
+    """
+    check_weights(weights, backend=backend, **options)
+    loaded = load_weights(weights, device=device, precision=precision, compile=compile, backend=backend)
+    return loaded.slides(paths, out, **options)
 
 
 def check_weights(

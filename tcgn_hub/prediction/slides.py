@@ -11,6 +11,7 @@ import re
 import shutil
 from collections import deque
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from zipfile import BadZipFile
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     import torch
 
     from tcgn_hub.prediction.predictor import Predictor
+    from tcgn_hub.weights.info import WeightsInfo
 
 _CHUNK = 256  # tiles; what an interruption may cost
 _MOST_WORKERS = 16
@@ -138,16 +140,20 @@ def predict_tiles(
     asked = info.columns(genes, significant_only=significant_only)
     columns = list(asked.values())
     with open_slide(path, max_pixels=max_pixels, series=series) as opened:
-        scale, differs = slide_scale(opened, given, force=force_scale)
-        trained_um = scale.patch_um(info.patch_um, info.nominal_patch_um)
-        side_um = patch_um or trained_um
-        step_um = None if spots else stride_um or side_um / 2
-        overview, downsample, lost = opened.overview(OVERVIEW_PX)
-        tiles, mask, outside = _choose(
-            opened, scale, side_um, step_um, spots, library, min_tissue, force, overview, downsample, lost
+        plan = _plan(
+            opened,
+            info,
+            given,
+            patch_um=patch_um,
+            stride_um=stride_um,
+            spots=spots,
+            library=library,
+            min_tissue=min_tissue,
+            force=force,
+            force_scale=force_scale,
         )
-        odd = _check_distance(spots, tiles, scale, force_scale) if spots else ""
-        reader = TileReader(opened, tiles.xy, side_um / scale.mpp, max_pixels=max_pixels)
+        tiles, mpp = plan.tiles, plan.scale.mpp
+        reader = TileReader(opened, tiles.xy, plan.side_um / mpp, max_pixels=max_pixels)
         if store is not None:
             store.claim([info.genes[i] for i in columns], tiles.xy, reader)
         table = _Table(len(tiles), columns, store)
@@ -159,8 +165,7 @@ def predict_tiles(
     failed = {tiles.names[i]: why for i, why in sorted(table.failed.items())}
     if len(failed) == len(tiles):
         raise ImageError(f"None of the {len(tiles)} tiles of {path} could be read: {next(iter(failed.values()))}")
-    said = differs, odd, opened.chosen, _frame(opened.origin)
-    notes = info.renamed(asked) | {note: [str(path)] for note in said if note}
+    notes = info.renamed(asked) | {note: [str(path)] for note in plan.notes}
     good = np.flatnonzero(table.done)
     arrays = table.compressed(good)
     tiles = tiles if len(good) == len(tiles) else tiles.at(good)
@@ -174,27 +179,105 @@ def predict_tiles(
         },
         var=gene_table(info, columns),
         uns={
-            "failed": failed | outside,
+            "failed": failed | plan.outside,
             "notes": notes,
             **predictor.metadata(tta),
             "slide": SlideContext(
                 path=path,
                 size=opened.size,
-                mpp=scale.mpp,
-                scale_source=scale.source,
-                patch_um=side_um,
-                trained_um=trained_um,
-                stride_um=step_um,
+                mpp=mpp,
+                scale_source=plan.scale.source,
+                patch_um=plan.side_um,
+                trained_um=plan.trained_um,
+                stride_um=plan.step_um,
                 series=opened.series,
                 origin=opened.origin,
-                thumbnail=overview,
-                thumbnail_downsample=downsample,
-                mask=mask,
+                thumbnail=plan.overview,
+                thumbnail_downsample=plan.downsample,
+                mask=plan.mask,
             ),
         },
         layers={"tta_std": arrays["tta_std"]} if "tta_std" in arrays else {},
         obsm={"spatial": tiles.xy, **{key: arrays[key] for key in ("modules", "features") if key in arrays}},
     )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What of a slide is to be predicted.
+
+    Attributes:
+        scale: By which it is read.
+        side_um: Side of a tile in micrometres.
+        trained_um: The same of the patches that the weights were trained on.
+        step_um: Distance of tiles, None where spots were given.
+        tiles: The tiles.
+        mask: Where the tissue is, bool, of the shape of the overview; None where it was not looked for.
+        outside: Of spots outside of the slide, by name, why they are left out.
+        overview: The slide, uint8, shape (H, W, 3).
+        downsample: Full-resolution pixels per pixel of the overview.
+        notes: What was decided that the user may not expect.
+    """
+
+    scale: Scale
+    side_um: float
+    trained_um: float
+    step_um: float | None
+    tiles: Tiles
+    mask: np.ndarray | None
+    outside: dict[str, str]
+    overview: np.ndarray
+    downsample: float
+    notes: tuple[str, ...]
+
+
+def plan_slide(
+    path: str | Path,
+    info: WeightsInfo,
+    *,
+    series: int | None = None,
+    patch_um: float | None = None,
+    stride_um: float | None = None,
+    spots: str | Path | None = None,
+    library: str | None = None,
+    min_tissue: float = 0.5,
+    force: bool = False,
+    force_scale: bool = False,
+    max_pixels: int = MAX_PIXELS,
+    **options: Any,
+) -> Plan:
+    """What `predict_tiles` would predict, by its options; raises what it would raise before it predicts."""
+    tiling: dict[str, Any] = {"patch_um": patch_um, "stride_um": stride_um, "spots": spots, "library": library}
+    tiling |= {"min_tissue": min_tissue, "force": force}
+    given = _check_tiling(path, **tiling, **options)
+    with open_slide(path, max_pixels=max_pixels, series=series) as opened:
+        return _plan(opened, info, given, **tiling, force_scale=force_scale)
+
+
+def _plan(
+    opened: Slide,
+    info: WeightsInfo,
+    given: Scale | None,
+    *,
+    patch_um: float | None,
+    stride_um: float | None,
+    spots: str | Path | None,
+    library: str | None,
+    min_tissue: float,
+    force: bool,
+    force_scale: bool,
+) -> Plan:
+    scale, differs = slide_scale(opened, given, force=force_scale)
+    trained_um = scale.patch_um(info.patch_um, info.nominal_patch_um)
+    side_um = patch_um or trained_um
+    step_um = None if spots else stride_um or side_um / 2
+    overview, downsample, lost = opened.overview(OVERVIEW_PX)
+    tiles, mask, outside = _choose(
+        opened, scale, side_um, step_um, spots, library, min_tissue, force, overview, downsample, lost
+    )
+    odd = _check_distance(spots, tiles, scale, force_scale) if spots else ""
+    notes = tuple(note for note in (differs, odd, opened.chosen, _frame(opened.origin)) if note)
+    return Plan(scale, side_um, trained_um, step_um, tiles, mask, outside, overview, downsample, notes)
 
 
 def check_slide(
@@ -518,6 +601,11 @@ class _Store:
 def _run(path: Path, options: dict[str, Any], **loaded: str) -> dict[str, Any]:
     """What the results of a slide follow from, by the words of `predict_tiles`."""
     stat = path.stat()
+    return {"slide": [str(path.resolve()), stat.st_size, stat.st_mtime_ns], **loaded, **followed_options(options)}
+
+
+def followed_options(options: dict[str, Any]) -> dict[str, Any]:
+    """What of the options of `predict_tiles` its results follow from, as values that JSON can hold."""
     defaults = inspect.signature(predict_tiles).parameters
     followed = {name: options.get(name, defaults[name].default) for name in _FOLLOWED}
     # 400 and 400.0 are one distance
@@ -526,4 +614,4 @@ def _run(path: Path, options: dict[str, Any], **loaded: str) -> dict[str, Any]:
         followed["genes"] = load_panel(followed["genes"])
     if followed["spots"] is not None:
         followed["spots"] = hashlib.sha256(Path(followed["spots"]).read_bytes()).hexdigest()
-    return {"slide": [str(path.resolve()), stat.st_size, stat.st_mtime_ns], **loaded, **followed}
+    return followed

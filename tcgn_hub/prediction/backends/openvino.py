@@ -30,9 +30,9 @@ def compile_options(precision: str) -> dict[str, Any]:
 def _core() -> Any:
     """OpenVINO, once for the process.
 
-    Its CPU plugin gives a thread a stack for signals, and unmaps it in the end. Where one of several ends before a later
-    one, the thread is left with a stack that is gone, and the next signal ends the process: that of the end of a child,
-    once a DataLoader with workers listens to it.
+    Its CPU plugin gives a thread a stack for signals, and unmaps it in the end. Where one of several ends before a
+    later one, the thread is left with a stack that is gone, and the next signal ends the process: that of the end of a
+    child, once a DataLoader with workers listens to it.
     """
     return require("openvino", extra="openvino", to="predict with OpenVINO").Core()
 
