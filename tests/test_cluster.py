@@ -237,3 +237,55 @@ def test_folds_on_a_cluster_are_those_of_one_process(cluster, tmp_path):
     for fold in ("patient_A", "patient_B", "patient_C"):
         ours, theirs = (tmp_path / where / fold / "model.safetensors" for where in ("shared", "alone"))
         assert ours.read_bytes() == theirs.read_bytes()
+
+
+# ------------------------------------------------------------------------------------------------------- examples
+
+EXAMPLES = ROOT / "examples"
+
+
+@pytest.fixture
+def installed(tmp_path, monkeypatch):
+    """`tcgn` among the commands, as an installation has it, and an `srun` that runs what it is given."""
+    (tmp_path / "bin").mkdir()
+    for name, line in (("tcgn", f'exec "{sys.executable}" -m tcgn_hub.cli.main "$@"'), ("srun", 'exec "$@"')):
+        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{line}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+
+
+def test_the_array_of_jobs(installed, slides, tiny_weights, tmp_path):  # noqa: F811
+    """Each job of it, one after the other, as SLURM would start them."""
+    for job in (1, 2):
+        array = {"SLURM_ARRAY_TASK_ID": str(job), "SLURM_ARRAY_TASK_MIN": "1", "SLURM_ARRAY_TASK_MAX": "2"}
+        more = ["--weights", str(tiny_weights), "--stride-um", "100"]
+        script = [str(EXAMPLES / "slurm" / "array.sbatch"), str(slides), str(tmp_path / "out"), *more]
+        done = subprocess.run(["bash", *script], env={**os.environ, **array}, capture_output=True, text=True)
+        assert done.returncode == 1, done.stderr  # one slide is none
+        assert f"job {job} of 2 of an array begins with its part" in done.stderr
+    assert "7 slides ended before, 1 failed; --retry-failed tries them again." in done.stderr
+    assert len(files(tmp_path / "out")) == 6
+
+
+def test_a_cluster_of_jobs(tmp_path):
+    """What would be submitted."""
+    script = [str(EXAMPLES / "slurm" / "dask_cluster.py"), str(tmp_path), str(tmp_path / "out"), "--show"]
+    done = subprocess.run([sys.executable, *script], env=ENV, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "#SBATCH --gres=gpu:1" in done.stdout
+    assert "--resources GPU=1" in done.stdout
+    assert "export DASK_DISTRIBUTED__WORKER__DAEMON=False" in done.stdout
+
+
+def test_rules_of_snakemake(installed, slides, tmp_path):  # noqa: F811
+    (tmp_path / "some").mkdir()
+    for name in ("s0.svs", "s1.svs"):
+        shutil.copy(slides / name, tmp_path / "some")
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(EXAMPLES / "snakemake" / "Snakefile")]
+    config = ["--config", f"slides={tmp_path / 'some'}", f"out={tmp_path / 'out'}", "shards=2"]
+    for more in (["--lint"], ["--cores", "2"]):
+        done = subprocess.run([*command, *more, *config], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert len(files(tmp_path / "out")) == 2
+    assert len((tmp_path / "out" / "cohort.csv").read_text().splitlines()) == 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import shutil
 import socket
@@ -20,7 +21,7 @@ from tcgn_hub.errors import ImageError, NoTissueError, OutputError, SectionError
 from tcgn_hub.files import make_folder, write_text
 from tcgn_hub.prediction.cohort.claims import Claim, Claims
 from tcgn_hub.prediction.cohort.ledger import DONE, FAILED, HIDDEN, NO_TISSUE, STOPPED, Ledger, Record
-from tcgn_hub.prediction.cohort.outputs import Outputs, state_of
+from tcgn_hub.prediction.cohort.outputs import Outputs
 from tcgn_hub.result import Result
 from tcgn_hub.units import UNITS
 from tcgn_hub.version import __version__
@@ -57,6 +58,10 @@ class Job:
     def folder(self) -> Path:
         """The folder of the outputs."""
         return Path(self.out)
+
+    def state(self, output: str) -> Path:
+        """Where what is done of a slide is kept, for whoever continues it."""
+        return self.folder / HIDDEN / "partial" / f"{output}.{self.run[:8]}"
 
     def claims(self) -> Claims:
         """The claims on its slides."""
@@ -132,7 +137,8 @@ def attempt(
                 ledger.append(begun.ended(STOPPED, error=str(err) if known else f"{type(err).__name__}: {err}"), claims)
             raise
         ledger.append(record, claims)
-        shutil.rmtree(state_of(job.folder / output), ignore_errors=True)
+        for left in job.state(output).parent.glob(f"{glob.escape(output)}.{'[0-9a-f]' * 8}"):  # of other runs, too
+            shutil.rmtree(left, ignore_errors=True)
         return record
     finally:
         claims.release(claim)
@@ -181,7 +187,7 @@ def _predicted(
     """What became of a slide, in the words of a `Record`."""
     to = job.folder / output
     try:
-        result = predictor.slide(slide, resume=state_of(to), progress=progress, **job.options)
+        result = predictor.slide(slide, resume=job.state(output), progress=progress, **job.options)
     except NoTissueError as err:
         return {"state": NO_TISSUE, "error": str(err)}
     except (ImageError, SectionError) as err:

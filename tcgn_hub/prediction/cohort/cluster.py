@@ -270,7 +270,7 @@ class _Run:
             str(slide.absolute()),
             output,
             attempts,
-            key=f"tcgn-{self.job.run[:8]}-{output}-{attempts}-{len(bad)}",
+            key=f"tcgn-{output}-{token_hex(4)}",
             resources={ONE: 1, **({"GPU": 1} if _has_gpu(workers) else {})},
             workers=good or None,
             pure=False,

@@ -17,7 +17,7 @@ from tcgn_hub.errors import DeviceError, ImageError, OutputError, WeightsError
 from tcgn_hub.extras import require
 from tcgn_hub.files import make_folder
 from tcgn_hub.prediction.cohort.attempt import Held, Job, attempt
-from tcgn_hub.prediction.cohort.ledger import Ledger, Record
+from tcgn_hub.prediction.cohort.ledger import FAILED, Ledger, Record
 from tcgn_hub.prediction.cohort.outputs import Outputs
 from tcgn_hub.prediction.cohort.shards import in_order
 from tcgn_hub.prediction.cohort.summary import write_summary
@@ -106,7 +106,9 @@ def predict_cohort(
     asked = list(zip(slides, names, strict=True))
     todo = [one for one in asked if job.needs(*one, ledger, attempts=before[one[1]])]
     if len(todo) < len(asked):
-        _logger.info("%s ended before.", counted(len(asked) - len(todo), "slide"))
+        failed = [one for one in asked if one not in todo and _has_failed(ledger, one[1])]
+        again = f", {len(failed)} failed; {option('retry_failed', True)} tries them again" if failed else ""
+        _logger.info("%s ended before%s.", counted(len(asked) - len(todo), "slide"), again)
     if todo and (client is not None or local_workers is not None):
         ended = _on_cluster(client, local_workers, job, predictor, todo, ledger, progress)
     else:
@@ -122,6 +124,11 @@ def predict_cohort(
     if len(records) == len(names) > 1 and all(record.ended_for_good for record in records):
         write_summary(ledger, records)
     return records
+
+
+def _has_failed(ledger: Ledger, output: str) -> bool:
+    last = ledger.last(output)
+    return last is not None and last.state == FAILED
 
 
 def output_names(slides: Sequence[Path], suffix: str) -> list[str]:
