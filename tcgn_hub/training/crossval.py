@@ -201,6 +201,9 @@ class _Fold:
 
 def _train_there(fold: _Fold, sections: Sequence[Section], device: str) -> None:
     """The task of a fold, on a worker."""
+    from tcgn_hub.prediction.cohort.cluster import use_all_threads
+
+    use_all_threads()
     with Processes(device) as processes:
         fold.train(sections, processes)
 

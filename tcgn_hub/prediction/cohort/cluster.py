@@ -94,15 +94,7 @@ class OneAtATime(WorkerPlugin):
 
     async def setup(self, worker: Any) -> None:
         """Declare it, as the worker starts."""
-        await worker.loop.run_in_executor(None, self.prepare, worker.state.nthreads)
         await worker.set_resources(**{**worker.state.total_resources, ONE: 1})
-
-    def prepare(self, threads: int) -> None:
-        """What is done before the first task."""
-        import torch
-
-        # Dask lets a worker compute by one thread, for it gives it as many tasks as it has threads
-        torch.set_num_threads(threads)
 
 
 class _Weights(OneAtATime):
@@ -111,9 +103,10 @@ class _Weights(OneAtATime):
     def __init__(self, job: Job) -> None:
         self.job, self.name = job, f"tcgn_hub {job.run}"
 
-    def prepare(self, threads: int) -> None:
-        if _loaded(self.job).backend.name == "torch":
-            super().prepare(threads)
+    async def setup(self, worker: Any) -> None:
+        """Load them before the first slide."""
+        await worker.loop.run_in_executor(None, _loaded, self.job)
+        await super().setup(worker)
 
 
 def each_on(
@@ -141,6 +134,17 @@ def each_on(
             client.cancel(list(futures))
 
 
+def use_all_threads() -> None:
+    """Let the task of a worker compute by all of its threads.
+
+    Dask lets it compute by one, for it gives it as many tasks as it has threads. PyTorch counts for each thread by
+    itself, so that it is said where the task runs.
+    """
+    import torch
+
+    torch.set_num_threads(get_worker().state.nthreads)
+
+
 def _loaded(job: Job) -> Any:
     """The weights of a job, which a process reads once."""
     from tcgn_hub.prediction.predictor import load
@@ -163,6 +167,9 @@ def _do(job: Job, slide: str, output: str, attempts: int) -> dict[str, Any]:
             worker.log_event(topic, counted_tiles)
             counted_tiles, told = 0, now
 
+    predictor = _loaded(job)
+    if predictor.backend.name == "torch":
+        use_all_threads()
     ledger = Ledger(job.out)
     with job.claims() as claims, watching(tell):
         while True:
@@ -171,7 +178,7 @@ def _do(job: Job, slide: str, output: str, attempts: int) -> dict[str, Any]:
                     job,
                     Path(slide),
                     output,
-                    predictor=_loaded(job),
+                    predictor=predictor,
                     claims=claims,
                     ledger=ledger,
                     attempts=attempts,
