@@ -87,6 +87,23 @@ def free_memory(device: str) -> float:
         return math.inf
 
 
+def keep_freed_memory() -> None:
+    """Let this process keep the memory of a tensor that is gone for the next one, up to 512 MB.
+
+    By default glibc gives much of it back, and under Dask, which sets MALLOC_TRIM_THRESHOLD_, all of it, to ask for it
+    again, page by page, an instant later. Where the C library is another one nothing is done.
+    """
+    import ctypes
+
+    trim_threshold, mmap_threshold = -1, -3  # as malloc.h has them
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return
+    mallopt(mmap_threshold, 32 << 20)  # the most that is allowed
+    mallopt(trim_threshold, 512 << 20)
+
+
 def usable_cores() -> int:
     """Cores that this process may use."""
     return (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()) or 1

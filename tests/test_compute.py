@@ -448,3 +448,34 @@ def test_the_compiler_itself(pixels, monkeypatch):
             np.testing.assert_array_equal(ours, theirs)
             np.testing.assert_allclose(ours, wanted, atol=0.02)
             assert ours.std(axis=0).min() > 0
+
+
+_FAULTS = """
+import os, resource, sys
+os.environ["MALLOC_TRIM_THRESHOLD_"] = "65536"
+if len(sys.argv) == 1:
+    os.execv(sys.executable, [sys.executable, __file__, "child"])
+import torch
+from tcgn_hub.devices import keep_freed_memory
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(20):
+        torch.zeros(4 << 20)  # 16 MB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+faults()
+given_back = faults()
+keep_freed_memory()
+faults()
+print(given_back, faults())
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="of glibc")
+def test_memory_that_is_kept_is_not_asked_for_again(tmp_path):
+    (tmp_path / "faults.py").write_text(_FAULTS)
+    command = [sys.executable, str(tmp_path / "faults.py")]
+    given_back, kept = map(int, subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
+    assert given_back > 20 * 1000  # 4096 bytes a page
+    assert kept < 500

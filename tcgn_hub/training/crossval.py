@@ -201,9 +201,9 @@ class _Fold:
 
 def _train_there(fold: _Fold, sections: Sequence[Section], device: str) -> None:
     """The task of a fold, on a worker."""
-    from tcgn_hub.prediction.cohort.cluster import use_all_threads
+    from tcgn_hub.prediction.cohort.cluster import compute_as_alone
 
-    use_all_threads()
+    compute_as_alone()
     with Processes(device) as processes:
         fold.train(sections, processes)
 

@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from tcgn_hub.devices import free_memory, pick_device
+from tcgn_hub.devices import free_memory, keep_freed_memory, pick_device
 from tcgn_hub.errors import DeviceError, TcgnError
 from tcgn_hub.images.transforms import dihedral, to_input
 from tcgn_hub.models.tcgn import TCGN
 from tcgn_hub.prediction.backends.compiled import NoCompilerError, Pass, compiled_path, read_compiled, write_compiled
+from tcgn_hub.text import on_command_line
 
 _logger = logging.getLogger(__name__)
 _changing = threading.Lock()
@@ -76,6 +77,8 @@ class TorchBackend:
         self._compiled: Pass | None = None
         self._expected = 0
         self._told = ""
+        if on_command_line.get() and self.device.type == "cpu":  # a process of our own
+            keep_freed_memory()
         fit = free_memory(str(self.device)) / 2 // _PATCH_BYTES
         self.batch_size = int(max(1, min(_BATCH.get(self.device.type, _BATCH["cpu"]), fit)))
         self._most: int | None = None  # patches of a forward pass, once memory ran out

@@ -23,7 +23,7 @@ from distributed import Client, Future, LocalCluster, as_completed, get_worker
 from distributed.diagnostics.plugin import WorkerPlugin
 from distributed.scheduler import KilledWorker
 
-from tcgn_hub.devices import usable_cores
+from tcgn_hub.devices import keep_freed_memory, usable_cores
 from tcgn_hub.errors import DeviceError, TcgnError, WeightsError
 from tcgn_hub.prediction.cohort.attempt import Held, Job, attempt, lost_record, wait_for
 from tcgn_hub.prediction.cohort.ledger import Ledger, Record
@@ -134,15 +134,16 @@ def each_on(
             client.cancel(list(futures))
 
 
-def use_all_threads() -> None:
-    """Let the task of a worker compute by all of its threads.
+def compute_as_alone() -> None:
+    """Let the task of a worker compute as a process of its own would: by all of its threads, and with its memory kept.
 
-    Dask lets it compute by one, for it gives it as many tasks as it has threads. PyTorch counts for each thread by
-    itself, so that it is said where the task runs.
+    Dask lets it compute by one thread, for it gives it as many tasks as it has threads. PyTorch counts for each thread
+    by itself, so that it is said where the task runs.
     """
     import torch
 
     torch.set_num_threads(get_worker().state.nthreads)
+    keep_freed_memory()
 
 
 def _loaded(job: Job) -> Any:
@@ -169,7 +170,7 @@ def _do(job: Job, slide: str, output: str, attempts: int) -> dict[str, Any]:
 
     predictor = _loaded(job)
     if predictor.backend.name == "torch":
-        use_all_threads()
+        compute_as_alone()
     ledger = Ledger(job.out)
     with job.claims() as claims, watching(tell):
         while True:
