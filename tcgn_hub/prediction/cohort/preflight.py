@@ -32,6 +32,7 @@ class Planned:
         tissue: Share of the slide that is tissue; None where it is not looked for.
         mpp: Micrometres per pixel.
         scale_source: Where that is from.
+        overview: Bytes of the overview and the mask, which an .h5ad holds beside the tiles.
         error: Why it cannot be predicted, in one sentence; empty if it can.
     """
 
@@ -40,6 +41,7 @@ class Planned:
     tissue: float | None = None
     mpp: float | None = None
     scale_source: str = ""
+    overview: int = 0
     error: str = ""
 
 
@@ -55,7 +57,8 @@ def plan(paths: Sequence[str | Path], info: WeightsInfo, **options: Any) -> Iter
             yield Planned(str(path), error=str(err))
             continue
         tissue = None if found.mask is None else float(found.mask.mean())
-        yield Planned(str(path), len(found.tiles), tissue, found.scale.mpp, found.scale.source)
+        overview = found.overview.nbytes + (0 if found.mask is None else found.mask.nbytes)
+        yield Planned(str(path), len(found.tiles), tissue, found.scale.mpp, found.scale.source, overview)
 
 
 def seconds_per_tile(predictor: Predictor, *, tta: int = 1, batch_size: int | None = None) -> float:
