@@ -225,6 +225,15 @@ def test_two_slides_of_one_name_and_none(slides, predictor, tmp_path):
         predictor.slides([], tmp_path / "out")
 
 
+def test_what_a_process_leaves_that_is_killed_once_a_slide_has_ended(serial, slides, predictor, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(serial, out)
+    of_the_dead(Claims(out / HIDDEN / "claims").take("s0.svs.h5ad"))
+    (out / HIDDEN / "partial" / "s1.svs.h5ad.01234567").mkdir()
+    predictor.slides(sorted(slides.iterdir()), out, **OPTIONS)
+    assert_as_serial(out, serial)
+
+
 def test_a_name_that_is_too_long(slides, predictor, tmp_path):
     (tmp_path / ("ß" * 120)).symlink_to(slides / "s0.svs")
     with pytest.raises(OutputError, match="is too long to name files after"):
@@ -274,9 +283,10 @@ def changed_run(folder: Path, **change) -> None:
 def test_what_cannot_be_continued_is_begun_anew(slides, serial, predictor, tmp_path, monkeypatch, change):
     slide = tmp_path / "s0.svs"
     shutil.copy(slides / "s0.svs", slide)
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         interrupt(patch, after=False)
-        predictor.slides([slide], tmp_path / "out", **OPTIONS)
+        with pytest.raises(KeyboardInterrupt):
+            predictor.slides([slide], tmp_path / "out", **OPTIONS)
     (partial,) = (tmp_path / "out" / HIDDEN / "partial").iterdir()
     change(slide, partial)
     (record,) = predictor.slides([slide], tmp_path / "out", **OPTIONS)
@@ -288,16 +298,17 @@ def test_what_cannot_be_continued_is_begun_anew(slides, serial, predictor, tmp_p
 def test_a_run_that_is_killed_while_it_replaces_another(slides, serial, predictor, tmp_path, monkeypatch):
     some = [slides / "s0.svs"]
     predictor.slides(some, tmp_path, **OPTIONS)
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         interrupt(patch, after=True)
-        predictor.slides(some, tmp_path, stride_um=100)
+        with pytest.raises(KeyboardInterrupt):
+            predictor.slides(some, tmp_path, stride_um=100)
     assert anndata.read_h5ad(tmp_path / "s0.svs.h5ad").n_obs != anndata.read_h5ad(serial / "s0.svs.h5ad").n_obs
     predictor.slides(some, tmp_path, **OPTIONS)
     assert anndata.read_h5ad(tmp_path / "s0.svs.h5ad").n_obs == anndata.read_h5ad(serial / "s0.svs.h5ad").n_obs
 
 
 def test_a_slide_that_was_refused_is_tried_with_the_option_that_allows_it(slides, predictor, tmp_path):
-    options = {**OPTIONS, "mpp": 0.25}
+    options = {**OPTIONS, "mpp": 0.9}
     (record,) = predictor.slides([slides / "s0.svs"], tmp_path, **options)
     assert record.state == "failed"
     assert "force_scale" in record.error

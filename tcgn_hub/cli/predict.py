@@ -332,7 +332,10 @@ def _outputs(slides: list[Path], args: argparse.Namespace) -> tuple[list[Path] |
         return [output], _suffix_of(output, args.format)
     if to_file and output.suffix.lower() in _SUFFIXES.values():
         raise OutputError(f"{output} is one file, but there are {len(slides)} slides; give a folder.")
-    outputs = in_folder(output, slides, _SUFFIXES[args.format or "h5ad"], make=not args.dry_run)
+    suffix = _SUFFIXES[args.format or "h5ad"]
+    outputs = in_folder(output, slides, suffix, make=not args.dry_run)
+    if args.dry_run:
+        return outputs, suffix
     return outputs, _suffix_of(outputs[0], args.format)
 
 

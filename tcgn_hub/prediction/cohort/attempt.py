@@ -7,7 +7,7 @@ import hashlib
 import os
 import shutil
 import socket
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
@@ -69,6 +69,20 @@ class Job:
     def claims(self) -> Claims:
         """The claims on its slides."""
         return Claims(self.folder / HIDDEN / "claims")
+
+    def forget(self, output: str) -> None:
+        """Remove what is kept of a slide that has ended, by other runs, too; for who holds it."""
+        for left in self.state(output).parent.glob(f"{glob.escape(output)}.{'[0-9a-f]' * 8}"):
+            shutil.rmtree(left, ignore_errors=True)
+
+    def tidy(self, outputs: Collection[str]) -> None:
+        """Remove what processes have left that were killed as a slide had ended."""
+        with self.claims() as claims:
+            kept = [path.name[:-9] for path in (self.folder / HIDDEN).glob("partial/*")]
+            for output in set(outputs).intersection(claims.names() + kept):
+                if (claim := claims.take(output)) is not None:
+                    self.forget(output)
+                    claims.release(claim)
 
     def needs(self, slide: Path, output: str, ledger: Ledger, *, attempts: int = 0) -> bool:
         """Whether a slide is to be predicted, by what the ledger says of it.
@@ -144,8 +158,7 @@ def attempt(
                 ledger.append(begun.ended(STOPPED, error=str(err) if known else f"{type(err).__name__}: {err}"), claims)
             raise
         ledger.append(record, claims)
-        for left in job.state(output).parent.glob(f"{glob.escape(output)}.{'[0-9a-f]' * 8}"):  # of other runs, too
-            shutil.rmtree(left, ignore_errors=True)
+        job.forget(output)
         return record
     finally:
         claims.release(claim)

@@ -123,14 +123,17 @@ class Claims:
         seen = _look(latest[1])
         return None if self._is_gone(latest[1], seen) else seen.said
 
-    def held(self) -> dict[str, dict[str, Any]]:
-        """Who holds what, of all names, those who are not known to be gone."""
+    def names(self) -> list[str]:
+        """What has claims, of processes that are gone, too."""
         try:
             files = sorted(path.name for path in self.folder.iterdir() if path.name.endswith(".claim"))
         except OSError:
-            return {}
-        names = dict.fromkeys(name.rsplit(".", 2)[0] for name in files)
-        return {name: holder for name in names if (holder := self.holder(name)) is not None}
+            return []
+        return list(dict.fromkeys(name.rsplit(".", 2)[0] for name in files))
+
+    def held(self) -> dict[str, dict[str, Any]]:
+        """Who holds what, of all names, those who are not known to be gone."""
+        return {name: holder for name in self.names() if (holder := self.holder(name)) is not None}
 
     def is_alive(self, name: str) -> bool:
         """Whether whoever holds a name was seen at work: if not, it may yet turn out to be gone."""

@@ -131,8 +131,10 @@ def predict_cohort(
     ledger.refresh()
     found = [ledger.last(name) for name in names]
     records = [record for record in found if record is not None and record.run == job.run]
-    if len(records) == len(names) > 1 and all(record.ended_for_good for record in records):
-        write_summary(ledger, records)
+    if len(records) == len(names) and all(record.ended_for_good for record in records):
+        job.tidy(names)
+        if len(names) > 1:
+            write_summary(ledger, records)
     return records
 
 
@@ -168,7 +170,7 @@ def output_names(slides: Sequence[Path], suffix: str) -> list[str]:
         raise OutputError(f"Two of the slides are named {twice}; give them folders of their own.")
     for slide, name in zip(slides, names, strict=True):
         if len(os.fsencode(name)) > _LONGEST:
-            raise OutputError(f"The name of {slide} is too long to name files after; give a link to it by a shorter one.")
+            raise OutputError(f"The name of {slide} is too long to name files after; give a link to it instead.")
     return names
 
 
