@@ -29,7 +29,7 @@ from test_training import SMALL
 import tcgn_hub
 from tcgn_hub.cli.main import main
 from tcgn_hub.errors import WeightsError
-from tcgn_hub.prediction.cohort.cluster import ONE, run_on
+from tcgn_hub.prediction.cohort.cluster import ONE, OneAtATime, run_on
 from tcgn_hub.prediction.cohort.ledger import HIDDEN, Ledger
 from tcgn_hub.prediction.cohort.outputs import Outputs
 from tcgn_hub.prediction.cohort.run import _job
@@ -216,6 +216,14 @@ def test_workers_that_were_to_do_what_one_could_not_leave(cluster, slides, predi
         client.wait_for_workers(3, timeout=60)
         slow.kill()
         assert [record.state for record in run.result(timeout=120)] == ["done"] * 4
+
+
+def test_what_waits_for_a_first_worker(cluster):
+    with cluster.client() as client:
+        client.register_plugin(OneAtATime())
+        waits = client.submit(int, 1, resources={ONE: 1})
+        cluster.worker()
+        assert waits.result(timeout=60) == 1
 
 
 def test_a_worker_that_comes_after_one_of_two_runs_has_ended(cluster, slides, predictor, tmp_path):  # noqa: F811

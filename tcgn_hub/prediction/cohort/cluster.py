@@ -20,6 +20,7 @@ from time import monotonic, sleep
 from typing import Any, TypeVar
 
 from distributed import Client, Future, LocalCluster, as_completed, get_worker
+from distributed.core import Status
 from distributed.diagnostics.plugin import WorkerPlugin
 from distributed.scheduler import KilledWorker
 
@@ -96,6 +97,11 @@ class OneAtATime(WorkerPlugin):
         """Declare it, as the worker starts."""
         await worker.loop.run_in_executor(None, self.prepare, worker.state.nthreads)
         await worker.set_resources(**{**worker.state.total_resources, ONE: 1})
+        # the scheduler looks for tasks that waited for a worker when one comes, which has declared nothing yet, and
+        # when one goes on after a pause
+        if worker.status == Status.running:
+            worker.status = Status.paused
+            worker.status = Status.running
 
     def prepare(self, threads: int) -> None:
         """What is done before the first task."""
