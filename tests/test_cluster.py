@@ -219,7 +219,7 @@ def test_workers_that_were_to_do_what_one_could_not_leave(cluster, slides, predi
 
 
 def test_what_waits_for_a_first_worker(cluster):
-    with cluster.client() as client:
+    with Client(scheduler_file=str(cluster.file)) as client:
         client.register_plugin(OneAtATime())
         waits = client.submit(int, 1, resources={ONE: 1})
         cluster.worker()
