@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -28,7 +29,10 @@ from test_training import SMALL
 import tcgn_hub
 from tcgn_hub.cli.main import main
 from tcgn_hub.errors import WeightsError
-from tcgn_hub.prediction.cohort.ledger import HIDDEN
+from tcgn_hub.prediction.cohort.cluster import ONE, OneAtATime, run_on
+from tcgn_hub.prediction.cohort.ledger import HIDDEN, Ledger
+from tcgn_hub.prediction.cohort.outputs import Outputs
+from tcgn_hub.prediction.cohort.run import _job
 
 ROOT = Path(__file__).resolve().parents[1]
 # as an installation has them; what Dask waits for is made short
@@ -175,6 +179,68 @@ def test_a_full_disk_on_one_worker(cluster, slides, serial, predictor, tmp_path)
     assert all("File too large" in line["error"] for line in stopped)
     assert {line["pid"] for line in stopped} <= {cluster.workers[0].pid}
     assert_as_serial(tmp_path / "out", serial)
+
+
+_FULL = """
+from tcgn_hub.errors import OutputError
+from tcgn_hub.prediction.cohort.outputs import Outputs
+
+def full(*_, **__):
+    raise OutputError("The disk is full.")
+
+Outputs.write = full
+"""
+_SLOW = """
+import time
+from tcgn_hub.prediction.cohort.outputs import Outputs
+
+Outputs.write = lambda *_, **__: time.sleep(1000)
+"""
+
+
+def preload(folder: Path, name: str, text: str) -> list[str]:
+    """What lets a worker be another than it is."""
+    (folder / name).write_text(text)
+    return ["--preload", str(folder / name)]
+
+
+def test_workers_that_were_to_do_what_one_could_not_leave(cluster, slides, predictor, tmp_path):  # noqa: F811
+    cluster.worker(*preload(tmp_path, "full.py", _FULL))
+    slow = cluster.worker(*preload(tmp_path, "slow.py", _SLOW))
+    some, out = [slides / f"s{n}.svs" for n in range(4)], tmp_path / "out"
+    with cluster.client() as client, ThreadPoolExecutor(1) as pool:
+        run = pool.submit(predictor.slides, some, out, client=client, **OPTIONS)
+        ledger = out / "cohort.jsonl"
+        wait_until(lambda: ledger.exists() and len(lines(out)) == 3 and slow.pid in claimed(out).values())
+        cluster.worker()
+        client.wait_for_workers(3, timeout=60)
+        slow.kill()
+        assert [record.state for record in run.result(timeout=120)] == ["done"] * 4
+
+
+def test_what_waits_for_a_first_worker(cluster):
+    with Client(scheduler_file=str(cluster.file)) as client:
+        client.register_plugin(OneAtATime())
+        waits = client.submit(int, 1, resources={ONE: 1})
+        cluster.worker()
+        assert waits.result(timeout=60) == 1
+
+
+def test_a_worker_that_comes_after_one_of_two_runs_has_ended(cluster, slides, predictor, tmp_path):  # noqa: F811
+    cluster.worker()
+    some = [slides / "s0.svs"]
+    outputs = Outputs()
+    job = _job(predictor, tmp_path / "out", outputs, OPTIONS, False)
+    with cluster.client() as first, cluster.client() as second:
+        todo = [(some[0], "s0.svs.h5ad")]
+        other = run_on(second, job, [*todo, (slides / "s1.svs", "s1.svs.h5ad")], Ledger(job.out), progress=False)
+        assert next(other).state == "done"
+        list(run_on(first, job, todo, Ledger(job.out), progress=False))
+        cluster.worker()
+        second.wait_for_workers(2, timeout=60)
+        known = lambda: second.scheduler_info(n_workers=-1)["workers"].values()  # noqa: E731
+        wait_until(lambda: all(ONE in worker["resources"] for worker in known()), seconds=30)
+        other.close()
 
 
 def test_weights_that_are_others_on_a_worker(cluster, slides, predictor, tiny_weights, tmp_path):  # noqa: F811

@@ -23,11 +23,12 @@ from test_slides import SVS
 
 import tcgn_hub
 from tcgn_hub.cli.main import main
-from tcgn_hub.errors import DeviceError, ImageError, OutputError, WeightsError
+from tcgn_hub.errors import DeviceError, ExtraError, ImageError, OutputError, WeightsError
 from tcgn_hub.images.readers import open_slide
 from tcgn_hub.prediction.cohort import claims as claims_home
 from tcgn_hub.prediction.cohort.claims import Claims
 from tcgn_hub.prediction.cohort.ledger import HIDDEN, Ledger, Record, check_outputs
+from tcgn_hub.prediction.cohort.outputs import Outputs
 from tcgn_hub.prediction.cohort.shards import in_order, parse_shard, shard_of_job
 from tcgn_hub.prediction.cohort.summary import concatenate, outliers, write_summary
 
@@ -224,10 +225,145 @@ def test_two_slides_of_one_name_and_none(slides, predictor, tmp_path):
         predictor.slides([], tmp_path / "out")
 
 
+def test_what_a_process_leaves_that_is_killed_once_a_slide_has_ended(serial, slides, predictor, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(serial, out)
+    of_the_dead(Claims(out / HIDDEN / "claims").take("s0.svs.h5ad"))
+    (out / HIDDEN / "partial" / "s1.svs.h5ad.01234567").mkdir()
+    predictor.slides(sorted(slides.iterdir()), out, **OPTIONS)
+    assert_as_serial(out, serial)
+
+
+def test_a_name_that_is_too_long(slides, predictor, tmp_path):
+    (tmp_path / ("ß" * 120)).symlink_to(slides / "s0.svs")
+    with pytest.raises(OutputError, match="is too long to name files after"):
+        predictor.slides([slides / "s0.svs", tmp_path / ("ß" * 120)], tmp_path / "out")
+
+
+def test_a_slide_by_another_path_is_the_same(slides, predictor, tmp_path):
+    (tmp_path / "link").symlink_to(slides)
+    told = []
+    for folder in (slides, tmp_path / "link"):
+        predictor.slides([folder / "s0.svs"], tmp_path / "out", told=told.append, **OPTIONS)
+    assert len(told) == 1
+
+
 def test_weights_that_were_not_loaded_cannot_travel(slides, predictor, tmp_path):
     own = tcgn_hub.Predictor(predictor.backend, predictor.info)
     with pytest.raises(WeightsError, match=r"cannot be sent to a cluster, as tcgn_hub\.load has not loaded it"):
         own.slides([slides / "s0.svs"], tmp_path, client="tcp://127.0.0.1:1")
+
+
+def interrupt(patch, *, after: bool) -> None:
+    """Let the writing of outputs be interrupted as it begins, or as it ends."""
+    real = Outputs.write
+
+    def write(*given, **options):
+        if after:
+            real(*given, **options)
+        raise KeyboardInterrupt
+
+    patch.setattr(Outputs, "write", write)
+
+
+def changed_run(folder: Path, **change) -> None:
+    said = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps({**said, "run": {**said["run"], **change}}))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda slide, partial: os.utime(slide, ns=(1, 1)),
+        lambda slide, partial: changed_run(partial, precision="bfloat16"),
+        lambda slide, partial: (partial / "run.json").write_text(""),
+    ],
+    ids=["slide changed", "other precision of another machine", "loss of power"],
+)
+def test_what_cannot_be_continued_is_begun_anew(slides, serial, predictor, tmp_path, monkeypatch, change):
+    slide = tmp_path / "s0.svs"
+    shutil.copy(slides / "s0.svs", slide)
+    with monkeypatch.context() as patch:
+        interrupt(patch, after=False)
+        with pytest.raises(KeyboardInterrupt):
+            predictor.slides([slide], tmp_path / "out", **OPTIONS)
+    (partial,) = (tmp_path / "out" / HIDDEN / "partial").iterdir()
+    change(slide, partial)
+    (record,) = predictor.slides([slide], tmp_path / "out", **OPTIONS)
+    assert record.state == "done"
+    ours, theirs = (anndata.read_h5ad(where / "s0.svs.h5ad") for where in (tmp_path / "out", serial))
+    np.testing.assert_array_equal(ours.X, theirs.X)
+
+
+def test_a_run_that_is_killed_while_it_replaces_another(slides, serial, predictor, tmp_path, monkeypatch):
+    some = [slides / "s0.svs"]
+    predictor.slides(some, tmp_path, **OPTIONS)
+    with monkeypatch.context() as patch:
+        interrupt(patch, after=True)
+        with pytest.raises(KeyboardInterrupt):
+            predictor.slides(some, tmp_path, stride_um=100)
+    assert anndata.read_h5ad(tmp_path / "s0.svs.h5ad").n_obs != anndata.read_h5ad(serial / "s0.svs.h5ad").n_obs
+    predictor.slides(some, tmp_path, **OPTIONS)
+    assert anndata.read_h5ad(tmp_path / "s0.svs.h5ad").n_obs == anndata.read_h5ad(serial / "s0.svs.h5ad").n_obs
+
+
+def test_a_slide_that_was_refused_is_tried_with_the_option_that_allows_it(slides, predictor, tmp_path):
+    options = {**OPTIONS, "mpp": 0.9}
+    (record,) = predictor.slides([slides / "s0.svs"], tmp_path, **options)
+    assert record.state == "failed"
+    assert "force_scale" in record.error
+    (record,) = predictor.slides([slides / "s0.svs"], tmp_path, force_scale=True, **options)
+    assert record.state == "done"
+
+
+def test_genes_of_a_file_are_those_it_had(slides, predictor, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("panel.txt").write_text("\n".join(PANEL[:2]))
+    asked = []
+    real = tcgn_hub.Predictor.slide
+    monkeypatch.setattr(
+        tcgn_hub.Predictor, "slide", lambda *given, **options: asked.append(options["genes"]) or real(*given, **options)
+    )
+    predictor.slides([slides / "s0.svs"], "out", genes="panel.txt", **OPTIONS)
+    assert asked == [PANEL[:2]]
+
+
+def failing(patch, name: str, error: Exception) -> None:
+    """Let one slide raise what is no fault of it."""
+    real = tcgn_hub.Predictor.slide
+
+    def slide(self, path, **options):
+        if path.name == name:
+            raise error
+        return real(self, path, **options)
+
+    patch.setattr(tcgn_hub.Predictor, "slide", slide)
+
+
+def test_a_package_that_one_slide_needs_does_not_stop_the_others(slides, predictor, tmp_path, monkeypatch):
+    some = [slides / f"s{n}.svs" for n in range(3)]
+    with monkeypatch.context() as patch:
+        failing(patch, "s0.svs", ExtraError("Install it."))
+        records = predictor.slides(some, tmp_path, **OPTIONS)
+    assert [(record.state, record.error) for record in records] == [("stopped", "Install it."), *[("done", "")] * 2]
+    assert [record.state for record in predictor.slides(some, tmp_path, **OPTIONS)] == ["done"] * 3
+
+
+def test_what_has_stopped_a_run_is_tried_after_the_others(slides, predictor, tmp_path, monkeypatch):
+    some = [slides / f"s{n}.svs" for n in range(3)]
+    failing(monkeypatch, "s0.svs", MemoryError("too large"))
+    for done in (0, 2):
+        with pytest.raises(MemoryError):
+            predictor.slides(some, tmp_path, **OPTIONS)
+        assert [line["state"] for line in lines(tmp_path)].count("done") == done
+
+
+@pytest.mark.parametrize("name", ["cohort.csv", "bulk.csv"])
+def test_tables_of_somebody_else_are_left_alone(slides, predictor, tmp_path, name):
+    (tmp_path / name).write_text("patient,survival\n")
+    with pytest.raises(OutputError, match=f"holds {name}, which no run has written"):
+        predictor.slides([slides / "s0.svs"], tmp_path, **OPTIONS)
+    assert (tmp_path / name).read_text() == "patient,survival\n"
 
 
 # --------------------------------------------------------------------------------------------------------- claims
@@ -316,6 +452,63 @@ def test_of_many_who_try_one_takes_over(tmp_path):
             assert crowd[0].holds(held[0])
 
 
+def of_the_dead(claim) -> None:
+    """Let a claim be that of a process that has ended."""
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    said = json.loads(claim.path.read_text())
+    claim.path.write_text(json.dumps({**said, "pid": gone.pid, "token": "of another"}))
+
+
+def test_a_claim_is_given_back_while_another_finds_that_it_was_too_late(tmp_path):
+    own = Claims(tmp_path)
+    claim = own.take("a")
+    (tmp_path / "a.1.claim").write_text("{}")  # which it will delete
+    own.release(claim)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.1.claim"]
+
+
+def test_who_looked_at_a_dead_claim_does_not_take_over_the_one_after_it(tmp_path, monkeypatch):
+    late, quick = Claims(tmp_path), Claims(tmp_path)
+    of_the_dead(quick.take("a"))
+    held = []
+    judge = late._is_gone
+
+    def while_others_go_on(*seen):
+        gone = judge(*seen)
+        if not held:
+            quick.release(quick.take("a"))
+            held.append(quick.take("a"))
+            assert held[0].path.name == "a.0.claim"
+        return gone
+
+    monkeypatch.setattr(late, "_is_gone", while_others_go_on)
+    assert late.take("a") is None
+    assert quick.holds(held[0])
+
+
+@pytest.mark.parametrize(
+    ("fault", "error"), [(KeyboardInterrupt(), KeyboardInterrupt), (OSError(28, "full"), OutputError)]
+)
+def test_nothing_is_left_of_a_claim_that_was_not_made(tmp_path, monkeypatch, fault, error):
+    def no(*_):
+        raise fault
+
+    monkeypatch.setattr(claims_home, "_identity", no)
+    with pytest.raises(error):
+        Claims(tmp_path).take("a")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_process_of_another_user_that_is_not_shown_is_not_gone(tmp_path, monkeypatch):
+    def refused(*_):
+        raise PermissionError
+
+    of_the_dead(Claims(tmp_path).take("a"))
+    monkeypatch.setattr(os, "kill", refused)
+    assert Claims(tmp_path).take("a") is None
+
+
 _COUNTS = """
 import sys
 from pathlib import Path
@@ -348,6 +541,17 @@ def test_what_a_loss_of_power_leaves_of_a_line(tmp_path, caplog):
         file.write('{"slide": "s", ')  # being written
     ledger.refresh()
     assert len(ledger.records) == 2
+
+
+def test_a_line_without_an_end_does_not_spoil_the_next(tmp_path):
+    with Claims(tmp_path / "c") as claims:
+        early = Ledger(tmp_path)
+        (tmp_path / "cohort.jsonl").write_text('{"slide": "s", "si')
+        early.refresh()
+        early.append(Record("s", 1, 1, "b", "r", "failed"), claims)
+    early.refresh()
+    for ledger in (early, Ledger(tmp_path)):
+        assert [record.output for record in ledger.records] == ["b"]
 
 
 # --------------------------------------------------------------------------------------------------------- shards
@@ -520,4 +724,33 @@ def test_a_look_before_the_night(slides, tiny_weights, tmp_path, capsys):
         f"s{n}.svs": len(tcgn_hub.load(path=tiny_weights).slide(slides / f"s{n}.svs", **OPTIONS)) for n in range(6)
     }
     assert f"6 of 7 slides, {sum(tiles.values())} tiles: about" in told.err
-    assert not list(tmp_path.rglob("*.h5ad"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_slides_of_two_runs_are_not_put_together(slides, predictor, tmp_path, capsys):
+    predictor.slides([slides / "s0.svs"], tmp_path, **OPTIONS)
+    predictor.slides([slides / "s1.svs"], tmp_path, stride_um=100)
+    with pytest.raises(OutputError, match="were predicted by different weights or options"):
+        concatenate(Ledger(tmp_path), tmp_path / "all.h5ad")
+    assert main(["cohort", "summary", str(tmp_path)]) == 0
+    assert "these slides are of 2 runs" in capsys.readouterr().err
+
+
+def test_bulk_of_no_slide(slides, predictor, tmp_path):
+    records = predictor.slides([slides / "bad.svs"], tmp_path, **OPTIONS)
+    with pytest.raises(OutputError, match="as there are none"):
+        write_summary(Ledger(tmp_path), records, bulk=tmp_path / "b.csv")
+
+
+@pytest.mark.parametrize("shard", [["--shard", "1/2"], []])
+def test_one_slide_that_several_jobs_share(slides, tiny_weights, tmp_path, monkeypatch, shard):
+    for name, value in (("ID", "2"), ("MIN", "1"), ("MAX", "3")) if not shard else ():
+        monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", value)
+    for _ in range(2):
+        assert main(command(slides / "s0.svs", tmp_path / "out", tiny_weights, *shard)[3:]) == 0
+    assert [line["state"] for line in lines(tmp_path / "out")] == ["done"]
+
+
+def test_shards_of_one_file(slides, tiny_weights, tmp_path, capsys):
+    assert main(command(slides / "s0.svs", tmp_path / "a.h5ad", tiny_weights, "--shard", "1/2")[3:]) == 2
+    assert "--shard is for slides that go into a folder" in capsys.readouterr().err

@@ -102,6 +102,9 @@ def _summary(ledger: Ledger, args: argparse.Namespace, prog: str) -> int:
     from tcgn_hub.prediction.cohort.summary import BULK, MEASURES, SLIDES, concatenate, write_summary
 
     rows = write_summary(ledger, ledger.records)
+    runs = len({record.run for record in ledger.records})
+    if runs > 1:
+        say(prog, f"these slides are of {runs} runs, by different weights or options, and may not be compared")
     odd = [row for row in rows if row["outlier"]]
     shown = ("slide", "tiles", *MEASURES, "outlier")
     if odd:

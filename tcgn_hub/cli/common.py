@@ -125,15 +125,16 @@ def image_files(args: argparse.Namespace) -> list[Path]:
     return found
 
 
-def in_folder(folder: Path, images: Sequence[Path], ending: str) -> list[Path]:
-    """A file for each image in a folder, which is made."""
+def in_folder(folder: Path, images: Sequence[Path], ending: str, *, make: bool = True) -> list[Path]:
+    """A file for each image in a folder, which is made, unless nothing is written yet."""
     from tcgn_hub.errors import OutputError
     from tcgn_hub.files import make_folder
 
     names = [image.name for image in images]
     if len(set(names)) < len(names):
         raise OutputError(f"Two of the images are named {max(names, key=names.count)}; give them folders of their own.")
-    make_folder(folder)
+    if make:
+        make_folder(folder)
     return [folder / f"{name}{ending}" for name in names]
 
 

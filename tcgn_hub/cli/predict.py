@@ -127,9 +127,21 @@ def _predict_slides(slides: list[Path], options: dict[str, Any], args: argparse.
     plot = tuple(args.plot.split(",")) if args.plot else ()
     wanted = Outputs(suffix or ".h5ad", plot, args.map, bool(args.report))
     wanted.check()
-    if len(slides) > 1 and outputs[0] is not None:
+    if outputs[0] is not None and _is_cohort(outputs[0], slides, args):
         return _predict_cohort(slides, outputs[0].parent, wanted, options, args, prog)
     return _predict_alone(slides, outputs, wanted, options, args, prog)
+
+
+def _is_cohort(output: Path, slides: list[Path], args: argparse.Namespace) -> bool:
+    """Whether what is written goes into a folder that several processes may share, or that has a ledger."""
+    from tcgn_hub.prediction.cohort.ledger import NAME
+    from tcgn_hub.prediction.cohort.shards import shard_of_job
+
+    if len(slides) > 1:
+        return True
+    if output == Path(args.output) or args.spots:
+        return False
+    return bool(given(args, _SHARED_OUT)) or shard_of_job() is not None or (output.parent / NAME).exists()
 
 
 def _predict_cohort(
@@ -166,11 +178,11 @@ def _predict_cohort(
     records = predictor.slides(slides, out, progress=True, told=told, **drawn, **shared, **options)
     done = [record for record in records if record.state == DONE]
     failed = [record for record in records if record.state != DONE]
-    if failed and not done:
+    if len(failed) == len(slides):
         kind = NoTissueError if {record.state for record in failed} == {NO_TISSUE} else ImageError
         raise kind(f"None of {len(slides)} slides could be predicted: {failed[0].error}")
     tables = []
-    if args.bulk:
+    if args.bulk and done:
         write_summary(Ledger(out), records, bulk=args.bulk)
         tables = [Path(args.bulk), Path(f"{args.bulk}.json")]
     what = f"{len(done)} of {counted(len(slides), 'slide')}, {counted(sum(record.tiles for record in done), 'tile')}"
@@ -321,7 +333,10 @@ def _outputs(slides: list[Path], args: argparse.Namespace) -> tuple[list[Path] |
         return [output], _suffix_of(output, args.format)
     if to_file and output.suffix.lower() in _SUFFIXES.values():
         raise OutputError(f"{output} is one file, but there are {len(slides)} slides; give a folder.")
-    outputs = in_folder(output, slides, _SUFFIXES[args.format or "h5ad"])
+    suffix = _SUFFIXES[args.format or "h5ad"]
+    outputs = in_folder(output, slides, suffix, make=not args.dry_run)
+    if args.dry_run:
+        return outputs, suffix
     return outputs, _suffix_of(outputs[0], args.format)
 
 
@@ -346,9 +361,9 @@ def _check_slides(outputs: Sequence[Path | None], suffix: str, args: argparse.Na
                 "--plot, --report, --features, --format and the options for many slides are of what is written of the"
                 " tiles; give -o."
             )
-    elif len(outputs) == 1 and given(args, _SHARED_OUT):
+    elif given(args, _SHARED_OUT) and (args.spots or outputs[0] == Path(args.output)):
         option = next(iter(given(args, _SHARED_OUT))).replace("_", "-")
-        raise OutputError(f"--{option} is for many slides, and there is one; leave it out.")
+        raise OutputError(f"--{option} is for slides that go into a folder, without --spots; leave it out.")
     if args.bulk:
         _check_place(Path(args.bulk))
     if args.features and suffix != ".h5ad":

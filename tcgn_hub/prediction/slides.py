@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,6 +51,7 @@ _FOLLOWED = (
     *("features", "tta", "series", "force", "library"),
 )
 _NUMBERS = ("mpp", "magnification", "patch_um", "stride_um", "min_tissue")
+_LIMITS = ("force_scale", "max_pixels")
 _OWN_FILES = re.compile(r"(run\.json|\d+\.npz)(\.\w+\.part)?")
 
 
@@ -602,6 +603,12 @@ def _run(path: Path, options: dict[str, Any], **loaded: str) -> dict[str, Any]:
     """What the results of a slide follow from, by the words of `predict_tiles`."""
     stat = path.stat()
     return {"slide": [str(path.resolve()), stat.st_size, stat.st_mtime_ns], **loaded, **followed_options(options)}
+
+
+def limits_of(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of `predict_tiles` that say which slides are refused, as values that JSON can hold."""
+    defaults = inspect.signature(predict_tiles).parameters
+    return {name: int(options.get(name, defaults[name].default)) for name in _LIMITS}
 
 
 def followed_options(options: dict[str, Any]) -> dict[str, Any]:

@@ -18,6 +18,8 @@ from tcgn_hub.evaluation.splits import Split, folds, make_split
 from tcgn_hub.extras import require
 from tcgn_hub.files import read_json
 from tcgn_hub.panels import load_panel
+from tcgn_hub.prediction.cohort.claims import alone
+from tcgn_hub.prediction.cohort.ledger import HIDDEN
 from tcgn_hub.progress import Progress
 from tcgn_hub.result import Evaluation
 from tcgn_hub.training.checkpoints import check_folder
@@ -200,11 +202,12 @@ class _Fold:
 
 
 def _train_there(fold: _Fold, sections: Sequence[Section], device: str) -> None:
-    """The task of a fold, on a worker."""
+    """The task of a fold, on a worker; one that was given up may still be at it."""
     from tcgn_hub.prediction.cohort.cluster import compute_as_alone
 
     compute_as_alone()
-    with Processes(device) as processes:
+    folder = Path(fold.folder)
+    with alone(folder.parent / HIDDEN / "claims", folder.name), Processes(device) as processes:
         fold.train(sections, processes)
 
 
@@ -216,7 +219,7 @@ def _train_on(
 
     for one in wanted.values():
         one.check()
-    held = client.scatter([sections], hash=False)[0]
+    held = client.scatter([sections], hash=False, broadcast=True)[0]  # or they are lost with the worker that has them
     # a fold whose worker is lost is continued by another
     calls = {name: (replace(one, resume=True), held, device) for name, one in wanted.items()}
     with Progress(len(calls), "fold", shown=progress) as bar:

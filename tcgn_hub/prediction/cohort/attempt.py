@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import glob
+import hashlib
 import os
+import re
 import shutil
 import socket
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
@@ -22,6 +24,7 @@ from tcgn_hub.files import make_folder, write_text
 from tcgn_hub.prediction.cohort.claims import Claim, Claims
 from tcgn_hub.prediction.cohort.ledger import DONE, FAILED, HIDDEN, NO_TISSUE, STOPPED, Ledger, Record
 from tcgn_hub.prediction.cohort.outputs import Outputs
+from tcgn_hub.prediction.slides import check_folder, limits_of
 from tcgn_hub.result import Result
 from tcgn_hub.units import UNITS
 from tcgn_hub.version import __version__
@@ -30,6 +33,8 @@ from tcgn_hub.writing.bulk import bulk_row
 
 if TYPE_CHECKING:
     from tcgn_hub.prediction.predictor import Predictor
+
+_HALF = re.compile(r"(.+?)(?:\.json)?\.[0-9a-f]{16}\.part")  # what `tcgn_hub.files.writing` writes to
 
 
 @dataclass(frozen=True)
@@ -60,12 +65,30 @@ class Job:
         return Path(self.out)
 
     def state(self, output: str) -> Path:
-        """Where what is done of a slide is kept, for whoever continues it."""
-        return self.folder / HIDDEN / "partial" / f"{output}.{self.run[:8]}"
+        """Where what is done of a slide is kept, for whoever continues it by the same version."""
+        of = hashlib.sha256(f"{self.run} {__version__}".encode()).hexdigest()
+        return self.folder / HIDDEN / "partial" / f"{output}.{of[:8]}"
 
     def claims(self) -> Claims:
         """The claims on its slides."""
         return Claims(self.folder / HIDDEN / "claims")
+
+    def forget(self, output: str) -> None:
+        """Remove what is kept of a slide that has ended, by other runs, too; for who holds it."""
+        for left in self.state(output).parent.glob(f"{glob.escape(output)}.{'[0-9a-f]' * 8}"):
+            shutil.rmtree(left, ignore_errors=True)
+
+    def tidy(self, outputs: Collection[str]) -> None:
+        """Remove what processes have left that were killed as they wrote, or as a slide had ended."""
+        with self.claims() as claims:
+            kept = [path.name[:-9] for path in (self.folder / HIDDEN).glob("partial/*")]
+            half = [(found[1], path) for path in self.folder.iterdir() if (found := _HALF.fullmatch(path.name))]
+            for output in set(outputs).intersection([*claims.names(), *kept, *(name for name, _ in half)]):
+                if (claim := claims.take(output)) is not None:
+                    self.forget(output)
+                    for path in (path for name, path in half if name == output):
+                        path.unlink(missing_ok=True)
+                    claims.release(claim)
 
     def needs(self, slide: Path, output: str, ledger: Ledger, *, attempts: int = 0) -> bool:
         """Whether a slide is to be predicted, by what the ledger says of it.
@@ -77,11 +100,15 @@ class Job:
             return True
         with suppress(OSError):
             stat = slide.stat()
-            if (stat.st_size, stat.st_mtime_ns, str(slide.absolute())) != (last.size, last.mtime_ns, last.slide):
+            if (stat.st_size, stat.st_mtime_ns) != (last.size, last.mtime_ns):
+                return True
+            if str(slide.absolute()) != last.slide and slide.resolve() != Path(last.slide).resolve():
                 return True
         if last.state == DONE:
             return not all((self.folder / name).is_file() for name in last.files)
-        return self.retry_failed and last.state == FAILED and last.attempt <= attempts
+        if last.state != FAILED:
+            return False
+        return last.limits != limits_of(self.options) or (self.retry_failed and last.attempt <= attempts)
 
 
 class Held(Exception):  # noqa: N818 - nothing is wrong
@@ -128,7 +155,7 @@ def attempt(
         asked = replace(_asked(job, slide, output, ledger), weights=predictor.info.name, how=_how(predictor))
         begun = _Begun(monotonic(), asked)
         try:
-            record = begun.ended(**_predicted(job, slide, output, predictor, claims, claim, progress))
+            record = begun.ended(**_predicted(job, slide, begun, predictor, claims, claim, ledger, progress))
         except Held:
             raise
         except Exception as err:
@@ -137,8 +164,7 @@ def attempt(
                 ledger.append(begun.ended(STOPPED, error=str(err) if known else f"{type(err).__name__}: {err}"), claims)
             raise
         ledger.append(record, claims)
-        for left in job.state(output).parent.glob(f"{glob.escape(output)}.{'[0-9a-f]' * 8}"):  # of other runs, too
-            shutil.rmtree(left, ignore_errors=True)
+        job.forget(output)
         return record
     finally:
         claims.release(claim)
@@ -177,24 +203,37 @@ def _asked(job: Job, slide: Path, output: str, ledger: Ledger) -> Record:
         host=socket.gethostname(),
         pid=os.getpid(),
         sha256=job.sha256,
+        limits=limits_of(job.options),
         versions={"tcgn_hub": __version__, "torch": version("torch")},
     )
 
 
 def _predicted(
-    job: Job, slide: Path, output: str, predictor: Predictor, claims: Claims, claim: Claim, progress: bool
+    job: Job,
+    slide: Path,
+    begun: _Begun,
+    predictor: Predictor,
+    claims: Claims,
+    claim: Claim,
+    ledger: Ledger,
+    progress: bool,
 ) -> dict[str, Any]:
     """What became of a slide, in the words of a `Record`."""
-    to = job.folder / output
+    output = begun.record.output
+    state = _usable(job.state(output), job, slide, predictor)
     try:
-        result = predictor.slide(slide, resume=job.state(output), progress=progress, **job.options)
+        result = predictor.slide(slide, resume=state, progress=progress, **job.options)
     except NoTissueError as err:
         return {"state": NO_TISSUE, "error": str(err)}
     except (ImageError, SectionError) as err:
         return {"state": FAILED, "error": str(err)}
     if not claims.holds(claim):
         raise Held  # this process stood still for so long that another has taken over
-    written, said = job.outputs.write(result, to, predictor=predictor, options=job.options)
+    last = ledger.last(output)
+    if last is not None and last.state == DONE:
+        # should this process end while it writes, the ledger must not say of new files what it said of the old ones
+        ledger.append(begun.ended(STOPPED, error=f"What was written of {slide} is being replaced."), claims)
+    written, said = job.outputs.write(result, job.folder / output, predictor=predictor, options=job.options)
     _write_bulk(job.folder, output, result)
     return {
         "state": DONE,
@@ -205,6 +244,20 @@ def _predicted(
         "notes": [*said, *result.notes],
         "how": _how(predictor),
     }
+
+
+def _usable(state: Path, job: Job, slide: Path, predictor: Predictor) -> Path:
+    """A folder to resume from, without what is of the slide before it was changed, of another precision, or damaged."""
+    backend = predictor.backend
+    if state.exists():
+        try:
+            loaded = {"weights": predictor.info.sha256, "backend": backend.name, "precision": backend.precision}
+            check_folder(state, slide, dict(job.options), **loaded)
+        except OutputError:
+            shutil.rmtree(state, ignore_errors=True)
+        except OSError:
+            pass  # of the slide, which is told where it is opened
+    return state
 
 
 def lost_record(job: Job, slide: Path, output: str, ledger: Ledger, why: str) -> Record:
@@ -243,9 +296,10 @@ def bulk_file(folder: Path, output: str) -> Path:
 
 
 def _write_bulk(folder: Path, output: str, result: Result) -> None:
-    if result.units != UNITS:
-        return
     path = bulk_file(folder, output)
+    if result.units != UNITS:
+        path.unlink(missing_ok=True)  # that of other weights
+        return
     make_folder(path.parent)
     write_text(path, bulk_row(result).to_json())
 

@@ -13,12 +13,13 @@ import re
 import secrets
 import socket
 import threading
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from time import monotonic, time
-from typing import Any
+from time import monotonic, sleep, time
+from typing import Any, NamedTuple
 
 from tcgn_hub.errors import OutputError
 from tcgn_hub.files import make_folder
@@ -38,6 +39,7 @@ class Claim:
     name: str
     path: Path
     token: str
+    generation: int = 0
 
 
 class Claims:
@@ -67,79 +69,94 @@ class Claims:
     def take(self, name: str) -> Claim | None:
         """Claim a name; None if another process holds it, or was quicker."""
         before = self._latest(name)
-        if before is not None and not self._is_gone(before[1]):
+        judged = None
+        if before is not None and not self._is_gone(before[1], judged := _look(before[1])):
             return None
-        judged = None if before is None else _read(before[1]).get("token")
         token = secrets.token_hex(8)
         generation = 0 if before is None else before[0] + 1
-        claim = Claim(name, self._path(name, generation), token)
+        claim = Claim(name, self._path(name, generation), token, generation)
         try:
-            with open(claim.path, "x", encoding="utf-8") as file:
-                file.write(json.dumps({"token": token, **_identity(), "time": time()}))
+            file = open(claim.path, "x", encoding="utf-8")  # noqa: SIM115 - below it is known whose it is
         except FileExistsError:
             return None
         except OSError as err:
             raise OutputError(f"{claim.path} cannot be written ({err.strerror or err}).") from err
-        # who was claimed from may have ended, and another begun anew, since it was looked at
-        now = self._latest(name, below=generation)
-        if now != before or (now and _read(now[1]).get("token") != judged) or not self.holds(claim):
-            _delete(claim.path)
-            return None
-        with self._lock:
-            self._held[token] = claim
-        return claim
+        try:
+            with file:
+                file.write(json.dumps({"token": token, **_identity(), "time": time()}))
+            # who was claimed from may have ended, and another begun anew, since it was looked at
+            now = self._latest(name, below=generation)
+            if now == before and (now is None or _look(now[1]) == judged) and self.holds(claim):
+                with self._lock:
+                    self._held[token] = claim
+                return claim
+        except OSError as err:
+            raise OutputError(f"{claim.path} cannot be written ({err.strerror or err}).") from err
+        finally:
+            # after Ctrl-C or on a full disk as well, or it would be taken for a claim of a process that lives
+            if token not in self._held:
+                _delete(claim.path)
+        return None
 
     def holds(self, claim: Claim) -> bool:
         """Whether a claim of this process was not taken over, as happens if the process stood still for long."""
         latest = self._latest(claim.name)
-        return latest is not None and latest[1] == claim.path and _read(claim.path).get("token") == claim.token
+        return latest is not None and latest[1] == claim.path and _look(claim.path).said.get("token") == claim.token
 
     def release(self, claim: Claim) -> None:
-        """Give a claim back."""
+        """Give a claim back, though another that was too late to take it over may be about to delete its own."""
         with self._lock:
             self._held.pop(claim.token, None)
-        if not self.holds(claim):
+        if _look(claim.path).said.get("token") != claim.token:
             return
-        for _, path in self._generations(claim.name):
-            _delete(path)
+        with suppress(OutputError):
+            for generation, path in self._generations(claim.name):
+                if generation < claim.generation:
+                    _delete(path)
+        _delete(claim.path)
 
     def holder(self, name: str) -> dict[str, Any] | None:
         """Who holds a name: ``host``, ``pid`` and ``time``; None if nobody does, or who did is gone."""
         latest = self._latest(name)
-        return None if latest is None or self._is_gone(latest[1]) else _read(latest[1])
+        if latest is None:
+            return None
+        seen = _look(latest[1])
+        return None if self._is_gone(latest[1], seen) else seen.said
 
-    def held(self) -> dict[str, dict[str, Any]]:
-        """Who holds what, of all names, those who are not known to be gone."""
+    def names(self) -> list[str]:
+        """What has claims, of processes that are gone, too."""
         try:
             files = sorted(path.name for path in self.folder.iterdir() if path.name.endswith(".claim"))
         except OSError:
-            return {}
-        names = dict.fromkeys(name.rsplit(".", 2)[0] for name in files)
-        return {name: holder for name in names if (holder := self.holder(name)) is not None}
+            return []
+        return list(dict.fromkeys(name.rsplit(".", 2)[0] for name in files))
+
+    def held(self) -> dict[str, dict[str, Any]]:
+        """Who holds what, of all names, those who are not known to be gone."""
+        return {name: holder for name in self.names() if (holder := self.holder(name)) is not None}
 
     def is_alive(self, name: str) -> bool:
         """Whether whoever holds a name was seen at work: if not, it may yet turn out to be gone."""
         latest = self._latest(name)
-        return latest is not None and not self._is_gone(latest[1]) and latest[1] in self._alive
+        return latest is not None and not self._is_gone(latest[1], _look(latest[1])) and latest[1] in self._alive
 
-    def _is_gone(self, path: Path) -> bool:
+    def _is_gone(self, path: Path, seen: _Seen) -> bool:
         """Whether the process of a claim is no more, judged without comparing clocks."""
-        held = _read(path)
         own = _identity()
-        if held.get("machine") == own["machine"] is not None:
-            started = _started(int(held.get("pid", 0)))
-            if started == held.get("started"):
+        if seen.said.get("machine") == own["machine"] is not None:
+            pid = int(seen.said.get("pid", 0))
+            started = _started(pid)
+            if started == seen.said.get("started"):
                 self._alive.add(path)
                 return False
-            return True
-        try:
-            touched = path.stat().st_mtime_ns
-        except OSError:
+            if started is not None or not _is_hidden(pid):
+                return True
+        if seen.touched is None:
             return False  # it was given back just now
-        first = self._seen.setdefault(path, (touched, monotonic()))
-        if first[0] != touched:
+        first = self._seen.setdefault(path, (seen.touched, monotonic()))
+        if first[0] != seen.touched:
             self._alive.add(path)
-            self._seen[path] = touched, monotonic()
+            self._seen[path] = seen.touched, monotonic()
             return False
         return monotonic() - first[1] >= self._stale
 
@@ -168,18 +185,40 @@ class Claims:
         return found[-1] if found else None
 
 
+@contextmanager
+def alone(folder: Path, name: str) -> Iterator[None]:
+    """Do what has a name while no other process does, once whoever does has ended; ``folder`` is that of the claims."""
+    with Claims(folder) as claims:
+        while (claim := claims.take(name)) is None:
+            sleep(1)
+        try:
+            yield
+        finally:
+            claims.release(claim)
+
+
 def _delete(path: Path) -> None:
     with suppress(OSError):
         path.unlink()
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """What a claim says; nothing where it is being written, or was given back."""
+class _Seen(NamedTuple):
+    """A claim as it was found."""
+
+    said: dict[str, Any]  # nothing where it is being written, or was given back
+    touched: int | None
+
+
+def _look(path: Path) -> _Seen:
     try:
         said = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return {}
-    return said if isinstance(said, dict) else {}
+        said = None
+    try:
+        touched = path.stat().st_mtime_ns
+    except OSError:
+        touched = None
+    return _Seen(said if isinstance(said, dict) else {}, touched)
 
 
 def _identity() -> dict[str, Any]:
@@ -204,3 +243,14 @@ def _started(pid: int) -> str | None:
     except OSError:
         return None
     return None if facts[0] in "ZX" else facts[19]
+
+
+def _is_hidden(pid: int) -> bool:
+    """Whether a process of another user lives that /proc does not show, as it is mounted on shared machines."""
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return True
+    except (OSError, OverflowError):
+        pass
+    return False

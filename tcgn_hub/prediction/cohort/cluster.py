@@ -16,10 +16,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from secrets import token_hex
-from time import monotonic
+from time import monotonic, sleep
 from typing import Any, TypeVar
 
 from distributed import Client, Future, LocalCluster, as_completed, get_worker
+from distributed.core import Status
 from distributed.diagnostics.plugin import WorkerPlugin
 from distributed.scheduler import KilledWorker
 
@@ -95,13 +96,18 @@ class OneAtATime(WorkerPlugin):
     async def setup(self, worker: Any) -> None:
         """Declare it, as the worker starts."""
         await worker.set_resources(**{**worker.state.total_resources, ONE: 1})
+        # the scheduler looks for tasks that waited for a worker when one comes, which has declared nothing yet, and
+        # when one goes on after a pause
+        if worker.status == Status.running:
+            worker.status = Status.paused
+            worker.status = Status.running
 
 
 class _Weights(OneAtATime):
     """Loads the weights as a worker starts, too."""
 
     def __init__(self, job: Job) -> None:
-        self.job, self.name = job, f"tcgn_hub {job.run}"
+        self.job, self.name = job, f"tcgn_hub {token_hex(8)}"  # another client may do the same, and end before
 
     async def setup(self, worker: Any) -> None:
         """Load them before the first slide."""
@@ -213,25 +219,33 @@ def run_on(
         The attempts as they end, and a sentence of each slide that another run holds.
 
     Raises:
-        DeviceError: The cluster has no workers and gets none, or was lost; what was done is kept.
+        DeviceError: The cluster was lost; what was done is kept.
         TcgnError: The weights cannot be loaded on a worker.
     """
     _logger.info("The dashboard of the cluster is at %s.", client.dashboard_link)
-    client.register_plugin(_Weights(job))
+    weights = _Weights(job)
+    try:
+        client.register_plugin(weights)
+    except Exception:
+        with suppress(Exception):  # or workers that come later would fail as well
+            client.unregister_worker_plugin(weights.name)
+        raise
     if not _workers(client):
         _logger.info("It has no workers yet; slides wait for them.")
-    with _Run(client, job, ledger, Progress(len(todo), "slide", shown=progress)) as run:
+    with _Run(client, job, weights.name, ledger, Progress(len(todo), "slide", shown=progress)) as run:
         yield from run.over(todo)
 
 
 class _Run:
     """Slides that are on their way: few at a time, so that thousands take no memory here and on the scheduler."""
 
-    def __init__(self, client: Client, job: Job, ledger: Ledger, progress: Progress) -> None:
-        self.client, self.job, self.ledger, self.progress = client, job, ledger, progress
+    def __init__(self, client: Client, job: Job, plugin: str, ledger: Ledger, progress: Progress) -> None:
+        self.client, self.job, self.plugin, self.ledger, self.progress = client, job, plugin, ledger, progress
         self.waiting: deque[tuple[Path, str]] = deque()
         self.out: dict[Future, tuple[Path, str]] = {}
         self.stopped_at: dict[str, list[str]] = {}  # of each slide, the workers that could not do it
+        self.only: dict[Future, set[str]] = {}  # of those that some workers alone may do, which these are
+        self.before: dict[str, int] = {}  # attempts at each slide when this began
         self.tiles = 0
 
     def __enter__(self) -> _Run:
@@ -243,7 +257,7 @@ class _Run:
         with suppress(Exception):  # of a cluster that is gone
             self.client.cancel(list(self.out), force=True)
             self.client.unsubscribe_topic(_topic(self.job))
-            self.client.unregister_worker_plugin(f"tcgn_hub {self.job.run}")
+            self.client.unregister_worker_plugin(self.plugin)
         self.progress.__exit__()
 
     def _hear(self, event: Any) -> None:
@@ -252,12 +266,26 @@ class _Run:
 
     def over(self, todo: Sequence[tuple[Path, str]]) -> Iterator[Record | str]:
         self.waiting.extend(todo)
+        self.before = {output: self.ledger.attempts(output, self.job.run) for _, output in todo}
         done = as_completed([], raise_errors=False)
         self._submit(done)
         while self.out:
-            future = next(done)
-            yield from self._ended(future)
+            future = self._next(done)
+            if future in self.out:  # and was not given to others
+                yield from self._ended(future)
             self._submit(done)
+
+    def _next(self, done: Any) -> Future:
+        """What has ended next; slides whose workers, all that may do them, have left go to others meanwhile."""
+        while self.only and not done.has_ready():
+            sleep(_TELL_S)
+            workers = set(self._workers())
+            for future in [future for future, good in self.only.items() if not good & workers]:
+                del self.only[future]
+                self.waiting.append(self.out.pop(future))
+                future.cancel()
+            self._submit(done)
+        return next(done)
 
     def _submit(self, done: Any) -> None:
         ahead = max(_LEAST_AHEAD, 4 * len(self._workers())) if self.waiting else 0
@@ -270,19 +298,21 @@ class _Run:
     def _task(self, slide: Path, output: str) -> Future:
         workers = self._workers()
         bad = self.stopped_at.get(output, [])
-        good = [address for address in workers if address not in bad] if bad else None
-        attempts = self.ledger.attempts(output, self.job.run)
-        return self.client.submit(
+        good = [address for address in workers if address not in bad] if bad else []
+        future = self.client.submit(
             _do,
             self.job,
             str(slide.absolute()),
             output,
-            attempts,
+            self.before[output],
             key=f"tcgn-{output}-{token_hex(4)}",
             resources={ONE: 1, **({"GPU": 1} if _has_gpu(workers) else {})},
             workers=good or None,
             pure=False,
         )
+        if good:
+            self.only[future] = set(good)
+        return future
 
     def _workers(self) -> dict[str, Any]:
         try:
@@ -292,17 +322,21 @@ class _Run:
 
     def _ended(self, future: Future) -> Iterator[Record | str]:
         slide, output = self.out.pop(future)
+        self.only.pop(future, None)
         said, err = self._said(future)
         self.ledger.refresh()
         if said is None:
             yield self._killed(slide, output, err)
+        elif "held" in said and said["held"] is None:  # who held it has ended just now
+            self.waiting.append((slide, output))
+            return
         elif "stopped" in said:
             if self._elsewhere(slide, output, future):
                 return
             last = self.ledger.last(output)
             yield last if last and last.error == said["stopped"] else f"{slide}: {said['stopped']}"
         elif "held" in said:
-            by = said["held"] or {}
+            by = said["held"]
             yield f"{slide} is being predicted by process {by.get('pid')} on {by.get('host')}, and left to it"
         elif said["record"] is not None:
             yield Record.from_dict(said["record"])
@@ -331,6 +365,9 @@ class _Run:
         return held[0]
 
     def _killed(self, slide: Path, output: str, err: BaseException | None) -> Record:
+        last = self.ledger.last(output)
+        if last is not None and not self.job.needs(slide, output, self.ledger, attempts=self.before[output]):
+            return last  # somebody was quicker, or a worker died once it had written
         if isinstance(err, KilledWorker):
             why = f"{slide} is not predicted: the workers that tried it died; their logs may say why, such as memory."
         else:

@@ -50,6 +50,7 @@ class Record:
         weights: Name of the weights.
         sha256: Of the weights.
         how: ``backend``, ``precision`` and ``compiled``.
+        limits: ``force_scale`` and ``max_pixels``, by which a slide may fail that another run can predict.
         versions: Of ``tcgn_hub`` and ``torch``.
         files: sha256 of each file that was written, by its name in the folder.
         quality: What a slide is compared with others by, see `tcgn_hub.prediction.cohort.summary`.
@@ -73,6 +74,7 @@ class Record:
     weights: str = ""
     sha256: str = ""
     how: dict[str, Any] = field(default_factory=dict)
+    limits: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
     quality: dict[str, float | None] = field(default_factory=dict)
@@ -163,8 +165,12 @@ class Ledger:
         while (claim := claims.take("ledger")) is None:
             time.sleep(random.uniform(0.005, 0.05))  # so that those who wait do not try together
         try:
-            with open(self.path, "ab") as file:
+            with open(self.path, "a+b") as file:
                 before = file.seek(0, os.SEEK_END)
+                if before:
+                    file.seek(before - 1)
+                    if file.read(1) != b"\n":
+                        line = b"\n" + line  # a loss of power has left one without its end, which would spoil this one
                 try:
                     file.write(line)
                     file.flush()

@@ -6,21 +6,23 @@ import hashlib
 import inspect
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+import os
+from collections.abc import Callable, Generator, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from time import sleep
 from typing import TYPE_CHECKING, Any
 
-from tcgn_hub.errors import DeviceError, ImageError, OutputError, WeightsError
+from tcgn_hub.errors import DeviceError, ExtraError, ImageError, OutputError, WeightsError
 from tcgn_hub.extras import require
 from tcgn_hub.files import make_folder
+from tcgn_hub.panels import load_panel
 from tcgn_hub.prediction.cohort.attempt import Held, Job, attempt
-from tcgn_hub.prediction.cohort.ledger import FAILED, Ledger, Record
+from tcgn_hub.prediction.cohort.ledger import FAILED, STOPPED, Ledger, Record
 from tcgn_hub.prediction.cohort.outputs import Outputs
 from tcgn_hub.prediction.cohort.shards import in_order
-from tcgn_hub.prediction.cohort.summary import write_summary
+from tcgn_hub.prediction.cohort.summary import BULK, SLIDES, write_summary
 from tcgn_hub.prediction.patches import check_options
 from tcgn_hub.prediction.slides import followed_options, predict_tiles
 from tcgn_hub.progress import Progress
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 _logger = logging.getLogger(__name__)
 
 _OF_ONE = ("resume", "progress", "spots", "library")
+_LONGEST = 220  # bytes of the name of a file, of 255 that most systems allow
 
 
 def predict_cohort(
@@ -57,8 +60,9 @@ def predict_cohort(
 
     What becomes of each is a line of ``cohort.jsonl`` in the folder, see `Record`. A slide that the ledger says was
     done by the same weights and options is not done again, so that the same call continues what was interrupted; nor is
-    one that could not be read, unless its file has changed. Any number of processes may work on one folder at once, on
-    a network file system too: each slide is claimed by one of them, and a claim whose process is gone is taken over.
+    one that could not be read, unless its file has changed, or ``force_scale`` or ``max_pixels`` is another. Any number
+    of processes may work on one folder at once, on a network file system too: each slide is claimed by one of them, and
+    a claim whose process is gone is taken over.
 
     When all slides have ended, ``cohort.csv`` says what became of each and which differ from the others, and
     ``bulk.csv`` has their pseudo-bulk, see `tcgn_hub.prediction.cohort.summary.write_summary`.
@@ -99,36 +103,56 @@ def predict_cohort(
     outputs = outputs.drawn(predictor, options.get("genes"), significant_only=options.get("significant_only", False))
     slides = [Path(path) for path in paths]
     names = output_names(slides, outputs.format)
+    _refuse_foreign(Path(out))
     make_folder(Path(out))
+    if options.get("genes") is not None:
+        options["genes"] = load_panel(options["genes"])  # which a worker might read elsewhere, and another time
     job = _job(predictor, Path(out), outputs, options, retry_failed)
     ledger = Ledger(out)
     before = {name: ledger.attempts(name, job.run) for name in names}
     asked = list(zip(slides, names, strict=True))
     todo = [one for one in asked if job.needs(*one, ledger, attempts=before[one[1]])]
+    todo.sort(key=lambda one: _is(STOPPED, ledger, one[1]))  # what was stopped before may stop this run as well
     if len(todo) < len(asked):
-        failed = [one for one in asked if one not in todo and _has_failed(ledger, one[1])]
+        begun = set(todo)
+        failed = [one for one in asked if one not in begun and _is(FAILED, ledger, one[1])]
         again = f", {len(failed)} failed; {option('retry_failed', True)} tries them again" if failed else ""
         _logger.info("%s ended before%s.", counted(len(asked) - len(todo), "slide"), again)
     if todo and (client is not None or local_workers is not None):
         ended = _on_cluster(client, local_workers, job, predictor, todo, ledger, progress)
     else:
         ended = _here(job, predictor, in_order(todo, shard or (0, 1)), ledger, before, progress)
-    for said in ended:
-        if isinstance(said, str):
-            _logger.info("%s.", said)
-        elif told is not None:
-            told(said)
+    with closing(ended):  # a cluster of its own too, if `told` fails
+        for said in ended:
+            if isinstance(said, str):
+                _logger.info("%s.", said)
+            elif told is not None:
+                told(said)
     ledger.refresh()
     found = [ledger.last(name) for name in names]
     records = [record for record in found if record is not None and record.run == job.run]
-    if len(records) == len(names) > 1 and all(record.ended_for_good for record in records):
-        write_summary(ledger, records)
+    if len(records) == len(names) and all(record.ended_for_good for record in records):
+        job.tidy(names)
+        if len(names) > 1:
+            write_summary(ledger, records)
     return records
 
 
-def _has_failed(ledger: Ledger, output: str) -> bool:
+def _is(state: str, ledger: Ledger, output: str) -> bool:
     last = ledger.last(output)
-    return last is not None and last.state == FAILED
+    return last is not None and last.state == state
+
+
+def _refuse_foreign(out: Path) -> None:
+    """Refuse a folder that has tables of somebody else by the names of those that are written."""
+    for name, head in ((SLIDES, b"slide,output,state,"), (BULK, b"slide,tiles,")):
+        try:
+            with open(out / name, "rb") as file:
+                begins = file.read(len(head))
+        except OSError:
+            continue
+        if begins != head:
+            raise OutputError(f"{out} holds {name}, which no run has written there; give another folder.")
 
 
 def output_names(slides: Sequence[Path], suffix: str) -> list[str]:
@@ -136,7 +160,7 @@ def output_names(slides: Sequence[Path], suffix: str) -> list[str]:
 
     Raises:
         ImageError: There are no slides.
-        OutputError: Two of them have one name.
+        OutputError: Two of them have one name, or one is too long for what is written beside and before it.
     """
     if not slides:
         raise ImageError("There are no slides to predict.")
@@ -144,6 +168,9 @@ def output_names(slides: Sequence[Path], suffix: str) -> list[str]:
     if len(set(names)) < len(names):
         twice = max(names, key=names.count).removesuffix(suffix)
         raise OutputError(f"Two of the slides are named {twice}; give them folders of their own.")
+    for slide, name in zip(slides, names, strict=True):
+        if len(os.fsencode(name)) > _LONGEST:
+            raise OutputError(f"The name of {slide} is too long to name files after; give a link to it instead.")
     return names
 
 
@@ -185,7 +212,7 @@ def _here(
     ledger: Ledger,
     before: dict[str, int],
     progress: bool,
-) -> Iterator[Record | str]:
+) -> Generator[Record | str, None, None]:
     """Predict in this process whatever no other has ended or is at."""
     pending = list(todo)
     with job.claims() as claims, Progress(len(todo), "slide", shown=progress and len(todo) > 1) as bar:
@@ -206,6 +233,11 @@ def _here(
                     )
                 except Held:
                     continue
+                except ExtraError:  # which the others may not need
+                    ledger.refresh()
+                    record = ledger.last(output)
+                    if record is None or record.state != STOPPED:
+                        raise
                 pending.remove(one)
                 bar.update()
                 ended += 1
@@ -226,7 +258,7 @@ def _on_cluster(
     todo: Sequence[tuple[Path, str]],
     ledger: Ledger,
     progress: bool,
-) -> Iterator[Record | str]:
+) -> Generator[Record | str, None, None]:
     require("distributed", extra="cluster", to="predict on a cluster of Dask")
     from tcgn_hub.prediction.cohort.cluster import connected, on_this_machine, run_on
 

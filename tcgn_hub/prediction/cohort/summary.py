@@ -72,7 +72,7 @@ def write_summary(ledger: Ledger, records: Sequence[Record], *, bulk: str | Path
         for record, row, odd in zip(records, measures, outlying.T.tolist(), strict=True)
     ]
     write_text(ledger.folder / SLIDES, _csv(rows))
-    if held:
+    if held or bulk is not None:
         table.write()
     return rows
 
@@ -109,11 +109,17 @@ def concatenate(ledger: Ledger, path: str | Path) -> int:
     path = Path(path)
     if path.suffix not in (".h5ad", ".zarr"):
         raise OutputError(f"{path} is neither .h5ad nor .zarr, as all tiles of a cohort are written.")
-    done = [record.output for record in ledger.records if record.state == DONE]
+    records = [record for record in ledger.records if record.state == DONE]
+    done = [record.output for record in records]
     files = {name.removesuffix(".h5ad"): ledger.folder / name for name in done if name.endswith(".h5ad")}
     if not done or len(files) < len(done):
         what = "no slide that is done" if not done else f"{done[0]}, which is no .h5ad"
         raise OutputError(f"{path} cannot be written: {ledger.folder} has {what}.")
+    if len({record.run for record in records}) > 1:
+        raise OutputError(
+            f"{path} cannot be written: the slides of {ledger.folder} were predicted by different weights or options;"
+            " predict all of them by one command first."
+        )
     experimental = require("anndata.experimental", extra="h5ad", to="write all tiles of a cohort")
     if path.suffix == ".zarr":
         require("zarr", extra="h5ad", to="write .zarr")
