@@ -59,7 +59,8 @@ def format_of(path: str | Path, format: str | None = None) -> str:
 def gene_table(info: WeightsInfo, columns: Sequence[int]) -> dict[str, np.ndarray]:
     """`Result.var` of some outputs of weights."""
     genes = [info.genes[i] for i in columns]
-    var = {"gene": np.array(genes, dtype=object), "gene_ids": np.array(ensembl_ids(genes), dtype=object)}
+    var: dict[str, np.ndarray] = {"gene": np.array(genes, dtype=object)}
+    var["gene_ids"] = np.array(ensembl_ids(genes), dtype=object)
     if info.significant is not None:
         var["significant"] = np.array([gene in info.significant for gene in genes], bool)
     for key, known in (("held_out_pcc", info.pcc), ("held_out_pcc_given_depth", info.pcc_given_depth)):
