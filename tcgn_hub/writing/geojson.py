@@ -13,6 +13,7 @@ import numpy as np
 from tcgn_hub.errors import OutputError
 from tcgn_hub.files import write_text
 from tcgn_hub.result import Result, SlideContext, writer
+from tcgn_hub.text import printable
 from tcgn_hub.writing.tables import rows_of
 
 _COMPACT = (",", ":")
@@ -80,7 +81,7 @@ def _metadata(result: Result, genes: list[str]) -> dict[str, Any]:
 
 
 def _id(slide: SlideContext, tile: str) -> str:
-    return str(uuid5(_OURS, f"{slide.path.name}/{slide.series}/{tile}"))
+    return str(uuid5(_OURS, printable(f"{slide.path.name}/{slide.series}/{tile}")))
 
 
 @writer(".geojson")
