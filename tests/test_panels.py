@@ -99,7 +99,9 @@ def test_ensembl_ids():
     assert ensembl_ids(["ENSG00000206450.7", "Aes", "Gnas", "MTRNR2L1", "X9"]) == ["ENSG00000206450", "", "", "", ""]
 
 
-@pytest.mark.parametrize(("panel", "unknown"), [(0, []), (1, ["AC013461.1"]), (2, ["MTRNR2L1", "MTRNR2L12", "MTRNR2L8"])])
+@pytest.mark.parametrize(
+    ("panel", "unknown"), [(0, []), (1, ["AC013461.1"]), (2, ["MTRNR2L1", "MTRNR2L12", "MTRNR2L8"])]
+)
 def test_ensembl_ids_of_the_panels(panel, unknown):
     genes = load_panel(PANELS[panel])
     ids = dict(zip(genes, ensembl_ids(genes), strict=True))
