@@ -15,6 +15,7 @@ import numpy as np
 from tcgn_hub.correlation import pearson, spearman
 from tcgn_hub.errors import OutputError, PanelError
 from tcgn_hub.extras import require
+from tcgn_hub.panels import ensembl_ids
 from tcgn_hub.rows import blocks, take_columns
 from tcgn_hub.text import printable
 from tcgn_hub.units import UNITS, from_linear, to_linear
@@ -59,6 +60,7 @@ def gene_table(info: WeightsInfo, columns: Sequence[int]) -> dict[str, np.ndarra
     """`Result.var` of some outputs of weights."""
     genes = [info.genes[i] for i in columns]
     var: dict[str, np.ndarray] = {"gene": np.array(genes, dtype=object)}
+    var["gene_ids"] = np.array(ensembl_ids(genes), dtype=object)
     if info.significant is not None:
         var["significant"] = np.array([gene in info.significant for gene in genes], bool)
     for key, known in (("held_out_pcc", info.pcc), ("held_out_pcc_given_depth", info.pcc_given_depth)):
@@ -141,12 +143,14 @@ class Result:
             ``x`` and ``y`` (centre of what was predicted in pixels of the picture), ``mpp``, ``scale_source``,
             ``patch_um`` and ``patch_px`` (its side), and ``trained_um`` (what the weights were trained on). Of tiles:
             ``array_row`` and ``array_col``; the scale is the same of all, in ``uns``.
-        var: Arrays of one value a gene: ``gene``; ``significant`` (bool), ``held_out_pcc``,
-            ``held_out_pcc_given_depth`` and ``interval_radius`` (NaN where unknown); and of what is predicted for the
-            training tissue ``trained_mean``, ``trained_sd``, ``trained_low`` and ``trained_high`` (1 % lie below, and
-            above), and ``depth_slope``, by which it rises with predicted depth. Each only if the weights state it.
+        var: Arrays of one value a gene: ``gene``; ``gene_ids``, its Ensembl id, see `tcgn_hub.panels.ensembl_ids`, ""
+            where unknown; ``significant`` (bool), ``held_out_pcc``, ``held_out_pcc_given_depth`` and
+            ``interval_radius`` (NaN where unknown); and of what is predicted for the training tissue ``trained_mean``,
+            ``trained_sd``, ``trained_low`` and ``trained_high`` (1 % lie below, and above), and ``depth_slope``, by
+            which it rises with predicted depth. All but the first two only if the weights state it.
         uns: ``weights`` (`WeightsInfo`), ``failed`` (what could not be predicted, and why), ``slide`` (`SlideContext`,
-            of tiles), ``tta``, ``backend``, ``precision`` and ``compiled`` (how it was computed).
+            of tiles), ``asked`` (whether genes were, all of which a GeoJSON then holds), ``tta``, ``backend``,
+            ``precision`` and ``compiled`` (how it was computed).
         layers: ``tta_std``, standard deviation over the rotations and reflections that X is the mean of, if several;
             ``measured``, with ``measured_depth`` in ``obs``, where it is known, see `tcgn_hub.data.sections.beside`.
         obsm: ``spatial``, centres as (x, y) in pixels at full resolution, of tiles; ``modules``, places along the few
@@ -384,6 +388,7 @@ class Result:
             X=take_columns(self.X, columns),
             var={key: values[columns] for key, values in self.var.items()},
             layers={key: take_columns(values, columns) for key, values in self.layers.items()},
+            uns={**self.uns, "asked": True},
         )
 
     def top(self, count: int | None = None) -> Result:
@@ -461,19 +466,19 @@ class Result:
     def gene_metadata(self) -> dict[str, dict[str, Any] | None]:
         """What is known of the genes, as values that JSON can hold.
 
-        ``significant``, ``held_out_pcc``, ``held_out_pcc_given_depth``, ``interval_radius``, ``trained_mean``,
-        ``trained_sd`` and ``depth_slope`` by gene, None where a gene has none, and None as a whole where the weights
-        state none, or where ``significant`` is `withheld`. The prediction interval is the value less and plus the
-        radius, in the units of the values, and not below 0 where these are `tcgn_hub.units.UNITS`. What `given_depth`
-        gives is the value less ``depth_slope`` times what ``predicted_depth`` is above ``trained_depth``.
+        ``gene_ids``, ``significant``, ``held_out_pcc``, ``held_out_pcc_given_depth``, ``interval_radius``,
+        ``trained_mean``, ``trained_sd`` and ``depth_slope`` by gene, None where a gene has none, and None as a whole
+        where the weights state none, or where ``significant`` is `withheld`. The prediction interval is the value less
+        and plus the radius, in the units of the values, and not below 0 where these are `tcgn_hub.units.UNITS`. What
+        `given_depth` gives is the value less ``depth_slope`` times what ``predicted_depth`` is above ``trained_depth``.
         """
         told = self._told()
         return {
-            key: dict(zip(self.genes, [None if v != v else v for v in told[key].tolist()], strict=True))
+            key: dict(zip(self.genes, [None if v != v or v == "" else v for v in told[key].tolist()], strict=True))
             if key in told
             else None
             for key in (
-                *("significant", "held_out_pcc", "held_out_pcc_given_depth", "interval_radius"),
+                *("gene_ids", "significant", "held_out_pcc", "held_out_pcc_given_depth", "interval_radius"),
                 *("trained_mean", "trained_sd", "depth_slope"),
             )
         }
@@ -496,7 +501,9 @@ class Result:
 
         ``X`` is float32 in `units`; ``layers`` has `z`, `given_depth`, ``tta_std``, and ``interval_low`` and
         ``interval_high``, the ends of the prediction intervals. ``obs`` and ``var`` hold what those of this object do,
-        but no ``significant`` where it is `withheld`, and ``obs['in_tissue']`` of tiles, which is 1.
+        but no ``significant`` where it is `withheld`; and ``obs`` has `is_ood`, and of tiles ``slide``, its name, as a
+        category, and ``in_tissue``, which is 1. ``uns['log1p']`` tells scanpy that the logarithms of
+        `tcgn_hub.units.UNITS` are to the base of 10, which its fold changes need.
         ``obsm['spatial']`` are the centres as (x, y) in pixels at full resolution, ``obsm['modules']`` the places along
         the axes of the weights, and ``obsm['X_tcgn']`` the features. ``uns['spatial']`` holds the overview under the
         stem of the slide's name, so that scanpy and squidpy draw it without being told more. ``uns['tcgn']`` is
@@ -555,13 +562,18 @@ class Result:
         anndata = require("anndata", extra="h5ad", to="make AnnData")
         pandas = require("pandas", extra="h5ad", to="make AnnData")
         array = np.array if copy else np.asarray
-        obs = {key: array(values) for key, values in self.obs.items() if key != "name"}
+        obs: dict[str, Any] = {key: array(values) for key, values in self.obs.items() if key != "name"}
         uns: dict[str, Any] = {"tcgn": {k: math.nan if v is None else v for k, v in self.metadata().items()}}
         # names of tiles may hold slashes, which HDF5 would take for groups
         uns["tcgn"]["failed"] = json.dumps(self.failed)
         uns["tcgn"]["modules"] = json.dumps(self._modules())
+        if self.is_ood is not None:
+            obs["is_ood"] = self.is_ood
+        if self.units == UNITS:
+            uns["log1p"] = {"base": 10.0}
         if self.slide is not None:
-            obs = {"in_tissue": np.ones(len(self), np.int64), **obs}
+            name = pandas.Categorical.from_codes(np.zeros(len(self), np.int8), [printable(self.slide.path.name)])
+            obs = {"in_tissue": np.ones(len(self), np.int64), "slide": name, **obs}
             uns["spatial"] = {printable(self.slide.path.stem): _overview(self.slide)}
             if self.slide.mask is not None:
                 uns["tcgn"]["mask"] = self.slide.mask.astype(np.uint8)

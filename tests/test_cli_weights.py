@@ -66,21 +66,25 @@ def test_genes_are_listed(capsys, tiny_weights, tmp_path):
     captured = capsys.readouterr()
     lines = captured.out.splitlines()
     assert len(lines) == 786
-    assert lines[1].split() == ["HPS6", "0.122", "0.036", "no"]
+    assert lines[1].split() == ["HPS6", "0.122", "0.036", "no", "ENSG00000166189"]
     assert "785 of the 785 genes of tcgn_base.her2st" in captured.err
     assert main(["genes", "--grep", "MARS"]) == 0
-    assert capsys.readouterr().out.splitlines()[1:] == ["MARS  0.419        0.086           no  today MARS1"]
+    (mars,) = capsys.readouterr().out.splitlines()[1:]
+    assert mars == "MARS  0.419        0.086           no  ENSG00000166986  today MARS1"
     assert main(["genes", "--grep", "tle5"]) == 0
     assert capsys.readouterr().out.splitlines()[1].split()[0] == "AES"
     assert main(["genes", str(tiny_weights), "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
-    assert rows[0] == {"gene": "G0", "today": "G0", "pcc": None, "pcc_given_depth": None, "significant": False}
+    unknown = dict.fromkeys(("gene_id", "pcc", "pcc_given_depth"))
+    assert rows[0] == {"gene": "G0", "today": "G0", **unknown, "significant": False}
     assert main(["genes", str(tiny_weights)]) == 0
     assert "significant: better than chance on held-out tissue" in capsys.readouterr().err
     assert rows[-1]["significant"]
     assert len(rows) == 12
     assert main(["genes", "tcgn_base.cscc", "--grep", "loricrin"]) == 0
-    assert capsys.readouterr().out.split() == ["gene", "LOR", "today", "LORICRIN"]
+    assert capsys.readouterr().out.split() == ["gene", "Ensembl", "LOR", "ENSG00000203782", "today", "LORICRIN"]
+    assert main(["genes", "tcgn_base.cscc", "--grep", "loricrin", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["gene_id"] == "ENSG00000203782"
     (tmp_path / "mine.txt").write_text("A\nB\n")
     assert main(["genes", str(tmp_path / "mine.txt")]) == 0
     assert capsys.readouterr().out.split() == ["gene", "A", "B"]

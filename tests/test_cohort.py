@@ -173,6 +173,17 @@ def test_what_has_to_be_done_again(serial, slides, predictor, tmp_path, change, 
         assert told[0].attempt == 2
 
 
+def test_a_geojson_of_all_genes_is_another(slides, predictor, tmp_path):
+    def told(**options):
+        records = []
+        predictor.slides([slides / "s0.svs"], tmp_path / "out", told=records.append, **OPTIONS, **options)
+        return len(records)
+
+    assert told() == 1
+    assert told(genes="all") == 0  # of which the h5ad is
+    assert [told(format="geojson", **genes) for genes in ({}, {}, {"genes": "all"}, {"genes": "all"})] == [1, 0, 1, 0]
+
+
 def test_a_fault_of_the_machine_ends_the_run_and_is_tried_again(slides, predictor, tmp_path, monkeypatch):
     def full(*_, **__):
         raise OutputError("The disk is full.")

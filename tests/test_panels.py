@@ -1,5 +1,6 @@
 """Names of genes: the symbols of a panel, retired and common names, typing errors."""
 
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -7,7 +8,16 @@ from collections import Counter
 import pytest
 
 from tcgn_hub.errors import PanelError
-from tcgn_hub.panels import PANELS, _aliases, find_genes, load_panel, names_of, parse_genes, symbol_of_today
+from tcgn_hub.panels import (
+    PANELS,
+    _aliases,
+    ensembl_ids,
+    find_genes,
+    load_panel,
+    names_of,
+    parse_genes,
+    symbol_of_today,
+)
 
 HER2ST, CSCC = load_panel("her2st_785"), load_panel("cscc_171")
 
@@ -77,6 +87,30 @@ def test_the_table_of_names_is_without_contradictions():
         assert list(find_genes(today, panel, of="w").values()) == panel
     assert not {"CD8", "PER", "SAT", "NEU", "PSA"} & set(names)  # more than one gene each
     assert names_of(["AES", "NONE"]) == {"AES": ["TLE5", "ENSG00000104964", "AES"], "NONE": ["NONE"]}
+
+
+def test_ensembl_ids():
+    assert ensembl_ids(["GNAS", "TLE5", "AES", "C10orf10"]) == [
+        *("ENSG00000087460", "ENSG00000104964", "ENSG00000104964", "ENSG00000165507")
+    ]
+    # of those on other haplotypes as well, that of the primary assembly
+    assert ensembl_ids(["HLA-B", "RPS18", "HLA-DRA"]) == ["ENSG00000234745", "ENSG00000231500", "ENSG00000204287"]
+    # a panel of ids; genes of other species; what is not known
+    assert ensembl_ids(["ENSG00000206450.7", "Aes", "Gnas", "MTRNR2L1", "X9"]) == ["ENSG00000206450", "", "", "", ""]
+
+
+@pytest.mark.parametrize(
+    ("panel", "unknown"), [(0, []), (1, ["AC013461.1"]), (2, ["MTRNR2L1", "MTRNR2L12", "MTRNR2L8"])]
+)
+def test_ensembl_ids_of_the_panels(panel, unknown):
+    genes = load_panel(PANELS[panel])
+    ids = dict(zip(genes, ensembl_ids(genes), strict=True))
+    assert [gene for gene in genes if not ids[gene]] == unknown
+    known = [found for found in ids.values() if found]
+    assert all(re.fullmatch(r"ENSG\d{11}", found) for found in known)
+    assert len(set(known)) == len(known)
+    # and the ids lead back
+    assert find_genes(known, genes, of="w") == {found: gene for gene, found in ids.items() if found}
 
 
 def test_genes_that_the_readme_says_are_missing():

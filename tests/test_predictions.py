@@ -239,6 +239,16 @@ def test_predictions_of_a_benchmark_of_foundation_models(tmp_path):
     assert "its layer pred was taken, not X" in given.notes
 
 
+def test_rows_may_be_of_the_slides_of_sections(tmp_path):
+    """As a cohort's tiles are, whose slides are called as their files."""
+    table = pd.concat([frame(section).assign(slide=f"{section.name}.svs") for section in (B4, C6)])
+    as_h5ad(shuffled(table), tmp_path / "all.h5ad")
+    given = read_predictions(tmp_path / "all.h5ad", [C6, B4], GENES)
+    for name, want in WANT.items():
+        np.testing.assert_array_equal(given.values[name], want)
+    assert given.notes == []
+
+
 def test_genes_may_have_other_names():
     renamed = {"AFDN": "MLLT4", "AGO2": "EIF2C2", "FASN": "ENSG00000169710.4"}
     table = frame().rename(columns={**renamed, "GNAS": "gnas"})

@@ -676,6 +676,25 @@ def test_command_writes_formats(tcgn, tmp_path, suffix):
         assert metadata["significant"] == {GENES[0]: True, GENES[1]: False}
 
 
+def test_geojson_has_all_genes_if_they_are_asked_for(tcgn, tmp_path):
+    for genes, want in (((), PANEL[4:]), (("--genes", "all"), PANEL), (("--genes", ",".join(GENES)), GENES)):
+        out = tmp_path / "slide.geojson"
+        assert tcgn(SVS, "-o", out, "--stride-um", "300", *genes) == 0
+        measured = json.loads(out.read_text())["features"][0]["properties"]["measurements"]
+        assert [name for name in measured if name in PANEL] == want
+
+
+def test_all_genes_are_those_of_no_list(predictor, tmp_path):
+    options = {"stride_um": 400, "workers": 0, "resume": tmp_path / "state"}
+    first = predictor.slide(SVS, **options)
+    again = predictor.slide(SVS, genes="all", **options)
+    assert first.genes == again.genes == PANEL
+    np.testing.assert_array_equal(first.X, again.X)
+    assert (first.uns["asked"], again.uns["asked"]) == (False, True)
+    with pytest.raises(PanelError, match="all: not among the 12 genes"):
+        predictor.columns(["all"])
+
+
 def test_command_with_everything(tcgn, tmp_path, predictor, capsys):
     drawn = ["--plot", "G5,G6", "--report", "--bulk", tmp_path / "bulk.csv", "--features", "--significant-only"]
     assert tcgn(SVS, OME, "-o", tmp_path / "out", "--stride-um", "300", "--min-tissue", "0.2", *drawn) == 0

@@ -165,7 +165,7 @@ def test_what_is_not_known_is_not_invented(sure, tmp_path):
     save_model_dir(model, tmp_path / "bare", WeightsInfo("bare", info.genes, "counts", crop={"patch_um": 154}))
     result = tcgn_hub.predict(PATCHES[:1], weights=tmp_path / "bare", genes=["GNAS"])
     assert result.interval() is result.is_ood is None
-    assert set(result.var) == {"gene"}
+    assert set(result.var) == {"gene", "gene_ids"}
     table = to_table(result)
     assert "no intervals: these weights state no errors on held-out tissue" in table
     assert "80%" not in table

@@ -13,6 +13,7 @@ import tracemalloc
 from dataclasses import replace
 from html import escape
 from pathlib import Path
+from uuid import NAMESPACE_URL, UUID, uuid5
 
 import numpy as np
 import pytest
@@ -36,6 +37,7 @@ from tcgn_hub.writing.tables import describe, to_csv, to_json, to_table
 
 SURE = {**HELD_OUT, "interval_radius": [0.5, 0.25, None, 1.0], "interval_level": 0.8}
 RADIUS = {"GNAS": 0.5, "FASN": 0.25, "HLA-DRA": None, "ACTB": 1.0}
+IDS = {"GNAS": "ENSG00000087460", "FASN": "ENSG00000169710", "HLA-DRA": "ENSG00000204287", "ACTB": "ENSG00000075624"}
 
 
 def pixels(png: bytes) -> np.ndarray:
@@ -84,6 +86,13 @@ def test_h5ad_comes_back_as_it_was(tmp_path):
         np.testing.assert_array_equal(back.layers[key], end)
     np.testing.assert_array_equal(back.obs["ood"], prediction.obs["ood"])
     assert set(back.obs["in_tissue"]) == {1}
+    assert back.obs["is_ood"].dtype == bool
+    np.testing.assert_array_equal(back.obs["is_ood"], prediction.obs["ood"] > 1)
+    assert back[~back.obs["is_ood"]].n_obs == (prediction.obs["ood"] <= 1).sum()
+    assert back.obs["slide"].dtype == "category"
+    assert set(back.obs["slide"]) == {"slide 1.svs"}
+    assert back.var["gene_ids"].to_dict() == IDS
+    assert back.uns["log1p"] == {"base": 10}
     assert back.obs["array_col"].tolist() == prediction.obs["array_col"].tolist()
     library = back.uns["spatial"]["slide 1"]
     assert library["scalefactors"]["spot_diameter_fullres"] == PATCH_UM / MPP
@@ -103,9 +112,9 @@ def test_h5ad_of_what_is_not_known(tmp_path):
     bare = on(some(make(held_out=None, failed={}), [0, 0]), mask=None, stride_um=None)
     replace(bare, obsm={"spatial": bare.obsm["spatial"]}).write(tmp_path / "slide.h5ad")
     back = anndata.read_h5ad(tmp_path / "slide.h5ad")
-    assert not list(back.var.columns)
+    assert list(back.var.columns) == ["gene_ids"]
     assert not set(back.layers)
-    assert "ood" not in back.obs
+    assert not {"ood", "is_ood"} & set(back.obs)
     assert list(back.obs_names) == [bare.names[0], f"{bare.names[0]}-1"]
     assert np.isnan(back.uns["tcgn"]["stride_um"])
     assert "mask" not in back.uns["tcgn"]
@@ -120,6 +129,8 @@ def test_patches_as_h5ad(tmp_path):
     np.testing.assert_array_equal(back.X, patches.X)
     assert back.obs["mpp"].tolist() == [0.6875] * 3
     assert "spatial" not in back.uns
+    assert not {"slide", "in_tissue"} & set(back.obs)
+    assert back.obs["is_ood"].tolist() == [False, False, True]
     assert json.loads(back.uns["tcgn"]["failed"]) == patches.failed
 
 
@@ -161,6 +172,37 @@ def test_squidpy_draws_it(prediction):
     assert axes.get_title() == "GNAS"
 
 
+def test_squidpy_finds_the_neighbours_of_tiles(tmp_path):
+    anndata = pytest.importorskip("anndata")
+    sq = pytest.importorskip("squidpy")
+    make(stride_um=PATCH_UM / 2).write(tmp_path / "slide.h5ad")
+    back = anndata.read_h5ad(tmp_path / "slide.h5ad")
+    sq.gr.spatial_neighbors(back, coord_type="grid", n_neighs=4)
+    place = {(row, col): i for i, (row, col) in enumerate(back.obs[["array_row", "array_col"]].to_numpy().tolist())}
+    joined = back.obsp["spatial_connectivities"].tolil().rows
+    inner = 0
+    for (row, col), i in place.items():
+        beside = [place.get(at) for at in ((row - 1, col), (row + 1, col), (row, col - 1), (row, col + 1))]
+        there = sorted(at for at in beside if at is not None)
+        assert joined[i] == there
+        inner += len(there) == 4
+    assert inner > len(back) / 2
+
+
+def test_scanpy_ranks_genes_of_tiles_by_logarithms_of_ten(prediction):
+    pytest.importorskip("anndata")
+    sc = pytest.importorskip("scanpy")
+    adata = prediction.to_anndata()
+    half = adata.obsm["spatial"][:, 0] > np.median(adata.obsm["spatial"][:, 0])
+    adata.obs["half"] = np.where(half, "right", "left")
+    adata.obs["half"] = adata.obs["half"].astype("category")
+    sc.tl.rank_genes_groups(adata, "half", groups=["right"], reference="left", method="t-test")
+    ranked = sc.get.rank_genes_groups_df(adata, "right").set_index("names")
+    assert ranked.index[0] == "GNAS"
+    right, left = (10 ** prediction.X[part].mean(axis=0, dtype=float) - 1 for part in (half, ~half))
+    np.testing.assert_allclose(ranked.loc[GENES, "logfoldchanges"], np.log2(right / left), rtol=1e-3, atol=1e-4)
+
+
 # ------------------------------------------------------------------------------------------------- GeoJSON and tables
 
 
@@ -180,10 +222,57 @@ def test_geojson(prediction):
         np.testing.assert_allclose(np.ptp(corners, axis=0), PATCH_UM / MPP)
         properties = feature["properties"]
         assert (properties["objectType"], properties["name"]) == ("tile", prediction.names[i])
-        assert list(properties["measurements"]) == GENES
-        np.testing.assert_allclose(list(properties["measurements"].values()), prediction.X[i], atol=5e-5)
+        assert list(properties["measurements"]) == GENES[:3]
+        np.testing.assert_allclose(list(properties["measurements"].values()), prediction.X[i, :3], atol=5e-5)
     with pytest.raises(OutputError, match="places tiles on a slide"):
         list(to_geojson(make_patches()))
+
+
+def _measured(result: Result) -> tuple[list[str], dict]:
+    document = json.loads("".join(to_geojson(result)))
+    measured = {tuple(feature["properties"]["measurements"]) for feature in document["features"]}
+    (names,) = measured
+    return [name for name in names if name not in ("ood", "predicted_depth")], document["tcgn"]
+
+
+def test_geojson_has_the_significant_genes_or_those_asked_for(prediction):
+    genes, told = _measured(prediction)
+    assert genes == GENES[:3]
+    assert told["genes_left_out"] == 1
+    assert told["significant"] == dict.fromkeys(GENES[:3], True)
+    assert told["gene_ids"] == {gene: IDS[gene] for gene in GENES[:3]}
+    asked = replace(prediction, uns={**prediction.uns, "asked": True})
+    sure = make(sure=True)
+    unlike = some(sure, sure.obs["ood"] > 0.8)
+    assert unlike.withheld()
+    none = changed(prediction, held_out={**HELD_OUT, "significant": []})
+    for result, because in (
+        (asked, "asked for"),
+        (make(held_out=None), "not known"),
+        (unlike, "withheld"),
+        (none, "none is significant"),
+    ):
+        genes, told = _measured(result)
+        assert (genes, told["genes_left_out"]) == (GENES, 0), because
+    genes, told = _measured(prediction.select(["ACTB", "GNAS"]))
+    assert (genes, told["genes_left_out"]) == (["ACTB", "GNAS"], 0)
+    assert told["significant"] == {"ACTB": False, "GNAS": True}
+
+
+def _ids(result: Result) -> list[str]:
+    return [feature["id"] for feature in json.loads("".join(to_geojson(result)))["features"]]
+
+
+def test_tiles_of_geojson_are_the_same_in_every_run(prediction):
+    ids = _ids(prediction)
+    assert len(set(ids)) == len(prediction)
+    assert [str(UUID(tile)) for tile in ids] == ids
+    assert {UUID(tile).version for tile in ids} == {5}
+    # known from the names alone, so also in a run of other tiles or genes, or another process
+    assert _ids(some(prediction, [3, 0])) == [ids[3], ids[0]]
+    assert _ids(make(held_out=None)) == ids
+    assert ids[0] == str(uuid5(uuid5(NAMESPACE_URL, "tcgn_hub"), f"slide 1.svs/0/{prediction.names[0]}"))
+    assert not set(ids) & {*_ids(make(name="slide 2.svs")), *_ids(make(series=1))}
 
 
 @pytest.mark.parametrize("sure", [False, True])
@@ -222,12 +311,13 @@ def test_csv_and_parquet_hold_the_same(kind, sure, tmp_path):
     assert beside["runs"] == [result.metadata()]
     assert beside["interval_radius"] == metadata["interval_radius"]
     assert beside["significant"] == {gene: gene != "ACTB" for gene in GENES}
+    assert beside["gene_ids"] == metadata["gene_ids"] == IDS
 
 
 def test_what_is_known_of_sureness_is_in_the_geojson():
     sure = make(held_out=SURE, sure=True)
     document = json.loads("".join(to_geojson(sure)))
-    assert document["tcgn"]["interval_radius"] == RADIUS
+    assert document["tcgn"]["interval_radius"] == {gene: RADIUS[gene] for gene in GENES[:3]}
     measured = [feature["properties"]["measurements"] for feature in document["features"]]
     np.testing.assert_allclose([m["ood"] for m in measured], sure.obs["ood"], atol=5e-5)
     np.testing.assert_allclose([m["GNAS"] for m in measured], sure.X[:, 0], atol=5e-5)
@@ -239,7 +329,7 @@ def test_json_holds_everything(kind, sure):
     result = kind(held_out=SURE if sure else None, sure=sure)
     document = json.loads("".join(to_json(result)))
     assert document.pop("predictions")
-    assert document == result.metadata()
+    assert document == {**result.metadata(), "gene_ids": IDS}
     rows = json.loads("".join(to_json(result)))["predictions"]
     ends = result.interval()
     for i, row in enumerate(rows):

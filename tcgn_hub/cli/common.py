@@ -175,10 +175,10 @@ def patch_options(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def panel_of(args: argparse.Namespace) -> Any:
-    """Symbols that are asked for by a list with commas, a file or the name of a panel; None if none are."""
-    from tcgn_hub.panels import load_panel, parse_genes
+    """Symbols that are asked for by a list with commas, a file or the name of a panel, or `ALL`; None if none are."""
+    from tcgn_hub.panels import ALL, load_panel, parse_genes
 
-    return None if args.genes is None else load_panel(parse_genes(args.genes))
+    return args.genes if args.genes in (None, ALL) else load_panel(parse_genes(args.genes))
 
 
 def sections_of(args: argparse.Namespace) -> list[Section]:

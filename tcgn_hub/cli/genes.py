@@ -17,7 +17,7 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
     parser = make_parser(
         prog,
         "List the genes of weights or of a panel in their order, with the held-out Pearson correlation (PCC) of each,"
-        " whether it is significant, and the symbol of today where the panel has an older one.",
+        " whether it is significant, its Ensembl id, and the symbol of today where the panel has an older one.",
         epilog="Exit code: 0 listed, 2 nothing was, for the reason printed.",
     )
     parser.add_argument(
@@ -33,7 +33,7 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
 
 def _genes(args: argparse.Namespace, prog: str) -> int:
     from tcgn_hub.errors import PanelError
-    from tcgn_hub.panels import names_of, symbol_of_today
+    from tcgn_hub.panels import ensembl_ids, names_of, symbol_of_today
     from tcgn_hub.text import aligned
 
     info = _info(args.which)
@@ -42,6 +42,7 @@ def _genes(args: argparse.Namespace, prog: str) -> int:
         {
             "gene": gene,
             "today": names[0],
+            "gene_id": ensembl_ids([gene])[0] or None,
             "pcc": (info.pcc or {}).get(gene),
             "pcc_given_depth": (info.pcc_given_depth or {}).get(gene),
             "significant": None if info.significant is None else gene in info.significant,
@@ -64,6 +65,8 @@ def _genes(args: argparse.Namespace, prog: str) -> int:
             columns.append([title, *("" if row[key] is None else f"{row[key]:.3f}" for row in rows)])
     if info.significant is not None:
         columns.append(["significant", *("yes" if row["significant"] else "no" for row in rows)])
+    if any(row["gene_id"] for row in rows):
+        columns.append(["Ensembl", *(row["gene_id"] or "" for row in rows)])
     columns.append(["", *("" if row["today"] == row["gene"] else f"today {row['today']}" for row in rows)])
     sys.stdout.write(aligned(list(zip(*columns, strict=True)), left=(0, len(columns) - 1)))
     print(f"{len(rows)} of the {len(info.genes)} genes of {info.name}", file=sys.stderr)

@@ -136,7 +136,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
         _NOT_NEGATIVE,
     ),
     # genes
-    "genes": _value("genes: a list with commas, a file with one a line, or a panel of this package", "A,B|FILE|PANEL"),
+    "genes": _value(
+        "genes: a list with commas, a file with one a line, a panel of this package, or, of weights, all of theirs",
+        "A,B|FILE|PANEL|all",
+    ),
     "hvg": _value("the N genes that vary most on the training sections", "N", _COUNT),
     "significant_only": _flag("leave out genes not predicted better than chance on held-out tissue"),
     "top": _value(

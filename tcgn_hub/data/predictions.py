@@ -231,11 +231,19 @@ def _of_anndata(data: Any, source: str, genes: Sequence[str]) -> _Table:
         spots=[_texts(data.obs_names), *(_texts(data.obs[name]) for name in SPOT_NAMES if name in data.obs)],
         genes=list(found),
         values=_numbers(block, source),
-        owners=[_texts(data.obs[name]) for name in _SECTIONS if name in data.obs],
+        owners=_owners(data.obs),
         xy=_positions(data),
         ours=isinstance(stated, Mapping) and stated.get("units") == UNITS and layer is None,
         notes=notes,
     )
+
+
+def _owners(obs: Any) -> list[list[str]]:
+    """Columns that say of which section a row is; a slide may be named as its file is."""
+    owners = [_texts(obs[name]) for name in _SECTIONS if name in obs]
+    if "slide" in obs:
+        owners.append([Path(name).stem for name in _texts(obs["slide"])])
+    return owners
 
 
 def _positions(data: Any) -> np.ndarray | None:

@@ -17,6 +17,8 @@ _FOLDER = Path(__file__).parent
 PANELS = ("her2st_785", "cscc_171", "spatiallibd_250")
 """Panels that come with the package, from the data sets of the paper."""
 _ENSEMBL = re.compile(r"(ENSG\d{11})(\.\d+)?")
+ALL = "all"
+"""What asks for all genes that weights predict."""
 
 
 def load_panel(genes: str | Path | Sequence[str]) -> list[str]:
@@ -40,6 +42,11 @@ def load_panel(genes: str | Path | Sequence[str]) -> list[str]:
     if twice:
         raise PanelError(f"Gene panel {source} names a gene more than once: {', '.join(twice[:5])}.")
     return symbols
+
+
+def named_genes(genes: str | Path | Sequence[str] | None) -> list[str] | None:
+    """The genes that are asked for by name, see `load_panel`; None where it is all, by None or by `ALL`."""
+    return None if genes is None or (isinstance(genes, str) and genes == ALL) else load_panel(genes)
 
 
 def parse_genes(text: str) -> str | list[str]:
@@ -94,16 +101,40 @@ def names_of(genes: Iterable[str]) -> dict[str, list[str]]:
     return {gene: others.get(today := symbol_of_today(gene), [today]) for gene in genes}
 
 
+def ensembl_ids(genes: Iterable[str]) -> list[str]:
+    """The Ensembl gene of each without its version, that of the primary assembly; "" where none is known."""
+    return [_ensembl_id(gene) for gene in genes]
+
+
+def _ensembl_id(gene: str) -> str:
+    if ensembl := _ENSEMBL.fullmatch(gene):
+        return ensembl[1]
+    # in small letters it is the gene of another species, but for such as C10orf10
+    human = gene.upper() == gene.replace("orf", "ORF")
+    return _ensembl().get(symbol_of_today(gene), "") if human else ""
+
+
 def _today(name: str) -> str:
     return symbol_of_today(name).upper()
 
 
 @cache
+def _rows() -> list[list[str]]:
+    """Symbols of today, their Ensembl genes and their other names, both with commas."""
+    lines = (_FOLDER / "aliases.tsv").read_text(encoding="utf-8").splitlines()
+    return [line.split("\t") for line in lines if not line.startswith("#")]
+
+
+@cache
 def _aliases() -> dict[str, str]:
     """Symbols by their other names in capitals."""
-    lines = (_FOLDER / "aliases.tsv").read_text(encoding="utf-8").splitlines()
-    rows = [line.split("\t") for line in lines if not line.startswith("#")]
-    return {name.upper(): symbol for symbol, *others in rows for name in ",".join(others).split(",") if name}
+    return {name.upper(): symbol for symbol, *others in _rows() for name in ",".join(others).split(",") if name}
+
+
+@cache
+def _ensembl() -> dict[str, str]:
+    """The first Ensembl gene of each symbol of today."""
+    return {symbol: ids.split(",")[0] for symbol, ids, _ in _rows()}
 
 
 def _alone(panel: Iterable[str], key: Callable[[str], str]) -> dict[str, str]:

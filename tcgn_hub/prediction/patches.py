@@ -16,7 +16,7 @@ from tcgn_hub.images.scale import Scale, chosen_scale, given_scale
 from tcgn_hub.images.slides import Slide
 from tcgn_hub.images.tissue import shows_tissue
 from tcgn_hub.images.transforms import patch_px
-from tcgn_hub.panels import load_panel
+from tcgn_hub.panels import named_genes
 from tcgn_hub.progress import Progress
 from tcgn_hub.result import Result, gene_table
 from tcgn_hub.text import on_command_line, one_line, option, printable
@@ -89,7 +89,7 @@ def predict_patches(
         predictor: The weights.
         images: Paths, PIL images of any mode, or uint8 arrays of shape (H, W, 3).
         genes: Genes to return, in this order, see `tcgn_hub.panels.load_panel`; retired and common names and Ensembl
-            ids of the panel's genes are understood, and noted; all if None.
+            ids of the panel's genes are understood, and noted; all if None or "all".
         mpp: Micrometres per pixel of all images; if neither this nor a magnification is given, that of each file.
         magnification: Of all images, such as 20.
         patch_um: Side of the patches in micrometres, if not that of the weights.
@@ -216,8 +216,7 @@ def check_options(
         raise ValueError(f"scale is {scale!r}, but must be 'auto' or 'strict'")
     if on_error not in ("raise", "skip"):
         raise ValueError(f"on_error is {on_error!r}, but must be 'raise' or 'skip'")
-    if genes is not None:
-        load_panel(genes)
+    named_genes(genes)
     return given_scale(mpp, magnification)
 
 

@@ -28,7 +28,7 @@ from tcgn_hub.images.scale import Scale, chosen_scale
 from tcgn_hub.images.slides import MAX_PIXELS, Slide
 from tcgn_hub.images.tiles import OVERVIEW_PX, TileReader, Tiles, grid_tiles, on_tissue
 from tcgn_hub.images.tissue import is_blank
-from tcgn_hub.panels import load_panel
+from tcgn_hub.panels import named_genes
 from tcgn_hub.prediction.patches import check_options, no_scale
 from tcgn_hub.progress import Progress
 from tcgn_hub.result import Result, SlideContext, gene_table
@@ -182,6 +182,7 @@ def predict_tiles(
         uns={
             "failed": failed | plan.outside,
             "notes": notes,
+            "asked": genes is not None,
             **predictor.metadata(tta),
             "slide": SlideContext(
                 path=path,
@@ -617,8 +618,7 @@ def followed_options(options: dict[str, Any]) -> dict[str, Any]:
     followed = {name: options.get(name, defaults[name].default) for name in _FOLLOWED}
     # 400 and 400.0 are one distance
     followed |= {name: float(followed[name]) for name in _NUMBERS if followed[name] is not None}
-    if followed["genes"] is not None:
-        followed["genes"] = load_panel(followed["genes"])
+    followed["genes"] = named_genes(followed["genes"])
     if followed["spots"] is not None:
         followed["spots"] = hashlib.sha256(Path(followed["spots"]).read_bytes()).hexdigest()
     return followed

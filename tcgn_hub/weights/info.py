@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from tcgn_hub.errors import PanelError, WeightsError
 from tcgn_hub.images.scale import NOMINAL_PATCH_UM
-from tcgn_hub.panels import PANELS, find_genes, load_panel
+from tcgn_hub.panels import PANELS, find_genes, load_panel, named_genes
 from tcgn_hub.weights.lineage import Parent, SeenSection
 
 if TYPE_CHECKING:
@@ -124,16 +124,17 @@ class WeightsInfo:
 
         Args:
             genes: See `tcgn_hub.panels.load_panel`, each by any name that `tcgn_hub.panels.find_genes` knows; all if
-                None.
+                None or "all".
             significant_only: Leave out genes that could not be predicted better than chance on held-out tissue.
 
         Raises:
             PanelError: A gene is not among the outputs, none is left, or significance was asked for but not measured.
         """
+        named = named_genes(genes)
         found = (
             dict(zip(self.genes, self.genes, strict=True))
-            if genes is None
-            else find_genes(load_panel(genes), self.genes, of=self.name)
+            if named is None
+            else find_genes(named, self.genes, of=self.name)
         )
         if significant_only:
             if self.significant is None:

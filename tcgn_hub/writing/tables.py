@@ -94,14 +94,14 @@ def _cells(values: np.ndarray) -> list[Any]:
 
 
 def to_json(result: Result) -> Iterator[str]:
-    """The parts of one object: `Result.metadata`, and ``predictions`` with what is known of each patch or tile.
+    """The parts of one object: `Result.metadata`, ``gene_ids``, and ``predictions``, what is known of each row.
 
     Its ``genes`` are a list in the order of the result, each with ``gene``, ``value``, ``z``, ``given_depth``,
     ``significant``, ``held_out_pcc``, ``held_out_pcc_given_depth``, ``tta_std``, ``interval_low`` and
     ``interval_high``, null where unknown. ``significance_withheld`` says of a patch or tile why none of its genes is
     called significant or not, null where that is said.
     """
-    head = json.dumps(result.metadata(), indent=1)
+    head = json.dumps({**result.metadata(), "gene_ids": result.gene_metadata()["gene_ids"]}, indent=1)
     yield head.removesuffix("\n}") + ',\n "predictions": ['
     columns = describe(result)
     kept = [result.var[key] if key in result.var else np.full(len(result.genes), np.nan) for key in _OF_GENES]

@@ -201,6 +201,8 @@ def _job(predictor: Predictor, out: Path, outputs: Outputs, options: dict[str, A
         "options": followed_options(options),
         "outputs": asdict(outputs),
     }
+    if outputs.format == ".geojson":
+        follows["asked"] = options.get("genes") is not None  # without which not all of them are in it
     run = hashlib.sha256(json.dumps(follows, sort_keys=True).encode()).hexdigest()
     return Job(str(out.absolute()), asked, predictor.info.sha256, options, outputs, run, retry_failed)
 
