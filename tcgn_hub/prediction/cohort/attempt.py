@@ -19,6 +19,7 @@ import numpy as np
 
 from tcgn_hub.errors import ImageError, NoTissueError, OutputError, SectionError, TcgnError
 from tcgn_hub.files import make_folder, write_text
+from tcgn_hub.images.readers import stat_of
 from tcgn_hub.prediction.cohort.claims import Claim, Claims
 from tcgn_hub.prediction.cohort.ledger import DONE, FAILED, HIDDEN, NO_TISSUE, STOPPED, Ledger, Record
 from tcgn_hub.prediction.cohort.outputs import Outputs
@@ -76,7 +77,7 @@ class Job:
         if last is None or last.run != self.run or last.state == STOPPED:
             return True
         with suppress(OSError):
-            stat = slide.stat()
+            stat = stat_of(slide)
             if (stat.st_size, stat.st_mtime_ns, str(slide.absolute())) != (last.size, last.mtime_ns, last.slide):
                 return True
         if last.state == DONE:
@@ -162,7 +163,7 @@ def _now() -> str:
 def _asked(job: Job, slide: Path, output: str, ledger: Ledger) -> Record:
     """What is known of an attempt wherever it is made."""
     try:
-        stat = slide.stat()
+        stat = stat_of(slide)
         size, changed = stat.st_size, stat.st_mtime_ns
     except OSError:
         size = changed = -1
