@@ -59,7 +59,7 @@ class OmeZarrReader(TiledSlide):
         self.path = path
         images = [_image(group, attributes) for group, attributes in _groups(path)]
         if not images:
-            inside = [folder.name for folder in sorted(path.iterdir()) if folder.is_dir() and not folder.name.startswith(".")]
+            inside = [entry.name for entry in sorted(path.iterdir()) if entry.is_dir() and entry.name[:1] != "."]
             hint = f"; its groups are {some(inside)}" if inside else ""
             raise ImageError(f"{path} states no image of OME-Zarr{hint}.")
         self.series, self.chosen = taken(images, series, path)
@@ -70,12 +70,12 @@ class OmeZarrReader(TiledSlide):
             try:
                 level = _array(image.group, name)
             except NotOfThisReader:
-                lost.append(name)
+                lost.append(f"{name!s:.20}")
                 continue
             if self._is_below(level):
                 self._levels.append(level)
         if lost:
-            self.chosen = "; ".join(filter(None, [self.chosen, f"its levels {some(lost)} cannot be read, and are not"]))
+            self.chosen = "; ".join(filter(None, [self.chosen, f"levels that cannot be read are left out ({some(lost)})"]))
         for level in self._levels:
             at_once = math.prod(level.chunks) // level.chunks[self._axes.index("c")]
             alone = all(side <= chunk for side, chunk in zip(level.shape, level.chunks, strict=True))
@@ -114,12 +114,11 @@ class OmeZarrReader(TiledSlide):
 
 def is_image(folder: Path) -> bool:
     """Whether a folder is an image of OME-Zarr, also one that is damaged."""
-    if not is_zarr(folder):
-        return False
     try:
-        return bool({_IMAGE, _SEVERAL} & _attributes(folder).keys())
+        stated = is_zarr(folder) and bool({_IMAGE, _SEVERAL} & _attributes(folder).keys())
     except NotOfThisReader:
         return True
+    return stated or (is_zarr(folder) and folder.name.lower().endswith(".ome.zarr"))
 
 
 # what a folder states

@@ -35,7 +35,8 @@ def taken(images: Sequence[Held], series: int | None, path: Path) -> tuple[int, 
     """The number of the image to read, which is that of the scan unless one is given, and what to say of it."""
     if series is not None and not 0 <= series < len(images):
         raise ImageError(
-            f"{path} holds {len(images)} images, 0 to {len(images) - 1}, and no number {series}; see {option('series')}."
+            f"{path} holds {len(images)} images, 0 to {len(images) - 1}, and no number {series}; see"
+            f" {option('series')}."
         )
     number = _scan(images) if series is None else series
     if images[number].problem:
@@ -59,7 +60,8 @@ def plane_of(counts: Mapping[str, int]) -> tuple[dict[str, int], list[str]]:
     if counts.get("Z", 1) > 1:
         place["Z"] = counts["Z"] // 2
         said.append(f"plane {place['Z']} of 0 to {counts['Z'] - 1} of the stack is taken")
-    said += [f"{word} 0 of 0 to {counts[axis] - 1} is taken" for axis, word in _FIRST.items() if counts.get(axis, 1) > 1]
+    others = ((word, counts.get(axis, 1)) for axis, word in _FIRST.items())
+    said += [f"{word} 0 of 0 to {count - 1} is taken" for word, count in others if count > 1]
     return place, said
 
 
@@ -86,8 +88,8 @@ def no_colours(count: int, names: Sequence[str]) -> str:
     """What to say of an image whose channels are not red, green and blue."""
     called = some([name for name in names if name]) or "without names"
     return (
-        f"it holds {count} channel{'s' * (count > 1)} ({called}), and no red, green and blue: these weights are for H&E in"
-        " bright field; save it as RGB"
+        f"it holds {count} channel{'s' * (count > 1)} ({called}), and no red, green and blue: these weights are for H&E"
+        " in bright field; save it as RGB"
     )
 
 

@@ -96,8 +96,8 @@ def check_parts(path: Path, size: tuple[int, int], at_once: int, *, alone: bool,
     """
     if at_once > (max_pixels if alone else max_pixels // _SHARE):
         raise ImageError(
-            f"{path} has {size[0]} x {size[1]} px in parts of {at_once:,}, more than the limit of {max_pixels:,}; if you"
-            f" trust the file, raise it with {option('max_pixels')}."
+            f"{path} has {size[0]} x {size[1]} px in parts of {at_once:,}, more than the limit of {max_pixels:,}; if"
+            f" you trust the file, raise it with {option('max_pixels')}."
         )
 
 
