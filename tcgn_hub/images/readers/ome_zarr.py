@@ -75,7 +75,8 @@ class OmeZarrReader(TiledSlide):
             if self._is_below(level):
                 self._levels.append(level)
         if lost:
-            self.chosen = "; ".join(filter(None, [self.chosen, f"levels that cannot be read are left out ({some(lost)})"]))
+            said = f"levels that cannot be read are left out ({some(lost)})"
+            self.chosen = "; ".join(filter(None, [self.chosen, said]))
         for level in self._levels:
             at_once = math.prod(level.chunks) // level.chunks[self._axes.index("c")]
             alone = all(side <= chunk for side, chunk in zip(level.shape, level.chunks, strict=True))
@@ -267,7 +268,7 @@ def _array(group: Path, name: Any) -> Any:
     folder = _inside(group, name)
     stated = [folder / file for file in ("zarr.json", ".zarray") if os.path.isfile(folder / file)]
     if not stated:
-        raise NotOfThisReader(f"its level {name} is missing")
+        raise NotOfThisReader(f"its level {name:.40} is missing")
     unknown = sorted({codec for file in stated for codec in _codecs(_json(file))} - _CODECS)
     if unknown:
         raise NotOfThisReader(f"its codec is {some(unknown)!s:.60}", damaged=False)

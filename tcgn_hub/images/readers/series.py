@@ -28,7 +28,7 @@ class Held(Protocol):
     problem: str  # why its colours are not known
 
     @property
-    def size(self) -> tuple[int, int]: ...  # noqa: D102
+    def size(self) -> tuple[int, int]: ...
 
 
 def taken(images: Sequence[Held], series: int | None, path: Path) -> tuple[int, str]:
