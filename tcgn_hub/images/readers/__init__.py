@@ -22,6 +22,7 @@ _ZARR = ("zarr.json", ".zattrs", ".zgroup", ".zarray")
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _DICOM_AT, _DICOM = 128, b"DICM"
 _PICTURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"BM", b"GIF8")
+_CZI = b"ZISRAWFILE"
 
 
 class NotOfThisReader(Exception):  # noqa: N818 - it is no error, the next reader is asked
@@ -116,6 +117,8 @@ def _readers(path: Path) -> Iterator[Callable[[Path, int, int | None], Slide]]:
     is_tiff, is_picture = start.startswith(_TIFF), start.startswith(_PICTURES) or suffix in _PICTURE_SUFFIXES
     if is_tiff or suffix in SLIDE_SUFFIXES or not is_picture:
         yield _openslide
+    if start.startswith(_CZI):
+        yield _czi
     if is_tiff:
         yield _tiff
     # the file of a slide may be the picture of its label
@@ -133,6 +136,12 @@ def _tiff(path: Path, max_pixels: int, series: int | None) -> Slide:
     from tcgn_hub.images.readers.tiff import TiffReader
 
     return TiffReader(path, max_pixels, series)
+
+
+def _czi(path: Path, max_pixels: int, series: int | None) -> Slide:
+    from tcgn_hub.images.readers.czi import CziReader
+
+    return _the_only(CziReader(path), series)
 
 
 def _zarr(path: Path, max_pixels: int, series: int | None) -> Slide:
