@@ -498,6 +498,13 @@ def test_without_zarr(tmp_path, rgb, monkeypatch):
         open_slide(path)
 
 
+def test_an_older_zarr_is_not_called_damage(tmp_path, rgb, monkeypatch):
+    monkeypatch.setattr(zarr, "__version__", "2.18.7")
+    assert np.array_equal(opened(write(tmp_path / "a.ome.zarr", rgb))[0], rgb)
+    said = refused(write(tmp_path / "b.ome.zarr", rgb, version="0.5"), "needs zarr 3 .*here is zarr 2.18.7")
+    assert "damaged" not in said
+
+
 # predictions
 
 

@@ -269,6 +269,8 @@ def _array(group: Path, name: Any) -> Any:
     stated = [folder / file for file in ("zarr.json", ".zarray") if os.path.isfile(folder / file)]
     if not stated:
         raise NotOfThisReader(f"its level {name:.40} is missing")
+    if zarr.__version__.startswith("2.") and not os.path.isfile(folder / ".zarray"):
+        raise ImageError(f"OME-Zarr 0.5 needs zarr 3 (Python 3.11 and later), and here is zarr {zarr.__version__}")
     unknown = sorted({codec for file in stated for codec in _codecs(_json(file))} - _CODECS)
     if unknown:
         raise NotOfThisReader(f"its codec is {some(unknown)!s:.60}", damaged=False)
