@@ -64,7 +64,7 @@ def test_pixels_and_scale(tmp_path, rgb, options):
 
 def test_levels_are_those_that_are_stored(tmp_path, rgb):
     with open_slide(write(tmp_path / "a.czi", rgb)) as slide:
-        parts = [(400, 400), (800, 400), (1600, 400), (1601, 400), (400, 0)]
+        parts = [(400, 400), (800, 400), (1600, 400), (1601, 400), (400, 0), (200, 400)]
 
         def enumerate_subblocks(look):
             for logical, stored in parts:
