@@ -323,6 +323,7 @@ def write_seeds(folder: Path) -> None:
             picture.convert("CMYK").save(at / "cmyk.jpg")
             picture.save(at / "progressive.jpg", progressive=True)
     _dicom(made("dicom"), noise)
+    _zarrs(made("zarr"), noise)
     _bombs(made("bomb"))
 
     at = made("spots")
@@ -456,6 +457,25 @@ def _dicom(at: Path, noise: Any) -> None:
         data.save_as(at / name, enforce_file_format=True)
 
 
+def _zarrs(at: Path, noise: Any) -> None:
+    """An image of either version of OME-Zarr, of two levels; of the second one with shards."""
+    import zarr
+
+    axes = [{"name": "c", "type": "channel"}, *({"name": n, "type": "space", "unit": "micrometer"} for n in "yx")]
+    scales = [[{"type": "scale", "scale": [1, 0.5 * step, 0.5 * step]}] for step in (1, 2)]
+    levels = [{"path": str(i), "coordinateTransformations": scale} for i, scale in enumerate(scales)]
+    channels = [{"label": label, "color": "FFFFFF"} for label in ("red", "green", "blue")]
+    image = {"multiscales": [{"version": "0.4", "axes": axes, "datasets": levels}], "omero": {"channels": channels}}
+    for version, stated in ((2, image), (3, {"ome": {"version": "0.5", **image}})):
+        group = zarr.open_group(at / f"{version}.ome.zarr", mode="w", zarr_format=version)
+        group.attrs.update(stated)
+        for name, step in (("0", 1), ("1", 2)):
+            pixels = noise[::step, ::step].transpose(2, 0, 1)
+            shards = {"shards": (3, 128, 128)} if version == 3 and step == 1 else {}
+            array = group.create_array(name, shape=pixels.shape, dtype="uint8", chunks=(1, 64, 64), **shards)
+            array[...] = pixels
+
+
 def _bombs(at: Path) -> None:
     """Small files that stand for many pixels."""
     import tifffile
@@ -518,6 +538,10 @@ def dicom(folder: Path, path: Path) -> None:
 
     find_images([folder])
     image(folder, path)
+
+
+def zarr_folder(folder: Path, path: Path) -> None:
+    image(folder, folder / path.relative_to(folder).parts[0])
 
 
 def spots(folder: Path, path: Path) -> None:
@@ -607,6 +631,7 @@ KINDS: dict[str, Kind] = {
     "jpg": Kind(7, image, (segments, segments, *_RAW)),
     **{name: Kind(1, image, _RAW) for name in ("webp", "bmp", "gif", "jp2", "ico", "tga", "ppm")},
     "dicom": Kind(3, dicom, _RAW),
+    "zarr": Kind(5, zarr_folder, _JSON, files="*.zarr/**/*", names=False),
     "bomb": Kind(0, image),
     "spots": Kind(8, spots, _TABLE),
     "parquet": Kind(1, spots, _RAW),

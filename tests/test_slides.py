@@ -65,6 +65,16 @@ def test_no_scale_is_none(properties):
     assert scale_of_properties(properties) is None
 
 
+@pytest.mark.parametrize(("height", "refused"), [("0.509", False), ("0.511", True), ("0.45", True)])
+def test_pixels_of_openslide_that_are_not_square_are_refused(height, refused):
+    properties = {"openslide.mpp-x": "0.5", "openslide.mpp-y": height, "openslide.objective-power": "20"}
+    if refused:
+        with pytest.raises(ImageError, match="not square"):
+            scale_of_properties(properties)
+    else:
+        assert scale_of_properties(properties).mpp == pytest.approx(0.5045)
+
+
 def test_pictures_state_their_resolution_or_nothing(tmp_path):
     image = Image.new("RGB", (8, 8))
     for name, options, mpp in (

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 _NAMED = 8  # files that a summary names, before it counts the others
 
 
-_OUTSPOKEN = (r"PIL\.", "tifffile", "pydicom", r"torch\.", r"timm\.")  # whose warnings go into our own errors
+# whose warnings go into our own errors
+_OUTSPOKEN = (r"PIL\.", "tifffile", "pydicom", r"zarr\.", r"torch\.", r"timm\.")
 
 
 def make_parser(prog: str, description: str, *, epilog: str | None = None) -> argparse.ArgumentParser:

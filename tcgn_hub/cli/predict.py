@@ -49,9 +49,9 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
         "Predict gene expression in the centre of H&E patches, or over the tissue of slides. -o is a file, or a folder"
         " for several slides; without it patches are shown as a table. What became of each slide of a folder is in its"
         " cohort.jsonl, so that the same command continues what was interrupted; see `tcgn cohort`.",
-        epilog="A file of a slide format (.svs, .ndpi, .mrxs, .ome.tif, ...) is taken as a slide, and so is any picture"
-        " where an option for slides is given. Exit code: 0 all predicted, 1 some images could not be, or show no"
-        " tissue, 2 nothing was, for the reason printed.",
+        epilog="A file of a slide format (.svs, .ndpi, .mrxs, .ome.tif, .ome.zarr, ...) is taken as a slide, and so is"
+        " any picture where an option for slides is given. Exit code: 0 all predicted, 1 some images could not be, or"
+        " show no tissue, 2 nothing was, for the reason printed.",
     )
     add(parser, "images", "genes", "top", "format", "output", *_LOADED, *_SHARED)
     add(parser.add_argument_group("scale", "read from the files where they state it"), *_SCALE, "strict")

@@ -15,7 +15,7 @@ import numpy as np
 from tcgn_hub.data.sections import Section
 from tcgn_hub.errors import ImageError, OutputError, SectionError
 from tcgn_hub.files import make_folder, writing
-from tcgn_hub.images.readers import open_slide
+from tcgn_hub.images.readers import open_slide, stat_of
 from tcgn_hub.images.slides import Slide
 from tcgn_hub.images.transforms import INPUT_PX, patch_px
 from tcgn_hub.progress import Progress
@@ -144,11 +144,11 @@ def _fingerprint(section: Section, plan: _Plan) -> str:
     """Of everything the pixels follow from."""
     files = [section.image] if section.patches is None else section.patches
     try:
-        stats = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files if file]
+        known = [(str(file.resolve()), stat_of(file)) for file in files if file]
     except OSError as err:
         raise SectionError(f"An image of section {section.name} cannot be read: {err}.") from err
     places = hashlib.sha256(np.ascontiguousarray(section.xy).tobytes()).hexdigest() if section.patches is None else ""
-    follows = json.dumps([stats, places, plan.native, plan.side])
+    follows = json.dumps([[(name, of.st_size, of.st_mtime_ns) for name, of in known], places, plan.native, plan.side])
     return hashlib.sha256(follows.encode()).hexdigest()[:16]
 
 

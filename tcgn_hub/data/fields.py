@@ -16,8 +16,8 @@ from tcgn_hub.data.readers.sources import kind_of_folder
 from tcgn_hub.data.sections import OWN, Section, file_hash
 from tcgn_hub.errors import ImageError, SectionError
 from tcgn_hub.files import make_folder, writing
-from tcgn_hub.images.finding import find_images
-from tcgn_hub.images.readers import IMAGE_SUFFIXES, open_slide
+from tcgn_hub.images.finding import find_images, images_in
+from tcgn_hub.images.readers import IMAGE_SUFFIXES, is_zarr, open_slide
 from tcgn_hub.images.scale import given_scale
 from tcgn_hub.images.slides import Slide
 from tcgn_hub.images.tiles import OVERVIEW_PX
@@ -200,9 +200,7 @@ def _open(path: Path, name: str) -> Slide:
 def _is_image(path: Path) -> bool:
     if path.is_dir():
         # sections may have their image beside their counts
-        return kind_of_folder(path) is None and any(
-            file.suffix.lower() in IMAGE_SUFFIXES for file in path.iterdir() if file.is_file()
-        )
+        return is_zarr(path) or (kind_of_folder(path) is None and bool(images_in(path)))
     return path.suffix.lower() in IMAGE_SUFFIXES
 
 

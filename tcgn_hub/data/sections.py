@@ -20,6 +20,7 @@ OWN = "own"
 
 _WHOLE = 64 << 20  # bytes of an image that is hashed from end to end
 _END = 4 << 20
+_PARTS = 16  # files of a folder that are looked into
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,12 @@ def _sha256(*parts: str | bytes) -> str:
 
 
 def file_hash(path: Path) -> str:
-    """SHA-256 of a file; of one above 64 MiB, of its size and its first and last 4 MiB."""
+    """SHA-256 of an image: of its file, or, above 64 MiB, of its size and its first and last 4 MiB.
+
+    Of a folder it is of the names and sizes of all its files, and of the first 4 MiB of 16 of them.
+    """
+    if path.is_dir():
+        return _folder_hash(path)
     with open(path, "rb") as file:
         size = path.stat().st_size
         if size <= _WHOLE:
@@ -140,3 +146,13 @@ def file_hash(path: Path) -> str:
         first = file.read(_END)
         file.seek(-_END, 2)
         return _sha256(str(size), first, file.read())
+
+
+def _folder_hash(folder: Path) -> str:
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    listed = "".join(f"{file.relative_to(folder).as_posix()}\n{file.stat().st_size}\n" for file in files)
+    starts = []
+    for file in files[:: -(-len(files) // _PARTS) or 1]:
+        with open(file, "rb") as part:
+            starts.append(part.read(_END))
+    return _sha256(listed.encode("utf-8", "surrogateescape"), *starts)

@@ -7,37 +7,47 @@ from pathlib import Path
 
 from tcgn_hub.errors import ImageError
 from tcgn_hub.extras import require
-from tcgn_hub.files import data_files
-from tcgn_hub.images.readers import IMAGE_SUFFIXES, is_dicom
+from tcgn_hub.images.readers import IMAGE_SUFFIXES, is_dicom, is_zarr
+from tcgn_hub.images.readers.ome_zarr import is_image
 from tcgn_hub.text import some
 
 _TAGS = ["SeriesInstanceUID", "ImageType", "InstanceNumber"]
 
 
 def find_images(paths: Iterable[str | Path]) -> list[Path]:
-    """The given files, and in place of a folder the images and slides in it by name.
+    """The given files, and in place of a folder that is no Zarr the images and slides in it by name.
 
     The instances of a DICOM series, which are the levels, label and overview of one slide, are given by one of them.
     """
     found: list[Path] = []
     for path in map(Path, paths):
-        if path.is_dir():
-            inside = [file for file in _listed(path) if file.suffix.lower() in IMAGE_SUFFIXES or is_dicom(file)]
+        if path.is_dir() and not is_zarr(path):
+            inside = images_in(path)
             if not inside:
                 folders = [folder.name for folder in sorted(path.iterdir()) if folder.is_dir()]
                 hint = f"; its folders are {some(folders)}" if folders else ""
-                raise ImageError(f"The folder {path} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}){hint}.")
+                endings = ", ".join(sorted({*IMAGE_SUFFIXES, ".zarr"}))
+                raise ImageError(f"The folder {path} holds no image ({endings}){hint}.")
             found += inside
         else:
             found.append(path)
     return _one_a_series(found)
 
 
-def _listed(folder: Path) -> list[Path]:
+def images_in(folder: Path) -> list[Path]:
+    """The images in a folder by name; those of OME-Zarr are folders themselves.
+
+    Names that begin with a dot are no data.
+    """
     try:
-        return data_files(folder)
+        inside = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     except OSError as err:
         raise ImageError(f"The folder {folder} cannot be read ({err.strerror}).") from err
+    return [path for path in inside if (_is_image_file(path) if path.is_file() else is_image(path))]
+
+
+def _is_image_file(path: Path) -> bool:
+    return path.suffix.lower() in IMAGE_SUFFIXES or is_dicom(path)
 
 
 def _one_a_series(paths: list[Path]) -> list[Path]:

@@ -23,7 +23,7 @@ from tcgn_hub.data.spots import check_spots_file, read_spots
 from tcgn_hub.devices import usable_cores
 from tcgn_hub.errors import ImageError, NoTissueError, OutputError, SectionError
 from tcgn_hub.files import make_folder, read_json, write_text, writing
-from tcgn_hub.images.readers import open_slide
+from tcgn_hub.images.readers import open_slide, stat_of
 from tcgn_hub.images.scale import Scale, chosen_scale
 from tcgn_hub.images.slides import MAX_PIXELS, Slide
 from tcgn_hub.images.tiles import OVERVIEW_PX, TileReader, Tiles, grid_tiles, on_tissue
@@ -602,7 +602,7 @@ class _Store:
 
 def _run(path: Path, options: dict[str, Any], **loaded: str) -> dict[str, Any]:
     """What the results of a slide follow from, by the words of `predict_tiles`."""
-    stat = path.stat()
+    stat = stat_of(path)
     return {"slide": [str(path.resolve()), stat.st_size, stat.st_mtime_ns], **loaded, **followed_options(options)}
 
 

@@ -16,6 +16,7 @@ from tcgn_hub.data.readers.visium import is_visium, read_visium, visium_name
 from tcgn_hub.data.sections import Section
 from tcgn_hub.data.tables import columns_of, mpp_in, read_rows
 from tcgn_hub.errors import SectionError
+from tcgn_hub.images.readers import is_zarr
 from tcgn_hub.images.scale import given_scale
 from tcgn_hub.text import some
 
@@ -159,7 +160,7 @@ def _of_sheet(sheet: Path, *, mpp: float | None, force_scale: bool) -> _Found:
             raise SectionError(f"{sheet} names the section {name} more than once; give each a name of its own.")
         data = sheet.parent / row["data"]
         image = sheet.parent / row["image"] if row.get("image") else None
-        if image is not None and not image.is_file():
+        if image is not None and not (image.is_file() or is_zarr(image)):
             raise SectionError(f"{sheet} gives section {name} the image {image}, which does not exist.")
         kind = _kind(data)
         if kind in ("sheet", "patches", "bulk"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,9 +18,11 @@ _PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp"}
 IMAGE_SUFFIXES = {".tif", ".tiff", ".btf", ".qptiff", *_PICTURE_SUFFIXES, *SLIDE_SUFFIXES}
 """Suffixes of what is taken for an image where a folder is given."""
 
+_ZARR = ("zarr.json", ".zattrs", ".zgroup", ".zarray")
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _DICOM_AT, _DICOM = 128, b"DICM"
 _PICTURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"BM", b"GIF8")
+_CZI = b"ZISRAWFILE"
 
 
 class NotOfThisReader(Exception):  # noqa: N818 - it is no error, the next reader is asked
@@ -34,9 +37,24 @@ class NotOfThisReader(Exception):  # noqa: N818 - it is no error, the next reade
 
 
 def is_slide_file(path: str | Path) -> bool:
-    """Whether a file is of a format that holds whole slides and never patches, by its name, or as DICOM without one."""
+    """Whether a file is of a format that holds whole slides and never patches, by its name, or as DICOM or Zarr."""
     name = Path(path).name.lower()
-    return Path(name).suffix in SLIDE_SUFFIXES or name.endswith((".ome.tif", ".ome.tiff", ".ome.btf")) or is_dicom(path)
+    by_name = Path(name).suffix in SLIDE_SUFFIXES or name.endswith((".ome.tif", ".ome.tiff", ".ome.btf"))
+    return by_name or is_dicom(path) or is_zarr(path)
+
+
+def is_zarr(path: str | Path) -> bool:
+    """Whether a folder is a Zarr, which is opened as a file is; one that is named OME-Zarr and damaged as well."""
+    return os.path.isdir(path) and (_metadata_of(path) is not None or Path(path).name.lower().endswith(".ome.zarr"))
+
+
+def stat_of(path: Path) -> os.stat_result:
+    """Size and time by which an image that was changed is known; those of a folder are of what states its contents."""
+    return os.stat(_metadata_of(path) or path)
+
+
+def _metadata_of(path: str | Path) -> Path | None:
+    return next((Path(path, name) for name in _ZARR if os.path.isfile(Path(path, name))), None)
 
 
 def is_dicom(path: str | Path) -> bool:
@@ -52,7 +70,7 @@ def is_dicom(path: str | Path) -> bool:
 
 
 def open_slide(path: str | Path, *, max_pixels: int = MAX_PIXELS, series: int | None = None) -> Slide:
-    """Open an image: any format of OpenSlide, OME-TIFF and any other TIFF, or a plain picture.
+    """Open an image: any format of OpenSlide, OME-TIFF and any other TIFF, OME-Zarr, or a plain picture.
 
     ``path``: the file; ``max_pixels``: the most pixels that may have to be decoded at once; ``series``: which image of
     a file that holds several, 0 the first; if None, the scan: that of the finest scale where all state theirs, else the
@@ -88,6 +106,9 @@ def size_and_scale(path: str | Path) -> tuple[tuple[int, int], Scale | None]:
 
 def _readers(path: Path) -> Iterator[Callable[[Path, int, int | None], Slide]]:
     """Who may be able to open a file, the one that knows most of it first."""
+    if is_zarr(path):
+        yield _zarr
+        return
     suffix, start = path.suffix.lower(), _start_of(path)
     if suffix == ".mrxs" and not path.with_suffix("").is_dir():
         raise ImageError(
@@ -96,6 +117,8 @@ def _readers(path: Path) -> Iterator[Callable[[Path, int, int | None], Slide]]:
     is_tiff, is_picture = start.startswith(_TIFF), start.startswith(_PICTURES) or suffix in _PICTURE_SUFFIXES
     if is_tiff or suffix in SLIDE_SUFFIXES or not is_picture:
         yield _openslide
+    if start.startswith(_CZI):
+        yield _czi
     if is_tiff:
         yield _tiff
     # the file of a slide may be the picture of its label
@@ -113,6 +136,21 @@ def _tiff(path: Path, max_pixels: int, series: int | None) -> Slide:
     from tcgn_hub.images.readers.tiff import TiffReader
 
     return TiffReader(path, max_pixels, series)
+
+
+def _czi(path: Path, max_pixels: int, series: int | None) -> Slide:
+    from tcgn_hub.images.readers.czi import CziReader
+
+    return _the_only(CziReader(path), series)
+
+
+def _zarr(path: Path, max_pixels: int, series: int | None) -> Slide:
+    from tcgn_hub.images.readers.ome_zarr import OmeZarrReader
+
+    try:
+        return OmeZarrReader(path, max_pixels, series)
+    except OSError as err:
+        raise ImageError(f"{path} cannot be read ({err.strerror or err}).") from err
 
 
 def _picture(path: Path, max_pixels: int, series: int | None) -> Slide:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import re
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,12 +17,10 @@ from PIL import Image
 from tcgn_hub.errors import ImageError
 from tcgn_hub.extras import require
 from tcgn_hub.images.readers import NotOfThisReader
+from tcgn_hub.images.readers.series import is_level, no_colours, order_of_colours, plane_of, taken
+from tcgn_hub.images.readers.tiled import Parts, TiledSlide, check_parts, reason
 from tcgn_hub.images.scale import Scale, scale_of_density, scale_of_size, square_scale
-from tcgn_hub.images.slides import Slide
-from tcgn_hub.text import option, some
 
-_CACHE_BYTES = 64 << 20  # decoded tiles that are kept for the neighbour that overlaps them
-_NO_SCAN = re.compile(r"(?<![a-z])(label|macro|overview|thumbnail)(image)?(?![a-z])", re.I)
 _KINDS = ("svs", "ndpi", "philips", "scn", "bif", "qpi")  # whose series tifffile knows
 _REDUCED = 1  # of NewSubfileType
 _UNITS = {2: "inch", 3: "cm"}
@@ -33,14 +30,8 @@ _JPEG = (6, 7, 34892, 33007)  # compressions whose decoders give RGB
 _J2K_YCBCR = 33003  # of Aperio, whatever the tag of the colours says; its decoder leaves them as they are
 _MAX_SAMPLE = 281
 _SUBSAMPLING, _OF_EVERY_PIXEL = 530, (1, 1)
-_SHARE = 4  # of what may be decoded at once, that one of several parts may take
 _LOOKED_AT = 16  # tiles or strips that are looked at for the range of their samples
-_LIKE = 0.02  # by how much the shape of a level may differ from that of the whole
 _APERIO_MPP = re.compile(r"\|\s*MPP\s*=\s*(\d+\.?\d*)")
-_FIRST = {"T": "time", "I": "plane", "Q": "plane"}  # axes that are not those of a picture
-_PRIMARIES = {"red": 0, "r": 0, "green": 1, "g": 1, "blue": 2, "b": 2}
-# what writers call a channel of which they know nothing
-_NAMELESS = re.compile(r"(c|ch|channel)?[\s_:#-]*\d*(:\d+)*|c:\d+/\d+.*|.*\.\w{2,5}(:\d+)?", re.I)
 
 # what tifffile has to say of a file goes into our own errors
 logging.getLogger("tifffile").addHandler(logging.NullHandler())
@@ -65,10 +56,10 @@ class _Image:
         return width, height
 
 
-class TiffReader(Slide):
+class TiffReader(TiledSlide):
     """An image of a TIFF. What is decoded is what is looked at, also of strips."""
 
-    reopens = True
+    library = "tifffile"
 
     def __init__(self, path: Path, max_pixels: int, series: int | None = None) -> None:
         tifffile = require("tifffile", extra="slides", to="read this TIFF")
@@ -76,7 +67,7 @@ class TiffReader(Slide):
         try:
             self._file = tifffile.TiffFile(path)
         except Exception as err:
-            raise NotOfThisReader(_reason(err)) from err
+            raise NotOfThisReader(reason(self.library, err)) from err
         try:
             images = _images_of(self._file)
             self._open(images, max_pixels, series)
@@ -85,33 +76,20 @@ class TiffReader(Slide):
             raise
         except Exception as err:
             self._file.close()
-            raise NotOfThisReader(_reason(err)) from err
+            raise NotOfThisReader(reason(self.library, err)) from err
 
     def _open(self, images: list[_Image], max_pixels: int, series: int | None) -> None:
         if not images:
             raise NotOfThisReader("tifffile finds no image in it")
-        if series is not None and not 0 <= series < len(images):
-            raise ImageError(
-                f"{self.path} holds {len(images)} images, 0 to {len(images) - 1}, and no number {series}; see"
-                f" {option('series')}."
-            )
-        self.series = _scan(images) if series is None else series
+        self.series, self.chosen = taken(images, series, self.path)
         image = images[self.series]
-        if image.problem:
-            raise ImageError(f"{self.path}: {image.problem}.")
         for page in image.levels[0]:
             _check(page.keyframe, self.path, max_pixels)
         image.levels[1:] = [level for level in image.levels[1:] if all(_readable(page.keyframe) for page in level)]
-        self.size, self.scale = image.size, image.scale
+        self.stored_in([_parts_of(page.keyframe) for page, *_ in image.levels])
+        self.scale = image.scale
         self._levels, self._bits = image.levels, image.bits
-        width, height = self.size
-        self.downsamples = tuple(
-            (width / page.keyframe.imagewidth + height / page.keyframe.imagelength) / 2 for page, *_ in image.levels
-        )
-        self._tiles: OrderedDict[tuple[int, int], np.ndarray] = OrderedDict()
         self._check_range(image.levels[0][0].keyframe)
-        said = [_told(images, self.series)] if len(images) > 1 else []
-        self.chosen = "; ".join([*said, *filter(None, [image.note])])
 
     def _check_range(self, page: Any) -> None:
         """Refuse samples of 16 bits that use a few of them though nothing says so, or more of them than are stated."""
@@ -135,48 +113,14 @@ class TiffReader(Slide):
                 " at, and nothing says which of them is white; save it as 8-bit RGB."
             )
 
-    def read(self, x: int, y: int, width: int, height: int, *, level: int = 0) -> np.ndarray:
-        own = self.downsamples[level]
-        left, top = round(x / own), round(y / own)
-        out = np.full((height, width, 3), 255, np.uint8)
-        page = self._levels[level][0].keyframe
-        side, rows = (page.tilewidth, page.tilelength) if page.is_tiled else (page.imagewidth, page.rowsperstrip)
-        across = -(-page.imagewidth // side)
-        right, bottom = min(left + width, page.imagewidth), min(top + height, page.imagelength)
-        for row in range(max(top, 0) // rows, -(-bottom // rows)):
-            for column in range(max(left, 0) // side, -(-right // side)):
-                tile = self._tile(level, row * across + column, (x, y))
-                if tile is None:
-                    continue
-                at_x, at_y = column * side, row * rows
-                x0, y0 = max(left, at_x), max(top, at_y)
-                x1, y1 = min(right, at_x + tile.shape[1]), min(bottom, at_y + tile.shape[0])
-                if x0 < x1 and y0 < y1:
-                    out[y0 - top : y1 - top, x0 - left : x1 - left] = tile[y0 - at_y : y1 - at_y, x0 - at_x : x1 - at_x]
-        return out
+    def part(self, level: int, index: int) -> np.ndarray | None:
+        found = [self._decoded(page, index) for page in self._levels[level]]
+        parts = [part for part in found if part is not None]
+        return _as_rgb(parts, self._levels[level][0].keyframe, self._bits) if len(parts) == len(found) else None
 
     def close(self) -> None:
+        super().close()
         self._file.close()
-        self._tiles.clear()
-
-    def _tile(self, level: int, index: int, place: tuple[int, int]) -> np.ndarray | None:
-        """A tile or strip as RGB, uint8, shape (h, w, 3); None where the file has none, which is glass."""
-        key = level, index
-        if key in self._tiles:
-            self._tiles.move_to_end(key)
-            return self._tiles[key]
-        try:
-            found = [self._decoded(page, index) for page in self._levels[level]]
-            parts = [part for part in found if part is not None]
-            if len(parts) < len(found):
-                return None
-            tile = _as_rgb(parts, self._levels[level][0].keyframe, self._bits)
-        except Exception as err:
-            raise ImageError(f"{self.path} cannot be decoded at {place[0]}, {place[1]} ({_reason(err)}).") from err
-        self._tiles[key] = tile
-        while len(self._tiles) > 1 and sum(kept.nbytes for kept in self._tiles.values()) > _CACHE_BYTES:
-            self._tiles.popitem(last=False)
-        return tile
 
     def _decoded(self, page: Any, index: int) -> np.ndarray | None:
         """A tile of a page, shape (h, w, samples)."""
@@ -201,6 +145,11 @@ class TiffReader(Slide):
             tables["jpegheader"] = page.jpegheader
         decoded = page.keyframe.decode(data, index, **tables)[0]
         return None if decoded is None else decoded[0]
+
+
+def _parts_of(page: Any) -> Parts:
+    across, down = (page.tilewidth, page.tilelength) if page.is_tiled else (page.imagewidth, page.rowsperstrip)
+    return Parts(page.imagewidth, page.imagelength, across, down)
 
 
 def _as_rgb(parts: Sequence[np.ndarray], page: Any, bits: int) -> np.ndarray:
@@ -268,13 +217,9 @@ def _check(page: Any, path: Path, max_pixels: int) -> None:
             f"tifffile: of {math.prod(page.chunked)} parts of {page.imagewidth} x {page.imagelength} px it lists"
             f" {len(page.dataoffsets)}"
         )
-    at_once = page.tilewidth * page.tilelength if page.is_tiled else page.imagewidth * page.rowsperstrip
-    # of several parts those beside each other are decoded over and over; scanners write some of up to 8192 px a side
-    if at_once > (max_pixels if len(page.dataoffsets) == 1 else max_pixels // _SHARE):
-        raise ImageError(
-            f"{path} has {page.imagewidth} x {page.imagelength} px in parts of {at_once:,}, more than the limit of"
-            f" {max_pixels:,}; if you trust the file, raise it with {option('max_pixels')}."
-        )
+    parts = _parts_of(page)
+    at_once, alone = parts.across * parts.down, len(page.dataoffsets) == 1
+    check_parts(path, (parts.width, parts.height), at_once, alone=alone, max_pixels=max_pixels)
 
 
 # which images a file holds
@@ -290,27 +235,6 @@ def _images_of(file: Any) -> list[_Image]:
     if any(getattr(file, f"is_{kind}", False) for kind in _KINDS):
         return [_of_series(series) for series in file.series]
     return list(_of_pages(file))
-
-
-def _scan(images: list[_Image]) -> int:
-    """The number of the scan."""
-    usable = [i for i, image in enumerate(images) if not image.problem] or list(range(len(images)))
-    named = [i for i in usable if not _NO_SCAN.search(images[i].name)] or usable
-    scales = [images[i].scale for i in named]
-    if all(scales):
-        finest = min(scale.mpp for scale in scales if scale)
-        named = [i for i, scale in zip(named, scales, strict=True) if scale and scale.mpp < finest * (1 + _LIKE)]
-    return max(named, key=lambda i: (images[i].size[0] * images[i].size[1], -i))
-
-
-def _told(images: list[_Image], series: int) -> str:
-    image = images[series]
-    name = f" '{image.name}'" if image.name else ""
-    scale = f", {image.scale.mpp:.4g} um/px" if image.scale else ""
-    return (
-        f"image {series} of 0 to {len(images) - 1} is taken:{name} {image.size[0]} x {image.size[1]} px{scale}; another"
-        f" one by {option('series')}"
-    )
 
 
 def _of_pages(file: Any) -> Iterator[_Image]:
@@ -341,12 +265,8 @@ def _of_pages(file: Any) -> Iterator[_Image]:
 
 
 def _is_level(page: Any, larger: Any) -> bool:
-    if not 0 < page.imagewidth < larger.imagewidth or not 0 < page.imagelength <= larger.imagelength:
-        return False
-    across, down = larger.imagewidth / page.imagewidth, larger.imagelength / page.imagelength
-    # a side is rounded to whole pixels
-    allowed = _LIKE + 1.5 / min(page.imagewidth, page.imagelength)
-    return abs(across / down - 1) < allowed and page.samplesperpixel == larger.samplesperpixel
+    sizes = ((of.imagewidth, of.imagelength) for of in (page, larger))
+    return is_level(*sizes) and page.samplesperpixel == larger.samplesperpixel
 
 
 def _is_grey(page: Any) -> bool:
@@ -431,27 +351,17 @@ def _of_planes(
     """An image whose pages are planes of channels, of a stack, or of times: of these the middle and the first."""
     counts = dict(zip(series.axes, series.shape, strict=True))
     in_colour = counts.get("S", 1) >= 3
-    order, problem, note = [0], "", ""
+    order, problem = [0], ""
     channels = counts.get("C", 1)
     if not in_colour and channels > 1:
-        order = _order_of(channels, names, colours)
+        order = order_of_colours(channels, names, colours)
         if not order:
-            called = some([text for text in names if text]) or "without names"
-            problem = (
-                f"it holds {channels} channels ({called}), and no red, green and blue: these weights are for H&E in"
-                " bright field; save it as RGB"
-            )
+            problem = no_colours(channels, names)
             order = [0]
-    place = dict.fromkeys(series.axes, 0)
-    if counts.get("Z", 1) > 1:
-        place["Z"] = counts["Z"] // 2
-        note = f"plane {place['Z']} of 0 to {counts['Z'] - 1} of the stack is taken"
-    first = [
-        f"{word} 0 of 0 to {counts[axis] - 1} is taken" for axis, word in _FIRST.items() if counts.get(axis, 1) > 1
-    ]
+    place, said = plane_of(counts)
     if in_colour and channels > 1:
-        first.append(f"channel 0 of 0 to {channels - 1}, each in colour, is taken")
-    note = "; ".join([*filter(None, [note]), *first])
+        said.append(f"channel 0 of 0 to {channels - 1}, each in colour, is taken")
+    note = "; ".join(said)
     levels = []
     for level in series.levels:
         outer = [(axis, n) for axis, n in zip(level.axes, level.shape, strict=True) if axis not in "YXS"]
@@ -472,20 +382,6 @@ def _of_planes(
     return _Image(levels, name or series.name, scale, note, problem, bits)
 
 
-def _order_of(count: int, names: list[str], colours: Sequence[int | None]) -> list[int]:
-    """Which channels are red, green and blue, by their names, or else by their colours; none if they are not."""
-    said = [text.strip().lower() for text in names]
-    if any(not _NAMELESS.fullmatch(text) or text in _PRIMARIES for text in said):
-        primaries = [_PRIMARIES.get(text) for text in said]
-        # a fourth one that is named so is no colour
-        count -= sum(text in ("alpha", "a") for text in said)
-    else:
-        pure = {0xFF0000: 0, 0x00FF00: 1, 0x0000FF: 2}
-        primaries = [None if colour is None else pure.get((colour & 0xFFFFFFFF) >> 8) for colour in colours]
-    known = [primary for primary in primaries if primary is not None]
-    return [primaries.index(primary) for primary in range(3)] if count == 3 and sorted(known) == [0, 1, 2] else []
-
-
 def _scale_of_tags(page: Any) -> Scale | None:
     """Scale in the resolution of a page."""
     x, y, unit = (page.tags.valueof(code) for code in (282, 283, 296))
@@ -504,7 +400,3 @@ def _ratio(value: Any) -> float:
 def _kind(value: Any) -> str:
     """What a tag says, by the name of its number if it has one."""
     return f"{type(value).__name__.lower()} {getattr(value, 'name', value)}"
-
-
-def _reason(err: Exception) -> str:
-    return f"tifffile: {(str(err).splitlines() or [''])[0] or type(err).__name__}"

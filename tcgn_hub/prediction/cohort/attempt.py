@@ -21,6 +21,7 @@ import numpy as np
 
 from tcgn_hub.errors import ImageError, NoTissueError, OutputError, SectionError, TcgnError
 from tcgn_hub.files import make_folder, write_text
+from tcgn_hub.images.readers import stat_of
 from tcgn_hub.prediction.cohort.claims import Claim, Claims
 from tcgn_hub.prediction.cohort.ledger import DONE, FAILED, HIDDEN, NO_TISSUE, STOPPED, Ledger, Record
 from tcgn_hub.prediction.cohort.outputs import Outputs
@@ -34,7 +35,7 @@ from tcgn_hub.writing.bulk import bulk_row
 if TYPE_CHECKING:
     from tcgn_hub.prediction.predictor import Predictor
 
-_HALF = re.compile(r"(.+?)(?:\.json)?\.[0-9a-f]{16}\.part")  # what `tcgn_hub.files.writing` writes to
+_HALF = re.compile(r"(.+)\.[0-9a-f]{16}\.part")  # what `tcgn_hub.files.writing` writes to
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,7 @@ class Job:
         with self.claims() as claims:
             kept = [path.name[:-9] for path in (self.folder / HIDDEN).glob("partial/*")]
             half = [(found[1], path) for path in self.folder.iterdir() if (found := _HALF.fullmatch(path.name))]
+            half += [(name.removesuffix(".json"), path) for name, path in half]  # beside a table
             for output in set(outputs).intersection([*claims.names(), *kept, *(name for name, _ in half)]):
                 if (claim := claims.take(output)) is not None:
                     self.forget(output)
@@ -99,7 +101,7 @@ class Job:
         if last is None or last.run != self.run or last.state == STOPPED:
             return True
         with suppress(OSError):
-            stat = slide.stat()
+            stat = stat_of(slide)
             if (stat.st_size, stat.st_mtime_ns) != (last.size, last.mtime_ns):
                 return True
             if str(slide.absolute()) != last.slide and slide.resolve() != Path(last.slide).resolve():
@@ -188,7 +190,7 @@ def _now() -> str:
 def _asked(job: Job, slide: Path, output: str, ledger: Ledger) -> Record:
     """What is known of an attempt wherever it is made."""
     try:
-        stat = slide.stat()
+        stat = stat_of(slide)
         size, changed = stat.st_size, stat.st_mtime_ns
     except OSError:
         size = changed = -1
