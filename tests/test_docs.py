@@ -82,7 +82,7 @@ def test_every_block_runs(page, place, tiny_weights):
 
 
 def test_with_timm(place):
-    """Its programs are not distributed: `timm_programs` makes the calls that they make."""
+    """Its programs are not distributed: `timm_programs` stand for them."""
     for program in ("train.py", "validate.py"):
         shutil.copy(ROOT / "tests/timm_programs" / program, place)
     for i, patch in enumerate(golden.PATCHES):

@@ -1,4 +1,4 @@
-"""What timm's `train.py` calls, in its order: that program is in the repository of timm alone, and in no distribution.
+"""What earlier versions of timm's `train.py` call: that program is in its repository alone, and in no distribution.
 
 Like it, this does not know of our package, and takes its options.
 """

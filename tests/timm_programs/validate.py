@@ -1,4 +1,4 @@
-"""What timm's `validate.py` calls, in its order; see `train.py`."""
+"""What `validate.py` of timm calls; see `train.py`."""
 
 import argparse
 import json
