@@ -216,7 +216,7 @@ def run_slide(job: dict[str, Any]) -> dict[str, Any]:
     import anndata  # noqa: F401
     import h5py  # noqa: F401
     import skimage.filters
-    import skimage.morphology  # noqa: F401
+    import skimage.measure  # noqa: F401
     import torch.utils.data
     from huggingface_hub.utils import tqdm  # noqa: F401
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import golden
 import pytest
+import torch
 from encoders import write_encoder
 from sections import PANEL, write_section
 
@@ -22,7 +23,7 @@ from tcgn_hub.images.readers import open_slide
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted(path for path in DOCS.rglob("*.md") if "```python" in path.read_text() or "```bash" in path.read_text())
-TESTED_ELSEWHERE = [DOCS / "howto/export.md"]  # by test_export, where a graph was traced before
+TESTED_ELSEWHERE = [DOCS / "howto/export.md", DOCS / "howto/timm.md"]  # by test_export, which has traced a graph; below
 BLOCK = re.compile(r"^```(python|bash)\n(.*?)^```", re.M | re.S)
 COMMANDS = {"tcgn": tcgn, "tcgn-predict": tcgn_predict}
 
@@ -75,7 +76,32 @@ def _samples(folder: Path) -> None:
 def test_every_block_runs(page, place, tiny_weights):
     if page.stem in ("publish", "adapt"):
         shutil.copytree(tiny_weights, place / "my_model")  # which the page starts from
+    if page.stem == "coming_from_the_original":
+        torch.save(golden.published_state_dict(), place / "A2-TCGN-her2-best.pth")
     run_page(page, place)
+
+
+def test_with_timm(place):
+    """Its programs are not distributed: `timm_programs` stand for them."""
+    for program in ("train.py", "validate.py"):
+        shutil.copy(ROOT / "tests/timm_programs" / program, place)
+    for i, patch in enumerate(golden.PATCHES):
+        for split in ("train", "validation"):
+            folder = place / "tissues" / split / f"class{i % 2}"
+            folder.mkdir(parents=True, exist_ok=True)
+            shutil.copy(patch, folder)
+    names = run_page(DOCS / "howto/timm.md", place)
+    sizes = zip((46, 92, 184, 368), (56, 28, 14, 7), strict=True)
+    assert [tuple(m.shape) for m in names["maps"]] == [(1, channels, side, side) for channels, side in sizes]
+    before = dict(names["backbone"].model.named_parameters())
+    after, average, trained = (
+        dict(model.named_parameters()) for model in (names["model"], names["average"].module, names["trained"])
+    )
+    assert len(before) > 500
+    for key, value in before.items():
+        assert not torch.equal(after[key], value), key
+        assert not torch.equal(average[key], after[key]), key
+        assert not torch.equal(trained[key], value), key
 
 
 def run_page(page: Path, place: Path) -> dict:
@@ -103,6 +129,9 @@ def _run_in_a_shell(line: str, place: Path) -> None:
     for name, module in (("tcgn", "main"), ("tcgn-predict", "predict")):
         (commands / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" -m tcgn_hub.cli.{module} "$@"\n')
         (commands / name).chmod(0o755)
+    python = commands / "python"
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+    python.chmod(0o755)
     env = {**os.environ, "PATH": f"{commands}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
     env["HF_HOME"] = str(place / "hf")
     done = subprocess.run(["bash", "-euc", line], env=env, capture_output=True, text=True)

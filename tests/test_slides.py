@@ -225,6 +225,18 @@ def test_pen_beside_tissue():
     assert not mask[:, 200:].any()
 
 
+def test_specks_and_small_holes_are_no_matter():
+    colour = (200, 110, 170)
+    overview = drawn(colour)
+    overview[20:28, 220:228] = overview[160:184, 220:244] = colour
+    overview[60:68, 70:78] = overview[100:124, 100:124] = 240
+    mask = tissue_mask(overview, um_per_px=8)  # 0.01 mm^2 are 156 pixels
+    assert not mask[10:40, 210:240].any()
+    assert mask[60:68, 70:78].all()
+    assert mask[165:180, 225:240].all()
+    assert not mask[105:119, 105:119].any()
+
+
 def test_the_real_slide():
     with open_slide(SVS) as slide:
         overview, downsample, _ = slide.overview(500)

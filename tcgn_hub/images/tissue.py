@@ -25,9 +25,7 @@ def tissue_mask(overview: np.ndarray, *, um_per_px: float) -> np.ndarray:
     """
     from tcgn_hub.extras import require
 
-    filters, morphology = (
-        require(f"skimage.{name}", extra="slides", to="find tissue") for name in ("filters", "morphology")
-    )
+    filters, measure = (require(f"skimage.{name}", extra="slides", to="find tissue") for name in ("filters", "measure"))
     if is_blank(overview):
         return np.zeros(overview.shape[:2], bool)
     rgb = overview.astype(np.float32)
@@ -37,8 +35,14 @@ def tissue_mask(overview: np.ndarray, *, um_per_px: float) -> np.ndarray:
         return np.full(stain.shape, bool(stain.mean() >= _LEAST))
     mask = stain > max(filters.threshold_otsu(stain) / 2, _LEAST)
     area = max(1, round(10_000 / um_per_px**2))
-    mask = morphology.remove_small_objects(mask, max_size=area)
-    return morphology.remove_small_holes(mask, max_size=area)
+
+    def large(mask: np.ndarray) -> np.ndarray:
+        # skimage's own names for it changed with the release that no longer ran on Python 3.10
+        labels = measure.label(mask, connectivity=1)
+        sizes = np.bincount(labels.ravel())
+        return ((sizes > area) & (np.arange(len(sizes)) > 0))[labels]
+
+    return ~large(~large(mask))
 
 
 def shows_tissue(patch: np.ndarray) -> bool:

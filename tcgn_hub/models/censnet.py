@@ -256,8 +256,8 @@ class GraphEmbed(nn.Module):
             out = self._embed(_full_precision(patch_tokens), _full_precision(conv_tokens))
         else:
             device_type = patch_tokens.device.type
-            # devices without autocast, such as meta, cannot be asked whether it is on
-            if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
+            # the meta device has no autocast, and cannot be asked whether it is on
+            if not patch_tokens.is_meta and torch.is_autocast_enabled(device_type):
                 with torch.autocast(device_type, enabled=False):
                     out = self._embed(_full_precision(patch_tokens), _full_precision(conv_tokens))
             else:
