@@ -350,7 +350,7 @@ def test_rules_of_snakemake(installed, slides, tmp_path):  # noqa: F811
         shutil.copy(slides / name, tmp_path / "some")
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(EXAMPLES / "snakemake" / "Snakefile")]
     config = ["--config", f"slides={tmp_path / 'some'}", f"out={tmp_path / 'out'}", "shards=2"]
-    for more in (["--lint"], ["--cores", "2"]):
+    for more in (["--dry-run"], ["--cores", "2"]):
         done = subprocess.run([*command, *more, *config], cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
     assert len(files(tmp_path / "out")) == 2

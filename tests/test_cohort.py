@@ -4,6 +4,7 @@ import csv
 import itertools
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -725,7 +726,7 @@ def test_bulk_of_a_cohort_where_it_is_asked_for(serial, tmp_path):
     assert len(json.loads((tmp_path / "b.csv.json").read_text())["runs"]) == 6
 
 
-def test_a_look_before_the_night(slides, tiny_weights, tmp_path, capsys):
+def test_a_look_before_the_night(slides, serial, tiny_weights, tmp_path, capsys):
     assert main(command(slides, tmp_path / "out", tiny_weights, "--dry-run")[3:]) == 1
     told = capsys.readouterr()
     rows = told.out.splitlines()
@@ -735,6 +736,8 @@ def test_a_look_before_the_night(slides, tiny_weights, tmp_path, capsys):
         f"s{n}.svs": len(tcgn_hub.load(path=tiny_weights).slide(slides / f"s{n}.svs", **OPTIONS)) for n in range(6)
     }
     assert f"6 of 7 slides, {sum(tiles.values())} tiles: about" in told.err
+    most = 1e6 * int(re.search(r"at most (\d+) MB", told.err)[1])
+    assert most / 20 < sum(map(len, files(serial).values())) < most
     assert not (tmp_path / "out").exists()
 
 

@@ -282,7 +282,7 @@ def _plan(slides: list[Path], options: dict[str, Any], args: argparse.Namespace,
     seconds = tiles * seconds_per_tile(predictor, tta=tta, batch_size=args.batch_size)
     genes = len(predictor.columns(options["genes"], significant_only=bool(args.significant_only)))
     room = tiles * bytes_per_tile(genes, features=bool(args.features), tta=tta)
-    room += sum(one.overview for one in good)
+    room += sum(one.beside for one in good)
     say(
         prog,
         f"{len(good)} of {counted(len(slides), 'slide')}, {counted(tiles, 'tile')}: about {duration(seconds)} by one"

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _TIMED = 3  # batches
 _TABLES = 5  # of genes, see `Result.tables`
+_FACTS = 1 << 20  # bytes of what is known of genes and run, and of HDF5 itself
 _BESIDE = 32  # numbers of a tile in obs and obsm
 
 
@@ -32,7 +33,7 @@ class Planned:
         tissue: Share of the slide that is tissue; None where it is not looked for.
         mpp: Micrometres per pixel.
         scale_source: Where that is from.
-        overview: Bytes of the overview and the mask, which an .h5ad holds beside the tiles.
+        beside: Bytes of overview, mask and what is known of genes, which an .h5ad holds beside the tiles, at most.
         error: Why it cannot be predicted, in one sentence; empty if it can.
     """
 
@@ -41,7 +42,7 @@ class Planned:
     tissue: float | None = None
     mpp: float | None = None
     scale_source: str = ""
-    overview: int = 0
+    beside: int = 0
     error: str = ""
 
 
@@ -57,8 +58,8 @@ def plan(paths: Sequence[str | Path], info: WeightsInfo, **options: Any) -> Iter
             yield Planned(str(path), error=str(err))
             continue
         tissue = None if found.mask is None else float(found.mask.mean())
-        overview = found.overview.nbytes + (0 if found.mask is None else found.mask.nbytes)
-        yield Planned(str(path), len(found.tiles), tissue, found.scale.mpp, found.scale.source, overview)
+        beside = _FACTS + found.overview.nbytes + (0 if found.mask is None else found.mask.nbytes)
+        yield Planned(str(path), len(found.tiles), tissue, found.scale.mpp, found.scale.source, beside)
 
 
 def seconds_per_tile(predictor: Predictor, *, tta: int = 1, batch_size: int | None = None) -> float:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from tcgn_hub.errors import DeviceError, ExtraError, ImageError, OutputError, WeightsError
 from tcgn_hub.extras import require
 from tcgn_hub.files import make_folder
-from tcgn_hub.panels import load_panel
+from tcgn_hub.panels import named_genes
 from tcgn_hub.prediction.cohort.attempt import Held, Job, attempt
 from tcgn_hub.prediction.cohort.ledger import FAILED, STOPPED, Ledger, Record
 from tcgn_hub.prediction.cohort.outputs import Outputs
@@ -105,8 +105,8 @@ def predict_cohort(
     names = output_names(slides, outputs.format)
     _refuse_foreign(Path(out))
     make_folder(Path(out))
-    if options.get("genes") is not None:
-        options["genes"] = load_panel(options["genes"])  # which a worker might read elsewhere, and another time
+    if (named := named_genes(options.get("genes"))) is not None:
+        options["genes"] = named  # of a file, which a worker might read elsewhere, and another time
     job = _job(predictor, Path(out), outputs, options, retry_failed)
     ledger = Ledger(out)
     before = {name: ledger.attempts(name, job.run) for name in names}
