@@ -646,6 +646,13 @@ def test_a_job_of_an_array_is_a_shard(slides, tiny_weights, tmp_path, monkeypatc
     assert [line["output"] for line in lines(tmp_path)][:2] == ["s0.svs.h5ad", "s3.svs.h5ad"]
 
 
+def test_the_part_of_a_shard_is_the_same_whenever_it_begins(slides, predictor, tmp_path):
+    some, told = [slides / f"s{number}.svs" for number in range(6)], []
+    predictor.slides(some[:1], tmp_path, **OPTIONS)
+    predictor.slides(some, tmp_path, shard=(1, 3), told=told.append, **OPTIONS)
+    assert [Path(record.slide).name for record in told][:2] == ["s1.svs", "s4.svs"]
+
+
 # -------------------------------------------------------------------------------------------- the cohort as a whole
 
 

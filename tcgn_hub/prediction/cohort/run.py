@@ -110,7 +110,8 @@ def predict_cohort(
     job = _job(predictor, Path(out), outputs, options, retry_failed)
     ledger = Ledger(out)
     before = {name: ledger.attempts(name, job.run) for name in names}
-    asked = list(zip(slides, names, strict=True))
+    # the same parts in all shards, whenever each begins and whatever has ended by then
+    asked = in_order(list(zip(slides, names, strict=True)), shard or (0, 1))
     todo = [one for one in asked if job.needs(*one, ledger, attempts=before[one[1]])]
     todo.sort(key=lambda one: _is(STOPPED, ledger, one[1]))  # what was stopped before may stop this run as well
     if len(todo) < len(asked):
@@ -121,7 +122,7 @@ def predict_cohort(
     if todo and (client is not None or local_workers is not None):
         ended = _on_cluster(client, local_workers, job, predictor, todo, ledger, progress)
     else:
-        ended = _here(job, predictor, in_order(todo, shard or (0, 1)), ledger, before, progress)
+        ended = _here(job, predictor, todo, ledger, before, progress)
     with closing(ended):  # a cluster of its own too, if `told` fails
         for said in ended:
             if isinstance(said, str):
