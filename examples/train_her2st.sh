@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # From a teacher to weights. (The default weights had no teacher, see docs/weights.md.)
 #
-#   git clone https://github.com/almaan/her2st
+#   python examples/fetch_her2st.py her2st
 #   examples/train_her2st.sh her2st runs/her2st --folds B4 C6
 #
 # 1. Frozen networks of timm, TEACHER, are distilled into the backbone from the pictures of the sections TISSUE, which are
@@ -14,8 +14,8 @@
 #
 # Whatever follows the two folders goes to `tcgn crossval` (`--tune probe+all` goes on from the head by gradient); --folds
 # names sections that are not in TISSUE, for others are refused: the backbone has seen their pictures. Run it again to
-# continue where it was interrupted. The images of the data set are in an archive of their own, see its README. The weights
-# are in OUT/final, and state the metrics of the cross-validation; OUT/backbone is the start.
+# continue where it was interrupted. The weights are in OUT/final, and
+# state the metrics of the cross-validation; OUT/backbone is the start.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 data=$1 out=$2
