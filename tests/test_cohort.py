@@ -246,6 +246,19 @@ def test_what_a_process_leaves_that_is_killed_once_a_slide_has_ended(serial, sli
     assert_as_serial(out, serial)
 
 
+def test_maps_among_the_slides_are_no_slides(slides, tiny_weights, tmp_path, capsys):
+    folder = tmp_path / "slides"
+    folder.mkdir()
+    for name in ("s0.svs", "s1.svs"):
+        shutil.copy(slides / name, folder)
+    for more in (["--plot", PANEL[0]], []):
+        asked = [str(folder), "-o", str(folder), "--weights", str(tiny_weights), *ARGUMENTS, *more]
+        assert main(["predict", *asked]) == 0
+    assert main(["predict", *asked]) == 0
+    assert len(list(folder.glob("*.png"))) == 4  # two maps, two of the tissue
+    assert {line["slide"] for line in lines(folder)} == {str(folder / name) for name in ("s0.svs", "s1.svs")}
+
+
 def test_a_name_that_is_too_long(slides, predictor, tmp_path):
     (tmp_path / ("ß" * 120)).symlink_to(slides / "s0.svs")
     with pytest.raises(OutputError, match="is too long to name files after"):

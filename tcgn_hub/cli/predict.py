@@ -119,6 +119,7 @@ def _predict_patches(images: list[Path], options: dict[str, Any], args: argparse
 def _predict_slides(slides: list[Path], options: dict[str, Any], args: argparse.Namespace, prog: str) -> int:
     from tcgn_hub.prediction.cohort.outputs import Outputs
 
+    slides = _without_drawn(slides, args)
     outputs, suffix = _outputs(slides, args)
     options |= given(args, _TILED)
     if args.dry_run:
@@ -130,6 +131,17 @@ def _predict_slides(slides: list[Path], options: dict[str, Any], args: argparse.
     if outputs[0] is not None and _is_cohort(outputs[0], slides, args):
         return _predict_cohort(slides, outputs[0].parent, wanted, options, args, prog)
     return _predict_alone(slides, outputs, wanted, options, args, prog)
+
+
+def _without_drawn(slides: list[Path], args: argparse.Namespace) -> list[Path]:
+    """Without the pictures that an earlier run has left among the slides, where they go into their own folder."""
+    from tcgn_hub.prediction.cohort.ledger import NAME, Ledger
+
+    folder = Path(args.output or "")
+    if len(slides) < 2 or args.output is None or not (folder / NAME).is_file():
+        return slides
+    drawn = {(folder / name).resolve() for name in Ledger(folder).written}
+    return [slide for slide in slides if slide.resolve() not in drawn] or slides
 
 
 def _is_cohort(output: Path, slides: list[Path], args: argparse.Namespace) -> bool:

@@ -104,7 +104,7 @@ class Record:
 class Ledger:
     """The ledger of a folder: read as far as it has grown, and appended to by one process at a time.
 
-    ``folder``: where outputs are.
+    ``folder``: where outputs are. ``written`` has the names of all files that any run has written there.
 
     Raises:
         OutputError: It cannot be read.
@@ -116,6 +116,7 @@ class Ledger:
         self._read = self._lines = 0
         self._last: dict[str, Record] = {}
         self._attempts: dict[tuple[str, str], int] = {}
+        self.written: set[str] = set()
         self.refresh()
 
     def refresh(self) -> None:
@@ -143,6 +144,7 @@ class Ledger:
             _logger.warning("%s, line %d, is left out: %s.", self.path, self._lines, err)
             return
         self._last[record.output] = record
+        self.written.update(record.files)
         key = record.output, record.run
         self._attempts[key] = max(self._attempts.get(key, 0), record.attempt)
 
