@@ -15,6 +15,7 @@ import numpy as np
 from tcgn_hub.correlation import pearson, spearman
 from tcgn_hub.errors import OutputError, PanelError
 from tcgn_hub.extras import require
+from tcgn_hub.images.quality import poor_by
 from tcgn_hub.panels import ensembl_ids
 from tcgn_hub.rows import blocks, take_columns
 from tcgn_hub.text import printable
@@ -139,18 +140,20 @@ class Result:
     Attributes:
         X: Predictions in `units`, float32, shape (n, genes).
         obs: Arrays of n by name. Of all: ``name``, ``ood`` (distance from the training tissue, above 1 it is out of
-            distribution) and ``predicted_depth``, see `depth`, each only where the weights describe it. Of patches:
-            ``x`` and ``y`` (centre of what was predicted in pixels of the picture), ``mpp``, ``scale_source``,
-            ``patch_um`` and ``patch_px`` (its side), and ``trained_um`` (what the weights were trained on). Of tiles:
-            ``array_row`` and ``array_col``; the scale is the same of all, in ``uns``.
+            distribution) and ``predicted_depth``, see `depth`, each only where the weights describe it; ``quality``,
+            and ``focus``, ``pen``, ``fold``, ``saturation`` and ``stain_distance``, see `poor`. Of patches: ``x`` and
+            ``y`` (centre of what was predicted in pixels of the picture), ``mpp``, ``scale_source``, ``patch_um`` and
+            ``patch_px`` (its side), and ``trained_um`` (what the weights were trained on). Of tiles: ``array_row`` and
+            ``array_col``, and ``tissue_share`` (NaN where no tissue was looked for); the scale is the same of all, in
+            ``uns``.
         var: Arrays of one value a gene: ``gene``; ``gene_ids``, its Ensembl id, see `tcgn_hub.panels.ensembl_ids`, ""
             where unknown; ``significant`` (bool), ``held_out_pcc``, ``held_out_pcc_given_depth`` and
             ``interval_radius`` (NaN where unknown); and of what is predicted for the training tissue ``trained_mean``,
             ``trained_sd``, ``trained_low`` and ``trained_high`` (1 % lie below, and above), and ``depth_slope``, by
             which it rises with predicted depth. All but the first two only if the weights state it.
-        uns: ``weights`` (`WeightsInfo`), ``failed`` (what could not be predicted, and why), ``slide`` (`SlideContext`,
-            of tiles), ``asked`` (whether genes were, all of which a GeoJSON then holds), ``tta``, ``backend``,
-            ``precision`` and ``compiled`` (how it was computed).
+        uns: ``weights`` (`WeightsInfo`), ``failed`` (what could not be predicted, and why), ``left_out``, ``slide``
+            (`SlideContext`, of tiles), ``asked`` (whether genes were, all of which a GeoJSON then holds), ``tta``,
+            ``backend``, ``precision`` and ``compiled`` (how it was computed).
         layers: ``tta_std``, standard deviation over the rotations and reflections that X is the mean of, if several;
             ``measured``, with ``measured_depth`` in ``obs``, where it is known, see `tcgn_hub.data.sections.beside`.
         obsm: ``spatial``, centres as (x, y) in pixels at full resolution, of tiles; ``modules``, places along the few
@@ -199,6 +202,11 @@ class Result:
         return self.uns["failed"]
 
     @property
+    def left_out(self) -> dict[str, str]:
+        """What was predicted and left out for its quality, by name the quality and why; it is not among ``names``."""
+        return self.uns.get("left_out", {})
+
+    @property
     def notes(self) -> dict[str, list[str]]:
         """What was done that the user may not expect, and the names of the images that it was done with."""
         return self.uns.get("notes", {})
@@ -207,6 +215,19 @@ class Result:
     def is_ood(self) -> np.ndarray | None:
         """Which patches are out of distribution, bool, shape (n,); None if that is not known."""
         return self.obs["ood"] > 1 if "ood" in self.obs else None
+
+    @property
+    def poor(self) -> dict[str, int] | None:
+        """How many patches or tiles are of a quality below `tcgn_hub.images.quality.POOR`, by what of it is worst.
+
+        ``quality``, from 0 to 1, is the least of ``focus`` (1 or more is what 99 % of training tissue has), 1 less four
+        times ``pen`` and four times ``fold`` (shares of the patch under ink, and where tissue lies double), and
+        ``saturation`` (of colour, from 0 to 1) over the one that 99 % of training tissue reach. ``stain_distance``, how
+        far the hue of the stains is from that of her2st, 1 its usual limit, is no part of it. None if it is not known.
+        """
+        if "quality" not in self.obs:
+            return None
+        return {reason: count for reason, tiles in poor_by(self.obs).items() if (count := int(tiles.sum()))}
 
     @property
     def depth(self) -> np.ndarray | None:
@@ -409,12 +430,12 @@ class Result:
 
         Of a slide: ``slide``, ``series``, ``origin_px``, ``width_px``, ``height_px``, ``mpp``, ``scale_source``,
         ``patch_um``, ``trained_um``, ``stride_um`` (None where spots were given) and the number of ``tiles``; otherwise
-        the number of ``patches``. Of both: ``failed``, ``notes`` (of how many each is said), ``weights``, ``sha256``,
-        ``units``, ``interval_level``, ``out_of_distribution`` (how many are), ``skill`` and ``significance`` (see
-        `WeightsInfo`), ``significance_withheld`` (why; None where it is not), ``spread``, ``modules`` (of each axis the
-        ``share`` of the variance, and which genes are ``rising`` and ``falling`` along it), ``trained_depth`` (mean of
-        what `depth` is for the training tissue), ``tta``, ``backend``, ``precision``, ``compiled``, and the version of
-        ``tcgn_hub``.
+        the number of ``patches``. Of both: ``failed``, ``left_out``, ``poor`` (how many are, by what), ``notes`` (of
+        how many each is said), ``weights``, ``sha256``, ``units``, ``interval_level``, ``out_of_distribution`` (how
+        many are), ``skill`` and ``significance`` (see `WeightsInfo`), ``significance_withheld`` (why; None where it is
+        not), ``spread``, ``modules`` (of each axis the ``share`` of the variance, and which genes are ``rising`` and
+        ``falling`` along it), ``trained_depth`` (mean of what `depth` is for the training tissue), ``tta``,
+        ``backend``, ``precision``, ``compiled``, and the version of ``tcgn_hub``.
         """
         slide, is_ood, info = self.slide, self.is_ood, self.info
         typical = info.predicted_in_training
@@ -436,6 +457,8 @@ class Result:
         return {
             **place,
             "failed": dict(self.failed),
+            "left_out": dict(self.left_out),
+            "poor": self.poor,
             "notes": {note: len(names) for note, names in self.notes.items()},
             "weights": self.info.name,
             "sha256": self.info.sha256,
@@ -507,9 +530,9 @@ class Result:
         ``obsm['spatial']`` are the centres as (x, y) in pixels at full resolution, ``obsm['modules']`` the places along
         the axes of the weights, and ``obsm['X_tcgn']`` the features. ``uns['spatial']`` holds the overview under the
         stem of the slide's name, so that scanpy and squidpy draw it without being told more. ``uns['tcgn']`` is
-        `metadata`, with ``failed`` and ``modules`` as JSON, NaN where something is not known, and ``mask``, uint8 with
-        1 where the tissue is, of ``mask_downsample`` full-resolution pixels per pixel. Each is there only where it is
-        known.
+        `metadata`, with ``failed``, ``left_out`` and ``modules`` as JSON, NaN where something is not known, and
+        ``mask``, uint8 with 1 where the tissue is, of ``mask_downsample`` full-resolution pixels per pixel. Each is
+        there only where it is known.
 
         All of it is in memory, while an .h5ad of `write` is written some rows at a time.
 
@@ -565,7 +588,7 @@ class Result:
         obs: dict[str, Any] = {key: array(values) for key, values in self.obs.items() if key != "name"}
         uns: dict[str, Any] = {"tcgn": {k: math.nan if v is None else v for k, v in self.metadata().items()}}
         # names of tiles may hold slashes, which HDF5 would take for groups
-        uns["tcgn"]["failed"] = json.dumps(self.failed)
+        uns["tcgn"] |= {key: json.dumps(uns["tcgn"][key]) for key in ("failed", "left_out")}
         uns["tcgn"]["modules"] = json.dumps(self._modules())
         if self.is_ood is not None:
             obs["is_ood"] = self.is_ood

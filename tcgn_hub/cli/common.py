@@ -158,11 +158,22 @@ def say_failed(prog: str, failed: Collection[str]) -> int:
 
 
 def say_done(
-    prog: str, what: str, seconds: float, written: Collection[Path], *, failed: int = 0, notes: int = 0, ood: int = 0
+    prog: str,
+    what: str,
+    seconds: float,
+    written: Collection[Path],
+    *,
+    failed: int = 0,
+    notes: int = 0,
+    ood: int = 0,
+    poor: int = 0,
+    left_out: int = 0,
 ) -> None:
     """What was done, how long it took, and where it is; ``failed`` and ``notes`` were said before."""
     parts = [f"{what} in {duration(seconds)}"]
     parts += [f"{ood} out of distribution"] if ood else []
+    parts += [f"{poor} of poor quality"] if poor else []
+    parts += [f"{left_out} left out for their quality"] if left_out else []
     parts += [f"{failed} failed"] if failed else []
     parts += [counted(notes, "warning")] if notes else []
     parts += [f"written to {some(map(str, written), _NAMED)}"] if written else []

@@ -142,6 +142,12 @@ OPTIONS: dict[str, dict[str, Any]] = {
     ),
     "hvg": _value("the N genes that vary most on the training sections", "N", _COUNT),
     "significant_only": _flag("leave out genes not predicted better than chance on held-out tissue"),
+    "min_quality": _value(
+        "leave out patches and tiles of a lower quality, 0 to 1: out of focus, under ink, folded or without colour"
+        " (default: 0, which leaves out none; below 0.5 they are called poor)",
+        "Q",
+        _number(float, 0, 1),
+    ),
     "top": _value(
         "patches: only the K genes that are farthest from what is predicted for the training tissue", "K", _COUNT
     ),

@@ -25,7 +25,7 @@ from tcgn_hub.cli.common import (
 )
 from tcgn_hub.cli.options import add, given
 from tcgn_hub.progress import duration
-from tcgn_hub.text import counted
+from tcgn_hub.text import counted, some
 
 if TYPE_CHECKING:
     from tcgn_hub.prediction.cohort.outputs import Outputs
@@ -35,7 +35,7 @@ _SUFFIXES = {"table": ".txt", **{kind: f".{kind}" for kind in ("csv", "json", "h
 _OF_SLIDES = (".h5ad", ".parquet", ".geojson")  # a picture that is written so is taken as a slide
 
 _LOADED = ("weights", "device", "precision", "compile", "backend")
-_SHARED = ("significant_only", "tta", "batch_size")
+_SHARED = ("min_quality", "significant_only", "tta", "batch_size")
 _SCALE = ("mpp", "magnification", "patch_um", "force_scale")
 _TILED = ("series", "stride_um", "spots", "library", "min_tissue", "features", "workers", "max_pixels")
 _DRAWN = ("plot", "map", "report", "bulk")
@@ -101,6 +101,8 @@ def _predict_patches(images: list[Path], options: dict[str, Any], args: argparse
     began = monotonic()
     result = load_predictor(args, genes=options["genes"]).patches(images, on_error="skip", progress=True, **options)
     say_notes(prog, result)
+    if result.left_out:
+        say(prog, "left out: " + some(f"{name}, {why}" for name, why in result.left_out.items()))
     if args.top:
         result = result.top(args.top)
     if output is None:
@@ -175,6 +177,7 @@ def _predict_cohort(
             return
         ood = round((record.quality.get("ood") or 0) * record.tiles)
         counts = {"failed": record.failed_tiles, "notes": len(record.notes), "ood": ood}
+        counts |= {"poor": record.poor_tiles, "left_out": record.left_out_tiles}
         files = [out / name for name in record.files]
         say_done(prog, f"{record.slide}: {counted(record.tiles, 'tile')}", record.seconds, files, **counts)
 
@@ -307,7 +310,8 @@ def _counts(result: Result) -> dict[str, int]:
     """What a summary warns of."""
     is_ood = result.is_ood
     ood = 0 if is_ood is None else int(is_ood.sum())
-    return {"failed": len(result.failed), "notes": len(result.notes), "ood": ood}
+    counts = {"failed": len(result.failed), "notes": len(result.notes), "ood": ood}
+    return counts | {"poor": sum((result.poor or {}).values()), "left_out": len(result.left_out)}
 
 
 def _suffix_of(output: Path, asked: str | None) -> str:

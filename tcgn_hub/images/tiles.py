@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,7 @@ class Tiles:
     xy: np.ndarray  # centres as (x, y) in pixels at full resolution, float64, shape (n, 2)
     array_row: np.ndarray  # in the grid or array, int, shape (n,)
     array_col: np.ndarray
+    tissue_share: np.ndarray | None = None  # of each, from 0 to 1, shape (n,); None where tissue was not looked for
 
     def __len__(self) -> int:
         return len(self.names)
@@ -33,7 +34,10 @@ class Tiles:
     def at(self, keep: np.ndarray) -> Tiles:
         """Those of an index or a mask."""
         index = np.arange(len(self))[keep]
-        return Tiles([self.names[i] for i in index], self.xy[index], self.array_row[index], self.array_col[index])
+        share = None if self.tissue_share is None else self.tissue_share[index]
+        return Tiles(
+            [self.names[i] for i in index], self.xy[index], self.array_row[index], self.array_col[index], share
+        )
 
 
 class TileReader:
@@ -113,4 +117,4 @@ def on_tissue(
     """
     mask = tissue_mask(overview, um_per_px=mpp * downsample)
     share = tissue_fraction(mask | lost, tiles.xy / downsample, side / downsample)
-    return tiles.at(share >= min_tissue), mask
+    return replace(tiles, tissue_share=share).at(share >= min_tissue), mask

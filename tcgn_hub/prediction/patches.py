@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from tcgn_hub.errors import ImageError, NoTissueError
+from tcgn_hub.images.quality import graded, none_good, too_poor
 from tcgn_hub.images.readers import open_slide
 from tcgn_hub.images.readers.picture import ArraySlide, slide_of
 from tcgn_hub.images.scale import Scale, chosen_scale, given_scale
 from tcgn_hub.images.slides import Slide
 from tcgn_hub.images.tissue import shows_tissue
-from tcgn_hub.images.transforms import patch_px
+from tcgn_hub.images.transforms import INPUT_PX, patch_px
 from tcgn_hub.panels import named_genes
 from tcgn_hub.progress import Progress
 from tcgn_hub.result import Result, gene_table
@@ -68,6 +69,7 @@ def predict_patches(
     scale: Literal["auto", "strict"] = "auto",
     force_scale: bool = False,
     force: bool = False,
+    min_quality: float = 0.0,
     significant_only: bool = False,
     tta: int = 1,
     features: bool = False,
@@ -97,6 +99,8 @@ def predict_patches(
             'strict'.
         force_scale: Believe a given scale although a file states one that is more than 40 % off.
         force: Also predict what shows no tissue.
+        min_quality: Leave out patches of a lower quality, from 0 to 1, see `tcgn_hub.images.quality`; they are listed
+            in ``Result.left_out``.
         significant_only: Leave out genes that could not be predicted better than chance on held-out tissue.
         tta: Over how many rotations and reflections of a patch to average, 1 to 8; more than one give ``tta_std``.
         features: Keep the 1280 features of each patch.
@@ -107,7 +111,7 @@ def predict_patches(
     Raises:
         ImageError: An image cannot be read, is a slide, states no scale and is above 1024 px, states another scale than
             the one given, or, with 'strict', states none or is smaller than a patch; or none is left to predict.
-        NoTissueError: An image shows no tissue.
+        NoTissueError: An image shows no tissue, or no patch is of the quality that is asked for.
         PanelError: A gene is not among the outputs of the weights.
     """
     given = check_options(
@@ -119,6 +123,7 @@ def predict_patches(
         tta=tta,
         batch_size=batch_size,
         on_error=on_error,
+        min_quality=min_quality,
     )
     info = predictor.info
     asked = info.columns(genes, significant_only=significant_only)
@@ -159,11 +164,25 @@ def predict_patches(
         kind = NoTissueError if all(issubclass(kind, NoTissueError) for kind in kinds) else ImageError
         raise _none_usable(list(failed.values()), kind)
     arrays = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]} if parts else {}
+    obs, left_out = patch_table(cuts, arrays), dict[str, str]()
+    if parts and min_quality > 0:
+        left_out = too_poor(obs, list(obs["name"]), min_quality)
+        good = obs["quality"] >= min_quality
+        if not good.any():
+            what = cuts[0].name if len(cuts) == 1 else f"{len(cuts)} patches"
+            raise none_good(obs, what, min_quality)
+        arrays, obs = ({key: array[good] for key, array in table.items()} for table in (arrays, obs))
+        cuts = [cut for cut, is_good in zip(cuts, good, strict=True) if is_good]
     return Result(
         X=arrays.get("values", np.empty((0, len(columns)), np.float32)),
-        obs=patch_table(cuts, arrays),
+        obs=obs,
         var=gene_table(info, columns),
-        uns={"failed": failed, "notes": info.renamed(asked) | notes_of(cuts), **predictor.metadata(tta)},
+        uns={
+            "failed": failed,
+            "left_out": left_out,
+            "notes": info.renamed(asked) | notes_of(cuts),
+            **predictor.metadata(tta),
+        },
         layers={"tta_std": arrays["tta_std"]} if "tta_std" in arrays else {},
         obsm={key: arrays[key] for key in ("modules", "features") if key in arrays},
     )
@@ -171,6 +190,7 @@ def predict_patches(
 
 def patch_table(cuts: Sequence[Cut], said: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """`Result.obs` of patches, of which it is known how they were cut, and what the weights say of them."""
+    shown_um = np.array([cut.trained_um if cut.scale is None else cut.patch_um for cut in cuts], float)
     return {
         "name": np.array([printable(cut.name) for cut in cuts], dtype=object),
         "x": np.array([cut.corner[0] + cut.side / 2 for cut in cuts], float),
@@ -180,6 +200,7 @@ def patch_table(cuts: Sequence[Cut], said: dict[str, np.ndarray]) -> dict[str, n
         "patch_um": np.array([cut.patch_um for cut in cuts], float),
         "trained_um": np.array([cut.trained_um for cut in cuts], float),
         "patch_px": np.array([cut.side for cut in cuts], int),
+        **(graded(said["measures"], shown_um / INPUT_PX) if "measures" in said else {}),
         **{key: said[key] for key in ("ood", "predicted_depth") if key in said},
     }
 
@@ -203,6 +224,7 @@ def check_options(
     tta: int = 1,
     batch_size: int | None = None,
     on_error: str = "raise",
+    min_quality: float = 0.0,
     **_: Any,
 ) -> Scale | None:
     """Refuse options that no weights could make sense of; gives the scale that they state."""
@@ -216,6 +238,8 @@ def check_options(
         raise ValueError(f"scale is {scale!r}, but must be 'auto' or 'strict'")
     if on_error not in ("raise", "skip"):
         raise ValueError(f"on_error is {on_error!r}, but must be 'raise' or 'skip'")
+    if not 0 <= min_quality <= 1:
+        raise ValueError(f"min_quality is {min_quality}, but must be from 0 to 1")
     named_genes(genes)
     return given_scale(mpp, magnification)
 

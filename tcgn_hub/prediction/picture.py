@@ -7,7 +7,7 @@ network, on its device, and are the same for every backend.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -62,12 +62,29 @@ def picture_means(x: Any) -> Any:
     return torch.cat(parts, dim=1)
 
 
-def picture_numbers(means: np.ndarray) -> np.ndarray:
-    """What `picture_features` gives, of `picture_means`."""
+class Means(NamedTuple):
+    """`picture_means` by what they are means of."""
+
+    mean: np.ndarray  # of each channel, shape (n, 3)
+    variance: np.ndarray  # likewise
+    covariance: np.ndarray  # of each pair of channels, shape (n, 3)
+    energy: np.ndarray  # of steps, second differences, coarser steps and steps of red against green, shape (n, 7)
+    blocks: np.ndarray  # of each channel over 8 x 8 blocks, shape (n, 3, 64)
+    squares: np.ndarray  # squared distance from the mean of the patch over the same, shape (n, 64)
+    steps: np.ndarray  # energy of steps over the same, shape (n, 64)
+
+
+def picture_parts(means: np.ndarray) -> Means:
+    """What `picture_means` gave, float64."""
     ends = np.cumsum([3, 3, 3, 2 + len(_BRIGHTNESS_STEPS) + len(_REDNESS_STEPS)])
     mean, variance, covariance, energy, blocks = np.split(means.astype(np.float64), ends, axis=1)
     blocks = blocks.reshape(len(means), 5, _BLOCKS**2)
-    block_means, squares, steps = blocks[:, :3], blocks[:, 3], blocks[:, 4]
+    return Means(mean, variance, covariance, energy, blocks[:, :3], blocks[:, 3], blocks[:, 4])
+
+
+def picture_numbers(means: np.ndarray) -> np.ndarray:
+    """What `picture_features` gives, of `picture_means`."""
+    mean, variance, covariance, energy, block_means, squares, steps = picture_parts(means)
     variance = variance + 1e-5
     correlation = covariance / np.sqrt(np.stack([variance[:, i] * variance[:, j] for i, j in _PAIRS], axis=1))
     energy = np.log(energy + 1e-6)

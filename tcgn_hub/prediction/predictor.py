@@ -14,6 +14,7 @@ import numpy as np
 import tcgn_hub.writing  # noqa: F401  (Result.write knows its formats)
 from tcgn_hub.devices import pick_device, pick_precision
 from tcgn_hub.errors import DeviceError, ImageError, WeightsError
+from tcgn_hub.images.quality import measure
 from tcgn_hub.images.transforms import to_rgb
 from tcgn_hub.prediction.backends import BACKENDS, COMPILE, PRECISIONS, Backend
 from tcgn_hub.prediction.cohort.ledger import Record
@@ -22,7 +23,7 @@ from tcgn_hub.prediction.explain import check_explain, explain_patch, make_galle
 from tcgn_hub.prediction.export import Exported, check_export, export_weights
 from tcgn_hub.prediction.ood import TissueModel
 from tcgn_hub.prediction.patches import check_patches, predict_patches
-from tcgn_hub.prediction.picture import picture_means, picture_numbers
+from tcgn_hub.prediction.picture import picture_means, picture_numbers, picture_parts
 from tcgn_hub.prediction.slides import check_folder, check_slide, predict_tiles
 from tcgn_hub.result import Explanation, Result
 from tcgn_hub.text import option
@@ -96,10 +97,10 @@ class Predictor:
             features: Whether to return the features.
 
         Returns:
-            ``values``, float32, shape (B, genes); ``tta_std`` likewise, if ``tta`` is above 1; ``ood``, shape (B,),
-            ``modules``, shape (B, k), and ``predicted_depth``, shape (B,), if the weights describe their training
-            tissue, what they predict for it, and how depth goes with that; and ``features``, shape (B, 1280), if asked
-            for.
+            ``values``, float32, shape (B, genes); ``tta_std`` likewise, if ``tta`` is above 1; ``measures``, shape
+            (B, 5), see `tcgn_hub.images.quality.measure`; ``ood``, shape (B,), ``modules``, shape (B, k), and
+            ``predicted_depth``, shape (B,), if the weights describe their training tissue, what they predict for it,
+            and how depth goes with that; and ``features``, shape (B, 1280), if asked for.
         """
         return self._begin(pixels, tta, features)()
 
@@ -136,12 +137,11 @@ class Predictor:
         """Begin what `run` does; what is returned waits for its end, and gives it."""
         x: Any = self.backend.prepare(pixels)
         views = [self.backend.start(x, index) for index in range(tta)]
-        described = self._tissue is not None and self._tissue.picture is not None
-        picture = self.backend.fetch(picture_means(x)) if described else None
-        return lambda: self._said([view() for view in views], picture and picture(), features)
+        picture = self.backend.fetch(picture_means(x))
+        return lambda: self._said([view() for view in views], picture(), features)
 
     def _said(
-        self, views: list[tuple[np.ndarray, np.ndarray]], picture: np.ndarray | None, features: bool
+        self, views: list[tuple[np.ndarray, np.ndarray]], picture: np.ndarray, features: bool
     ) -> dict[str, np.ndarray]:
         """What `run` gives, of values and features of each view, and `picture_means`."""
         first, pooled = views[0]
@@ -149,8 +149,10 @@ class Predictor:
         if len(views) > 1:
             seen, averaged = np.stack([view for view, _ in views]), np.mean([view for _, view in views], axis=0)
             out = {"values": self._possible(seen.mean(axis=0)), "tta_std": seen.std(axis=0, ddof=1)}
+        parts = picture_parts(picture)
+        out["measures"] = measure(parts.blocks, parts.energy[:, 0], parts.energy[:, 1])
         if self._tissue is not None:
-            out["ood"] = self._tissue.distance(pooled, None if picture is None else picture_numbers(picture))
+            out["ood"] = self._tissue.distance(pooled, picture_numbers(picture))
         typical = self.info.predicted_in_training
         if typical is not None:
             out["modules"] = typical.modules(out["values"])

@@ -23,17 +23,19 @@ from tcgn_hub.data.spots import check_spots_file, read_spots
 from tcgn_hub.devices import usable_cores
 from tcgn_hub.errors import ImageError, NoTissueError, OutputError, SectionError
 from tcgn_hub.files import make_folder, read_json, write_text, writing
+from tcgn_hub.images.quality import graded, none_good, too_poor
 from tcgn_hub.images.readers import open_slide, stat_of
 from tcgn_hub.images.scale import Scale, chosen_scale
 from tcgn_hub.images.slides import MAX_PIXELS, Slide
 from tcgn_hub.images.tiles import OVERVIEW_PX, TileReader, Tiles, grid_tiles, on_tissue
 from tcgn_hub.images.tissue import is_blank
+from tcgn_hub.images.transforms import INPUT_PX
 from tcgn_hub.panels import named_genes
 from tcgn_hub.prediction.patches import check_options, no_scale
 from tcgn_hub.progress import Progress
 from tcgn_hub.result import Result, SlideContext, gene_table
 from tcgn_hub.rows import Table, forget
-from tcgn_hub.text import option
+from tcgn_hub.text import counted, option
 
 if TYPE_CHECKING:
     import torch
@@ -45,12 +47,13 @@ _CHUNK = 256  # tiles; what an interruption may cost
 _MOST_WORKERS = 16
 _READ_AHEAD = 1 << 30  # bytes of tiles that workers may have read before they are predicted
 _SHARED = Path("/dev/shm")
-_FORMAT = "tcgn_hub slide 3"
+_FORMAT = "tcgn_hub slide 4"
 _FOLLOWED = (
     *("genes", "significant_only", "mpp", "magnification", "patch_um", "stride_um", "spots", "min_tissue"),
-    *("features", "tta", "series", "force", "library"),
+    *("features", "tta", "series", "force", "library", "min_quality"),
 )
-_NUMBERS = ("mpp", "magnification", "patch_um", "stride_um", "min_tissue")
+_AFTERWARDS = ("min_quality",)  # which chunks of tiles do not follow from
+_NUMBERS = ("mpp", "magnification", "patch_um", "stride_um", "min_tissue", "min_quality")
 _LIMITS = ("force_scale", "max_pixels")
 _OWN_FILES = re.compile(r"(run\.json|\d+\.npz)(\.\w+\.part)?")
 
@@ -69,6 +72,7 @@ def predict_tiles(
     spots: str | Path | None = None,
     library: str | None = None,
     min_tissue: float = 0.5,
+    min_quality: float = 0.0,
     force: bool = False,
     features: bool = False,
     significant_only: bool = False,
@@ -105,6 +109,8 @@ def predict_tiles(
             outside of the slide are left out, and listed in ``Result.failed``.
         library: The section of ``spots`` to predict, where an h5ad holds several.
         min_tissue: Least share of tissue in a tile of the grid; 0 predicts every tile and looks for no tissue.
+        min_quality: Leave out tiles of a lower quality, from 0 to 1, see `tcgn_hub.images.quality`; they are listed in
+            ``Result.left_out``. They are predicted all the same, so that a run that continues may ask for another.
         force: Predict every tile where no tissue is found.
         features: Keep the 1280 features of each tile.
         significant_only: Leave out genes that could not be predicted better than chance on held-out tissue.
@@ -123,7 +129,7 @@ def predict_tiles(
     Raises:
         ImageError: The slide cannot be read, has no scale or another one than the one given, or none of its tiles could
             be read.
-        NoTissueError: The slide shows no tissue.
+        NoTissueError: The slide shows no tissue, or no tile is of the quality that is asked for.
         SectionError: The file of spots is malformed, most spots lie outside of the slide, or their distance contradicts
             its scale.
         PanelError: A gene is not among the outputs of the weights.
@@ -168,19 +174,30 @@ def predict_tiles(
         raise ImageError(f"None of the {len(tiles)} tiles of {path} could be read: {next(iter(failed.values()))}")
     notes = info.renamed(asked) | {note: [str(path)] for note in plan.notes}
     good = np.flatnonzero(table.done)
+    quality = graded(table.tables["measures"].array[good], plan.side_um / INPUT_PX)
+    left_out = too_poor(quality, [tiles.names[i] for i in good], min_quality)
+    if len(left_out) == len(good):
+        raise none_good(quality, f"{counted(len(good), 'tile')} of {path}", min_quality)
+    if left_out:
+        enough = quality["quality"] >= min_quality
+        good, quality = good[enough], {key: values[enough] for key, values in quality.items()}
     arrays = table.compressed(good)
     tiles = tiles if len(good) == len(tiles) else tiles.at(good)
+    share = tiles.tissue_share
     return Result(
         X=arrays["values"],
         obs={
             "name": np.array(tiles.names, dtype=object),
             "array_row": tiles.array_row,
             "array_col": tiles.array_col,
+            "tissue_share": np.full(len(tiles), np.nan, np.float32) if share is None else share.astype(np.float32),
+            **quality,
             **{key: arrays[key] for key in ("ood", "predicted_depth") if key in arrays},
         },
         var=gene_table(info, columns),
         uns={
             "failed": failed | plan.outside,
+            "left_out": left_out,
             "notes": notes,
             "asked": genes is not None,
             **predictor.metadata(tta),
@@ -603,7 +620,8 @@ class _Store:
 def _run(path: Path, options: dict[str, Any], **loaded: str) -> dict[str, Any]:
     """What the results of a slide follow from, by the words of `predict_tiles`."""
     stat = stat_of(path)
-    return {"slide": [str(path.resolve()), stat.st_size, stat.st_mtime_ns], **loaded, **followed_options(options)}
+    followed = {name: asked for name, asked in followed_options(options).items() if name not in _AFTERWARDS}
+    return {"slide": [str(path.resolve()), stat.st_size, stat.st_mtime_ns], **loaded, **followed}
 
 
 def limits_of(options: Mapping[str, Any]) -> dict[str, Any]:

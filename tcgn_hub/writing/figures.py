@@ -62,16 +62,17 @@ def draw_values(
     label: str,
     *,
     limits: tuple[float, float] | None = None,
+    span: tuple[float, float] | None = None,
     side: int = 1200,
 ) -> bytes:
     """The same of any values of the tiles, shape (n,), NaN of those that are left out.
 
     Tiles are drawn in true size or, where they overlap, as squares that touch, each the size of their distance.
-    ``label`` says what the values are; ``limits`` are those of the colours in training tissue, None to take those of
-    the values.
+    ``label`` says what the values are; ``limits`` are those of the colours in training tissue; without them ``span`` is
+    what the colours span, or the values where that is not given.
     """
     figure, known = _SlideFigure(slide_of(result), title, subtitle, side=side, faded=True), np.isfinite(values)
-    figure.add_tiles(result.obsm["spatial"][known], values[known], label, limits)
+    figure.add_tiles(result.obsm["spatial"][known], values[known], label, limits, span)
     return figure.png()
 
 
@@ -155,7 +156,12 @@ class _SlideFigure(Canvas):
         self.text(_MARGIN, 30, f"{length / 1000:g} mm" if length >= 1000 else f"{length:g} µm", size=10)
 
     def add_tiles(
-        self, xy: np.ndarray, values: np.ndarray, label: str, limits: tuple[float, float] | None = None
+        self,
+        xy: np.ndarray,
+        values: np.ndarray,
+        label: str,
+        limits: tuple[float, float] | None = None,
+        span: tuple[float, float] | None = None,
     ) -> None:
         """Squares coloured by value, and a colour bar at the lower right, pointed where values lie beyond it."""
         side_um, step_um = self._slide.patch_um, self._slide.stride_um
@@ -166,7 +172,7 @@ class _SlideFigure(Canvas):
         places["transform"] = matplotlib("transforms").AffineDeltaTransform(self._axes.transData)
         style: dict[str, Any] = {"cmap": "viridis", "alpha": 0.8, "linewidths": 0, "antialiaseds": False}
         tiles = matplotlib("collections").PolyCollection([corners], array=values, **places, **style)
-        low, high = limits or (float(values.min()), float(values.max()))
+        low, high = limits or span or (float(values.min()), float(values.max()))
         if high - low < 1e-6:
             low, high = low - 0.01, high + 0.01
         tiles.set_clim(low, high)

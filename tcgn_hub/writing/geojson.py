@@ -12,11 +12,13 @@ import numpy as np
 
 from tcgn_hub.errors import OutputError
 from tcgn_hub.files import write_text
+from tcgn_hub.images.quality import MEASURES
 from tcgn_hub.result import Result, SlideContext, writer
 from tcgn_hub.text import printable
 from tcgn_hub.writing.tables import rows_of
 
 _COMPACT = (",", ":")
+_OWN = ("ood", "predicted_depth", "tissue_share", "quality", *MEASURES)
 _OURS = uuid5(NAMESPACE_URL, "tcgn_hub")
 
 
@@ -27,11 +29,11 @@ def to_geojson(result: Result) -> Iterator[str]:
     as ``origin_px`` where the slide is larger than that (``openslide.bounds-x`` and ``-y``).
 
     Each is a tile of QuPath, with genes as measurements, to four decimals; and ``ood``, its distance from the training
-    tissue, and ``predicted_depth``, where these are known. Where genes were asked for, it is these; otherwise, as
-    QuPath reads every measurement of every tile, those that are significant, and all where that is not known or
-    withheld, or none is. A tile has an ``id`` that follows from the names of slide and tile, and is the same in every
-    run. The member ``tcgn`` holds what `Result.metadata` and, of the genes that are there, `Result.gene_metadata` give,
-    and how many are not, ``genes_left_out``; QuPath passes over it.
+    tissue, ``predicted_depth``, ``tissue_share``, and ``quality`` with what it follows from, where these are known.
+    Where genes were asked for, it is these; otherwise, as QuPath reads every measurement of every tile, those that are
+    significant, and all where that is not known or withheld, or none is. A tile has an ``id`` that follows from the
+    names of slide and tile, and is the same in every run. The member ``tcgn`` holds what `Result.metadata` and, of the
+    genes that are there, `Result.gene_metadata` give, and how many are not, ``genes_left_out``; QuPath passes over it.
 
     Raises:
         OutputError: The result is of patches, which have no place on a slide.
@@ -40,7 +42,7 @@ def to_geojson(result: Result) -> Iterator[str]:
         raise OutputError("GeoJSON places tiles on a slide; write patches as .csv, .json, .parquet or .h5ad.")
     half = result.slide.tile_px / 2
     corners = np.array([(-half, -half), (half, -half), (half, half), (-half, half), (-half, -half)])
-    own = {key: result.obs[key] for key in ("ood", "predicted_depth") if key in result.obs}
+    own = {key: known for key in _OWN if (known := result.obs.get(key)) is not None and np.isfinite(known).all()}
     columns = _columns(result)
     genes = [result.genes[i] for i in columns]
     names = [*own, *genes]

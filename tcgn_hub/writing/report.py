@@ -18,7 +18,7 @@ from tcgn_hub.text import counted, some
 from tcgn_hub.weights.typical import Typical
 from tcgn_hub.writing.explanations import draw_gallery
 from tcgn_hub.writing.figures import draw_gene, draw_mask, draw_scatter, draw_values, layer_values, slide_of
-from tcgn_hub.writing.tables import facts
+from tcgn_hub.writing.tables import facts, poor_text
 
 _OVERVIEW_SIDE, _FIGURE_SIDE = 1000, 700
 _QUALITY = 82
@@ -98,6 +98,7 @@ def write_report(
         pictures=[
             _Picture(_overview(result), "Overview of the slide", "overview"),
             _Picture(draw_mask(result, side=_FIGURE_SIDE), "Outline of the tissue"),
+            *_quality(result),
         ],
         axes=_axes(result),
         maps_title=title if genes is None else "Maps of the genes asked for",
@@ -233,6 +234,18 @@ def _axes(result: Result) -> dict[str, Any] | None:
     return {"title": f"Depth, and what the model tells apart: {count} axes ({of})", "pictures": pictures}
 
 
+def _quality(result: Result) -> list[_Picture]:
+    """A map of the quality of the tiles; none where it is not known."""
+    if "quality" not in result.obs:
+        return []
+    subtitle = "least of focus, ink, folds and saturation; 1 is what real tissue has"
+    png = draw_values(
+        result, result.obs["quality"], "Quality of the tiles", subtitle, "quality", side=_FIGURE_SIDE, span=(0.0, 1.0)
+    )
+    left = f"; {counted(len(result.left_out), 'tile')} left out" if result.left_out else ""
+    return [_Picture(png, "Map of the quality of the tiles", f"poor: {poor_text(result) or 'none'}{left}")]
+
+
 def _run(result: Result) -> list[tuple[str, str]]:
     """What was run on what, to read."""
     known, slide = result.metadata(), slide_of(result)
@@ -246,6 +259,8 @@ def _run(result: Result) -> list[tuple[str, str]]:
         ("Stride", "spots were given" if slide.stride_um is None else f"{slide.stride_um:g} µm"),
         ("Tiles", str(len(result))),
         ("Failed tiles", str(len(result.failed))),
+        ("Tiles of poor quality", "not known" if result.poor is None else poor_text(result) or "none"),
+        ("Tiles left out for their quality", str(len(result.left_out))),
         ("Weights", known["weights"]),
         ("sha256", known["sha256"]),
         ("Units", known["units"]),

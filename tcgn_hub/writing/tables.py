@@ -13,6 +13,7 @@ import numpy as np
 
 from tcgn_hub.extras import require
 from tcgn_hub.files import write_text, writing
+from tcgn_hub.images.quality import MEASURES, POOR, worst_of
 from tcgn_hub.result import Result, writer
 from tcgn_hub.rows import AT_ONCE, forget
 from tcgn_hub.text import aligned, counted
@@ -38,6 +39,7 @@ _COLUMNS = {
     **{"x": "double", "y": "double", "array_row": "int64", "array_col": "int64"},
     **{"mpp": "double", "scale_source": "string", "patch_um": "double", "trained_um": "double", "patch_px": "double"},
     **{"ood": "double", "predicted_depth": "double"},
+    **dict.fromkeys(("tissue_share", "quality", *MEASURES), "double"),
 }
 """The columns of every table before those of the genes, and their types in Parquet."""
 
@@ -48,7 +50,7 @@ def describe(result: Result) -> dict[str, np.ndarray]:
     ``name``; ``x`` and ``y`` of the centre in pixels of the picture, at full resolution; ``array_row`` and
     ``array_col``, of tiles; ``mpp`` and ``scale_source``; the side of what was predicted, ``patch_um``, that of the
     patches which the weights were trained on, ``trained_um``, and of the first in pixels, ``patch_px``; ``ood``;
-    ``predicted_depth``.
+    ``predicted_depth``; ``tissue_share``, of tiles; and ``quality`` and what it follows from, see `Result.poor`.
     """
     slide, known = result.slide, dict(result.obs)
     if slide is not None:
@@ -189,6 +191,9 @@ def _block(result: Result, i: int) -> str:
     head += f", predicted depth {obs['predicted_depth']:.2f}\n" if "predicted_depth" in obs else "\n"
     if obs.get("ood", 0) > 1:
         head += f"{ood_text(obs['ood'])}{_WITHHELD if 'significant' in result.var else ''}\n"
+    if obs.get("quality", 1) < POOR:
+        worst = worst_of({key: values[i : i + 1] for key, values in result.obs.items()})[0]
+        head += f"poor quality: {obs['quality']:.2f} of 1, by its {worst}\n"
     ends = result.interval(slice(i, i + 1))
     z, given = result.z(slice(i, i + 1)), result.given_depth(slice(i, i + 1))
     columns = {"value": [f"{value:.3f}" for value in result.X[i]]} | ({} if z is None else {"z": _signed(z[0])})
@@ -208,6 +213,15 @@ def _signed(z: np.ndarray) -> list[str]:
     return ["unknown" if value != value else f"{value:+.1f}" for value in z.tolist()]
 
 
+def poor_text(result: Result) -> str:
+    """How many patches or tiles are of poor quality, and by what; empty if none is."""
+    poor = result.poor
+    if not poor:
+        return ""
+    reasons = ", ".join(f"{count} by {reason}" for reason, count in poor.items())
+    return f"{sum(poor.values())} of {len(result)} {'tiles' if result.slide else 'patches'} ({reasons})"
+
+
 def ood_text(ood: float) -> str:
     """What to say of a patch that is out of distribution."""
     return f"out of distribution (distance from the training tissue {ood:.1f}, above 1): do not rely on it"
@@ -221,6 +235,8 @@ def _slide_block(result: Result) -> str:
     head += f" {slide.scale_source}, weights {result.info.name}\n"
     if is_ood is not None and is_ood.any():
         head += f"out of distribution: {is_ood.sum()} of {len(result)} tiles; do not rely on them\n"
+    if text := poor_text(result):
+        head += f"poor quality: {text}\n"
     summary = result.summary()
     deviation, shown = result.deviation(), ["sd", "min", "max"] + ["tta_std"] * ("tta_std" in result.layers)
     columns = {"mean": [f"{gene.mean:.3f}" for gene in summary]}

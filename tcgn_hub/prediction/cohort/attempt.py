@@ -21,6 +21,7 @@ import numpy as np
 
 from tcgn_hub.errors import ImageError, NoTissueError, OutputError, SectionError, TcgnError
 from tcgn_hub.files import make_folder, write_text
+from tcgn_hub.images.quality import REASONS
 from tcgn_hub.images.readers import stat_of
 from tcgn_hub.prediction.cohort.claims import Claim, Claims
 from tcgn_hub.prediction.cohort.ledger import DONE, FAILED, HIDDEN, NO_TISSUE, STOPPED, Ledger, Record
@@ -241,6 +242,8 @@ def _predicted(
         "state": DONE,
         "tiles": len(result),
         "failed_tiles": len(result.failed),
+        "poor_tiles": sum((result.poor or {}).values()),
+        "left_out_tiles": len(result.left_out),
         "files": {path.name: sha256_of(path, force=True) for path in written},
         "quality": quality_of(result),
         "notes": [*said, *result.notes],
@@ -280,15 +283,20 @@ def quality_of(result: Result) -> dict[str, float | None]:
     """What a slide is compared with others by, None where it is not known.
 
     ``tissue``: share of the slide that is tissue; ``failed``: share of the tiles that could not be read; ``ood``: share
-    of those that are out of distribution; ``depth``: median of the predicted depth.
+    of those that are out of distribution; ``depth``: median of the predicted depth; ``poor``: share of the tiles that
+    are of poor quality or left out for their quality; and ``focus``, ``pen``, ``fold`` and ``saturation``, the shares
+    that are poor most of all by each of these, of the tiles that are not left out.
     """
     mask = None if result.slide is None else result.slide.mask
-    is_ood, depth = result.is_ood, result.obs.get("predicted_depth")
+    is_ood, depth, poor = result.is_ood, result.obs.get("predicted_depth"), result.poor
+    count, left_out = len(result), len(result.left_out)
     return {
         "tissue": None if mask is None else float(mask.mean()),
-        "failed": len(result.failed) / max(len(result) + len(result.failed), 1),
+        "failed": len(result.failed) / max(count + left_out + len(result.failed), 1),
         "ood": None if is_ood is None else float(np.mean(is_ood)),
         "depth": None if depth is None else float(np.median(depth)),
+        "poor": None if poor is None else (sum(poor.values()) + left_out) / max(count + left_out, 1),
+        **{reason: None if poor is None else poor.get(reason, 0) / max(count, 1) for reason in REASONS},
     }
 
 

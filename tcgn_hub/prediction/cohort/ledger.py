@@ -40,8 +40,10 @@ class Record:
         run: sha256 of all that outputs follow from: weights, options and formats.
         state: One of `STATES`.
         attempt: Which one it was, of this slide and run, from 1.
-        tiles: How many were predicted.
+        tiles: How many were predicted, without those that are left out.
         failed_tiles: How many could not be read.
+        poor_tiles: How many of those that were predicted are of poor quality, see `tcgn_hub.result.Result.poor`.
+        left_out_tiles: How many are left out for their quality.
         seconds: How long it took.
         ended: When, ISO 8601 in UTC.
         error: In one sentence, why it failed or was stopped.
@@ -66,6 +68,8 @@ class Record:
     attempt: int = 1
     tiles: int = 0
     failed_tiles: int = 0
+    poor_tiles: int = 0
+    left_out_tiles: int = 0
     seconds: float = 0.0
     ended: str = ""
     error: str = ""

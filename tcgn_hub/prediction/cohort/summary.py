@@ -16,6 +16,7 @@ from tcgn_hub.correlation import pearson
 from tcgn_hub.errors import OutputError
 from tcgn_hub.extras import require
 from tcgn_hub.files import write_text
+from tcgn_hub.images.quality import REASONS
 from tcgn_hub.prediction.cohort.attempt import bulk_file
 from tcgn_hub.prediction.cohort.ledger import DONE, Ledger, Record
 from tcgn_hub.writing.bulk import BulkRow, BulkTable
@@ -23,7 +24,7 @@ from tcgn_hub.writing.bulk import BulkRow, BulkTable
 SLIDES, BULK = "cohort.csv", "bulk.csv"
 """Names of the tables in the folder of a cohort."""
 
-MEASURES = ("tissue", "failed", "ood", "depth", "bulk_pcc")
+MEASURES = ("tissue", "failed", "ood", "depth", "poor", "bulk_pcc")
 """What slides are compared by, see `tcgn_hub.prediction.cohort.attempt.quality_of`, and ``bulk_pcc``, the correlation
 of a slide's pseudo-bulk, over genes, with the median one of the cohort."""
 
@@ -42,7 +43,8 @@ def write_summary(ledger: Ledger, records: Sequence[Record], *, bulk: str | Path
         bulk: Where to write the pseudo-bulk, if not in the folder.
 
     Returns:
-        The rows of ``cohort.csv``: what a record says, `MEASURES`, and ``outlier``, by which of them a slide is one.
+        The rows of ``cohort.csv``: what a record says, `MEASURES`, the shares of tiles that are poor by each of
+        `tcgn_hub.images.quality.REASONS`, and ``outlier``, by which of the `MEASURES` a slide is one.
 
     Raises:
         OutputError: A file cannot be written, or the slides were not predicted for the same genes.
@@ -64,8 +66,9 @@ def write_summary(ledger: Ledger, records: Sequence[Record], *, bulk: str | Path
             "output": record.output,
             "state": record.state,
             "tiles": record.tiles,
+            "left_out": record.left_out_tiles,
             "seconds": record.seconds,
-            **{name: _rounded(row.get(name)) for name in MEASURES},
+            **{name: _rounded(row.get(name)) for name in (*MEASURES, *REASONS)},
             "outlier": " ".join(name for name, is_one in zip(MEASURES, odd, strict=True) if is_one),
             "error": record.error,
         }
