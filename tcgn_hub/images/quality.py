@@ -22,9 +22,9 @@ REASONS = ("focus", "pen", "fold", "saturation")
 MEASURES = (*REASONS, "stain_distance")
 """The columns that `graded` gives beside ``quality``."""
 
-FOCUS_LIMIT, SATURATION_LIMIT = 0.48, 0.19
+FOCUS_LIMIT, SATURATION_LIMIT = 0.41, 0.19
 LIMIT_UM = 0.6875  # per pixel, at which the limit of the focus was found
-_NOISE = 4 * (2 / 255) ** 2  # energy of steps of noise with a standard deviation of two grey levels
+_NOISE = 4 * (3 / 255) ** 2  # energy of steps of noise with a standard deviation of three grey levels
 _WHOLE = 4  # so many times ink or a fold, and nothing is left of the quality
 
 _WHITE = 0.02  # added to what a part lets through, so that black is no infinite density
@@ -38,11 +38,11 @@ STAIN_ROOT = np.array([[20.04, 51.63], [0.0, 28.51]])
 
 
 def measure(parts: np.ndarray, steps: np.ndarray, seconds: np.ndarray) -> np.ndarray:
-    """`MEASURES` of patches, but of the focus what does not yet know how large a pixel is.
+    """What `graded` takes, of patches whose pixels may be of any size.
 
     ``parts``: means of red, green and blue, from 0 to 1, over the squares that a patch is divided into, shape (n, 3,
     k); ``steps``: energy of differences of brightness between neighbouring pixels; ``seconds``: that of second
-    differences, shape (n,). Returns float32, shape (n, 5).
+    differences, shape (n,). Returns float32, shape (n, 6): both energies, and `MEASURES` after the focus.
     """
     density = (-np.log(parts.clip(0) + _WHITE)).clip(0)
     total = density.sum(axis=1)
@@ -54,7 +54,8 @@ def measure(parts: np.ndarray, steps: np.ndarray, seconds: np.ndarray) -> np.nda
     saturation = (brightest - parts.min(axis=1)) / np.maximum(brightest, 1e-3)
     hue = np.stack([density[:, i].sum(axis=1) for i in (0, 2)], axis=1) / dense[:, None]
     measures = [
-        seconds / (steps + _NOISE),
+        steps,
+        seconds,
         ink.mean(axis=1),
         ((total > _DARK) & ~ink).mean(axis=1),
         (saturation * total).sum(axis=1) / dense,
@@ -64,14 +65,18 @@ def measure(parts: np.ndarray, steps: np.ndarray, seconds: np.ndarray) -> np.nda
 
 
 def graded(measures: np.ndarray, um_per_px: np.ndarray | float) -> dict[str, np.ndarray]:
-    """`MEASURES` by name, and ``quality`` from 0 to 1, float32, shape (n,).
+    """``quality`` from 0 to 1, and `MEASURES` by name, float32, shape (n,).
 
-    ``measures``: what `measure` gives; ``um_per_px``: micrometres per pixel of what it was given. Below `LIMIT_UM` the
-    details of tissue in focus are wider than pixels, and second differences are weaker by the square of that.
+    The focus is the energy of second differences over that of steps and of some noise. Where pixels are smaller than
+    `LIMIT_UM`, details of tissue are wider than they: steps are smaller in proportion, second differences by the
+    square.
+
+    ``measures``: what `measure` gives; ``um_per_px``: micrometres per pixel of what it was given.
     """
-    columns = dict(zip(MEASURES, measures.T, strict=True))
-    expected = FOCUS_LIMIT * np.minimum(1, np.asarray(um_per_px) / LIMIT_UM) ** 2
-    columns["focus"] = (columns["focus"] / expected).astype(np.float32)
+    steps, seconds, *others = measures.T
+    finer = np.minimum(1, np.asarray(um_per_px) / LIMIT_UM) ** 2
+    focus = seconds / finer**2 / (steps / finer + _NOISE) / FOCUS_LIMIT
+    columns = dict(zip(MEASURES, [focus.astype(np.float32), *others], strict=True))
     return {"quality": _scores(columns).min(axis=0), **columns}
 
 

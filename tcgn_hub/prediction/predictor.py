@@ -98,7 +98,7 @@ class Predictor:
 
         Returns:
             ``values``, float32, shape (B, genes); ``tta_std`` likewise, if ``tta`` is above 1; ``measures``, shape
-            (B, 5), see `tcgn_hub.images.quality.measure`; ``ood``, shape (B,), ``modules``, shape (B, k), and
+            (B, 6), see `tcgn_hub.images.quality.measure`; ``ood``, shape (B,), ``modules``, shape (B, k), and
             ``predicted_depth``, shape (B,), if the weights describe their training tissue, what they predict for it,
             and how depth goes with that; and ``features``, shape (B, 1280), if asked for.
         """
