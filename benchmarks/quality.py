@@ -5,8 +5,8 @@
 The limits of `tcgn_hub.images.quality` are those of the sections that they were chosen on. The first table shows what
 99 % of the patches of each section reach, and the medians of the distance of the stain, whose reference is all sections
 of her2st. The second one says which share of the patches is poor, below 0.5, after something was done to them, on the
-sections of the choice and on other tissue, and what of the quality of those is worst, the most frequent first. Spots lie
-on tissue; what is more than 400 um from all of them on a section is glass, stained or not.
+sections of the choice and on other tissue, and what of the quality of those is worst, the most frequent first. Spots
+lie on tissue; what is more than 400 um from all of them on a section is glass, stained or not.
 """
 
 from __future__ import annotations
@@ -220,7 +220,7 @@ INKS = {
 
 DONE: dict[str, Change] = {
     **{f"blur of {um:g} um": blurred(um) for um in (0.5, 0.7, 1.0, 1.5, 2.0, 3.0)},
-    "blur of 2 um, JPEG of quality 30": then(blurred(2), saved(30)),
+    **{f"blur of 2 um, JPEG of quality {quality}": then(blurred(2), saved(quality)) for quality in (80, 30)},
     **{f"blur of 2 um, noise of {levels} of 255": then(blurred(2), noisy(levels)) for levels in (1, 2, 3)},
     "half of the resolution": halved,
     **{f"JPEG of quality {quality}": saved(quality) for quality in (30, 10)},

@@ -152,6 +152,7 @@ GIVEN = {
     "backend": ["--backend", "torch"],
     "significant_only": ["--significant-only"],
     "tta": ["--tta", "2"],
+    "min_quality": ["--min-quality", "0.1"],
     "batch_size": ["--batch-size", "2"],
     "mpp": ["--mpp", "0.5"],
     "magnification": ["--magnification", "20"],

@@ -69,7 +69,7 @@ def predict_patches(
     scale: Literal["auto", "strict"] = "auto",
     force_scale: bool = False,
     force: bool = False,
-    min_quality: float = 0.0,
+    min_quality: float = 0,
     significant_only: bool = False,
     tta: int = 1,
     features: bool = False,
@@ -224,7 +224,7 @@ def check_options(
     tta: int = 1,
     batch_size: int | None = None,
     on_error: str = "raise",
-    min_quality: float = 0.0,
+    min_quality: float = 0,
     **_: Any,
 ) -> Scale | None:
     """Refuse options that no weights could make sense of; gives the scale that they state."""

@@ -72,7 +72,7 @@ def predict_tiles(
     spots: str | Path | None = None,
     library: str | None = None,
     min_tissue: float = 0.5,
-    min_quality: float = 0.0,
+    min_quality: float = 0,
     force: bool = False,
     features: bool = False,
     significant_only: bool = False,
