@@ -37,6 +37,17 @@ def _uns(held_out, units, failed, described=False):
     return {"weights": info, "failed": failed, "tta": 1, "backend": "torch", "precision": "float32", "compiled": False}
 
 
+def quality(count: int) -> dict[str, np.ndarray]:
+    """Patches of which the first half is out of focus and the last one under ink."""
+    focus = np.where(np.arange(count) < count // 2, 0.25, 1.5)
+    pen = np.where(np.arange(count) == count - 1, 0.5, 0)
+    columns = {"focus": focus, "pen": pen, "fold": 0 * pen, "saturation": 0 * pen + 0.25, "stain_distance": 0 * pen + 2}
+    return {
+        key: values.astype(np.float32)
+        for key, values in {"quality": np.minimum(focus, 1 - 2 * pen).clip(0, 1), **columns}.items()
+    }
+
+
 def make(
     *,
     height: int = 300,
@@ -53,7 +64,7 @@ def make(
     """A slide with one ellipse of tissue; GNAS rises from left to right, FASN is the same everywhere.
 
     Args:
-        sure: Whether ``ood`` and ``tta_std`` are known.
+        sure: Whether ``ood``, ``tta_std`` and the quality are known.
         described: Whether it is known what the weights predict for `typical` tissue.
         **slide: Of `SlideContext`.
     """
@@ -76,7 +87,8 @@ def make(
     values[:, 0] = xy[:, 0] / xy[:, 0].max()
     values[:, 1] = 0.5
     names = np.array([f"{row}x{col}" for row, col in grid], object)
-    known = {"ood": np.linspace(0.1, 1.4, len(xy)).astype(np.float32)} if sure else {}
+    known = {"ood": np.linspace(0.1, 1.4, len(xy)).astype(np.float32), **quality(len(xy))} if sure else {}
+    known |= {"tissue_share": np.linspace(0.5, 1, len(xy)).astype(np.float32)} if sure else {}
     context = SlideContext(
         path=Path("slides") / name,
         size=(int(width * DOWNSAMPLE), int(height * DOWNSAMPLE)),
@@ -114,7 +126,7 @@ def make_patches(
     """Patches; of those that are sure the last is out of distribution."""
     values = np.random.default_rng(1).uniform(0, 2, (count, len(GENES))).astype(np.float32)
     uns = _uns(held_out, units, {"gone.png": "gone.png does not exist."}, described)
-    known = {"ood": np.linspace(0.5, 1.25, count)} if sure else {}
+    known = {"ood": np.linspace(0.5, 1.25, count), **quality(count)} if sure else {}
     if described:
         tissue = uns["weights"].predicted_in_training
         known["predicted_depth"] = tissue.depth(tissue.modules(values))

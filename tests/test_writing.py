@@ -275,6 +275,9 @@ def test_tiles_of_geojson_are_the_same_in_every_run(prediction):
     assert not set(ids) & {*_ids(make(name="slide 2.svs")), *_ids(make(series=1))}
 
 
+QUALITY = ["tissue_share", "quality", "focus", "pen", "fold", "saturation", "stain_distance"]
+
+
 @pytest.mark.parametrize("sure", [False, True])
 @pytest.mark.parametrize("kind", [make, make_patches])
 def test_csv_and_parquet_hold_the_same(kind, sure, tmp_path):
@@ -282,7 +285,8 @@ def test_csv_and_parquet_hold_the_same(kind, sure, tmp_path):
     result = kind(held_out=SURE if sure else HELD_OUT, sure=sure, described=sure)
     before = list(describe(result))
     assert before[:6] == ["name", "x", "y", "array_row", "array_col", "mpp"]
-    assert before[6:] == ["scale_source", "patch_um", "trained_um", "patch_px", "ood", "predicted_depth"]
+    assert before[6:12] == ["scale_source", "patch_um", "trained_um", "patch_px", "ood", "predicted_depth"]
+    assert before[12:] == QUALITY
     rows = lines(to_csv(result))
     assert rows[0] == [*before, *GENES, *(f"{gene}.tta_std" for gene in GENES if sure)]
     result.write(tmp_path / "table.parquet")
@@ -291,7 +295,11 @@ def test_csv_and_parquet_hold_the_same(kind, sure, tmp_path):
     table = parquet.read_table(tmp_path / "table.parquet")
     assert table.column_names == rows[0]
     unknown = [name for name in before if table[name].null_count]
-    assert unknown == ["array_row", "array_col"] * (kind is make_patches) + ["ood", "predicted_depth"] * (not sure)
+    assert unknown == [
+        *["array_row", "array_col"] * (kind is make_patches),
+        *["ood", "predicted_depth"] * (not sure),
+        *(name for name in QUALITY if not sure or (name == "tissue_share" and kind is make_patches)),
+    ]
     assert [str(table.schema.field(name).type) for name in before[1:5]] == ["double", "double", "int64", "int64"]
     assert [row[0] for row in rows[1:]] == table["name"].to_pylist() == result.names
     for column, name in enumerate(rows[0][1:], 1):
@@ -319,7 +327,8 @@ def test_what_is_known_of_sureness_is_in_the_geojson():
     document = json.loads("".join(to_geojson(sure)))
     assert document["tcgn"]["interval_radius"] == {gene: RADIUS[gene] for gene in GENES[:3]}
     measured = [feature["properties"]["measurements"] for feature in document["features"]]
-    np.testing.assert_allclose([m["ood"] for m in measured], sure.obs["ood"], atol=5e-5)
+    for key in ("ood", *QUALITY):
+        np.testing.assert_allclose([m[key] for m in measured], sure.obs[key], atol=5e-5)
     np.testing.assert_allclose([m["GNAS"] for m in measured], sure.X[:, 0], atol=5e-5)
 
 
@@ -510,6 +519,21 @@ def test_report(tmp_path):
         assert f"<td>{gene}</td>" in page
     for fact in (UNITS.replace("'", "&#39;"), "0" * 64, "0.5 µm/px", "128 µm", "6400 x 4800 px"):
         assert fact in page
+
+
+def test_a_report_maps_the_quality_and_says_by_what_tiles_are_poor(tmp_path):
+    pytest.importorskip("matplotlib")
+    sure = make(sure=True)
+    half = len(sure) // 2
+    write_report(tmp_path / "report.html", replace(sure, uns={**sure.uns, "left_out": {"0/0": "quality 0.10 (pen)"}}))
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert page.count('alt="Quality of the tiles"') == 1
+    poor = f"{half + 1} of {len(sure)} tiles ({half} by focus, 1 by pen)"
+    assert f"poor: {poor}; 1 tile left out" in page
+    assert f"<td>{poor}</td>" in page
+    assert f"poor quality: {poor}" in to_table(sure)
+    assert "poor quality: 0.00 of 1, by its pen" in to_table(make_patches(sure=True))
+    assert sure.metadata()["poor"] == {"focus": half, "pen": 1}
 
 
 def test_the_genes_of_a_report(prediction, tmp_path):

@@ -243,7 +243,7 @@ def _quality(result: Result) -> list[_Picture]:
         result, result.obs["quality"], "Quality of the tiles", subtitle, "quality", side=_FIGURE_SIDE, span=(0.0, 1.0)
     )
     left = f"; {counted(len(result.left_out), 'tile')} left out" if result.left_out else ""
-    return [_Picture(png, "Map of the quality of the tiles", f"poor: {poor_text(result) or 'none'}{left}")]
+    return [_Picture(png, "Quality of the tiles", f"poor: {poor_text(result) or 'none'}{left}")]
 
 
 def _run(result: Result) -> list[tuple[str, str]]:

@@ -237,6 +237,8 @@ def _slide_block(result: Result) -> str:
         head += f"out of distribution: {is_ood.sum()} of {len(result)} tiles; do not rely on them\n"
     if text := poor_text(result):
         head += f"poor quality: {text}\n"
+    if result.left_out:
+        head += f"left out for their quality: {counted(len(result.left_out), 'tile')}\n"
     summary = result.summary()
     deviation, shown = result.deviation(), ["sd", "min", "max"] + ["tta_std"] * ("tta_std" in result.layers)
     columns = {"mean": [f"{gene.mean:.3f}" for gene in summary]}
