@@ -35,6 +35,7 @@ from tcgn_hub.writing.geojson import to_geojson
 from tcgn_hub.writing.report import mapped_genes, write_report
 from tcgn_hub.writing.tables import describe, to_csv, to_json, to_table
 
+QUALITY = ["tissue_share", "quality", "focus", "pen", "fold", "saturation", "stain_distance"]
 SURE = {**HELD_OUT, "interval_radius": [0.5, 0.25, None, 1.0], "interval_level": 0.8}
 RADIUS = {"GNAS": 0.5, "FASN": 0.25, "HLA-DRA": None, "ACTB": 1.0}
 IDS = {"GNAS": "ENSG00000087460", "FASN": "ENSG00000169710", "HLA-DRA": "ENSG00000204287", "ACTB": "ENSG00000075624"}
@@ -232,7 +233,7 @@ def _measured(result: Result) -> tuple[list[str], dict]:
     document = json.loads("".join(to_geojson(result)))
     measured = {tuple(feature["properties"]["measurements"]) for feature in document["features"]}
     (names,) = measured
-    return [name for name in names if name not in ("ood", "predicted_depth")], document["tcgn"]
+    return [name for name in names if name not in ("ood", "predicted_depth", *QUALITY)], document["tcgn"]
 
 
 def test_geojson_has_the_significant_genes_or_those_asked_for(prediction):
@@ -273,9 +274,6 @@ def test_tiles_of_geojson_are_the_same_in_every_run(prediction):
     assert _ids(make(held_out=None)) == ids
     assert ids[0] == str(uuid5(uuid5(NAMESPACE_URL, "tcgn_hub"), f"slide 1.svs/0/{prediction.names[0]}"))
     assert not set(ids) & {*_ids(make(name="slide 2.svs")), *_ids(make(series=1))}
-
-
-QUALITY = ["tissue_share", "quality", "focus", "pen", "fold", "saturation", "stain_distance"]
 
 
 @pytest.mark.parametrize("sure", [False, True])
