@@ -83,7 +83,8 @@ def main() -> None:
         progress(title)
         row(title, {name: np.stack([change(patch, rng) for patch in own]) for name, own in few.items()})
     progress("reading glass")
-    row("glass", {title: np.concatenate([glass_of(section) for section in own]) for title, own in columns.items()})
+    glass = {title: np.concatenate([glass_of(section) for section in own]) for title, own in columns.items()}
+    row("glass", {title: glass.get(title, own[:0]) for title, own in patches.items()})
 
 
 def described(patches: np.ndarray, side_um: float = PATCH_UM) -> dict[str, np.ndarray]:
@@ -102,6 +103,9 @@ def row(title: str, patches: dict[str, np.ndarray], side_um: float = PATCH_UM) -
     reasons: Counter[str] = Counter()
     cells = []
     for own in patches.values():
+        if not len(own):
+            cells.append("-")
+            continue
         found = {reason: int(poor.sum()) for reason, poor in poor_by(described(own, side_um)).items()}
         reasons.update({reason: count for reason, count in found.items() if count})
         cells.append(f"{100 * sum(found.values()) / len(own):.0f}")

@@ -220,10 +220,11 @@ class Result:
     def poor(self) -> dict[str, int] | None:
         """How many patches or tiles are of a quality below `tcgn_hub.images.quality.POOR`, by what of it is worst.
 
-        ``quality``, from 0 to 1, is the least of ``focus`` (1 or more is what 99 % of training tissue has), 1 less four
-        times ``pen`` and four times ``fold`` (shares of the patch under ink, and where tissue lies double), and
-        ``saturation`` (of colour, from 0 to 1) over the one that 99 % of training tissue reach. ``stain_distance``, how
-        far the hue of the stains is from that of her2st, 1 its usual limit, is no part of it. None if it is not known.
+        ``quality``, from 0 to 1, is the least of ``focus`` (1 or more is what 99 % of training tissue has), 1 less
+        eight times ``pen``, 1 less four times ``fold`` (shares of the patch under ink, and where tissue lies double),
+        and ``saturation`` (of colour, from 0 to 1) over the one that 99 % of training tissue reach. ``stain_distance``,
+        how far the hue of the stains is from that of her2st, 1 its usual limit, is no part of it. None if it is not
+        known.
         """
         if "quality" not in self.obs:
             return None

@@ -25,7 +25,7 @@ MEASURES = (*REASONS, "stain_distance")
 FOCUS_LIMIT, SATURATION_LIMIT = 0.41, 0.19
 LIMIT_UM = 0.6875  # per pixel, at which the limit of the focus was found
 _NOISE = 4 * (3 / 255) ** 2  # energy of steps of noise with a standard deviation of three grey levels
-_WHOLE = 4  # so many times ink or a fold, and nothing is left of the quality
+_PEN_WHOLE, _FOLD_WHOLE = 8, 4  # so many times the share, and nothing is left of the quality
 
 _WHITE = 0.02  # added to what a part lets through, so that black is no infinite density
 _STAINED, _DARK = 1.0, 4.5  # density, of all channels: parts that ink can be told in; double layers of tissue
@@ -112,5 +112,5 @@ def none_good(columns: Mapping[str, np.ndarray], what: str, least: float) -> NoT
 def _scores(columns: Mapping[str, np.ndarray]) -> np.ndarray:
     """Of each of `REASONS`, 1 within the range of real tissue, shape (4, n)."""
     focus, pen, fold, saturation = (columns[reason] for reason in REASONS)
-    scores = [focus, 1 - _WHOLE * pen, 1 - _WHOLE * fold, saturation / np.float32(SATURATION_LIMIT)]
+    scores = [focus, 1 - _PEN_WHOLE * pen, 1 - _FOLD_WHOLE * fold, saturation / np.float32(SATURATION_LIMIT)]
     return np.stack(scores).clip(0, 1).astype(np.float32)
