@@ -88,13 +88,10 @@ def test_tissue_of_other_laboratories_is_not_poor():
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.sampled_from(range(len(TILES))), st.lists(st.floats(0.3, 6), min_size=2, max_size=4))
-def test_the_more_it_is_blurred_the_lower_is_the_focus(index, blurs):
-    blurs = [0, *sorted(blurs)]
-    steps = np.diff(blurs) > 0.15  # the blur is of eighths of pixels
-    focus = said(*(blurred(TILES[index], um) if um else TILES[index] for um in blurs))["focus"]
-    assert (np.diff(focus)[steps] < 0).all()
-    assert (np.diff(focus) <= 1e-6).all()
+@given(st.integers(0, len(TILES) - 1), st.sets(st.integers(0, 12), min_size=2, max_size=4))
+def test_the_more_it_is_blurred_the_lower_is_the_focus(index, thirds):
+    focus = said(*(blurred(TILES[index], third / 3) for third in sorted(thirds)))["focus"]
+    assert np.diff(focus).max() < 0
 
 
 def test_the_focus_is_not_the_contrast():
@@ -164,7 +161,7 @@ def test_what_is_blank_or_black_has_numbers():
 
 
 @settings(max_examples=15, deadline=None)
-@given(st.sampled_from(range(len(TILES))), st.integers(0, 3), st.booleans())
+@given(st.integers(0, len(TILES) - 1), st.integers(0, 3), st.booleans())
 def test_rotations_and_reflections_change_nothing(index, turns, mirrored):
     tissue = through(TILES[index], (0.2, 0.5, 0.3), slice(30, 80))
     turned = np.rot90(tissue[:, ::-1] if mirrored else tissue, turns)
