@@ -37,6 +37,16 @@ def draw_gene(result: Result, gene: str, *, layer: str = "value", side: int = 12
     return draw_values(result, values, title, subtitle, result.units, limits=limits, side=side)
 
 
+def draw_signature(result: Result, name: str, *, side: int = 1200) -> bytes | None:
+    """A PNG, as of `draw_gene`, of the scores of a gene set; None where they are withheld of all tiles."""
+    index = [signature.name for signature in result.signatures].index(name)
+    signature, scores = result.signatures[index], result.obsm["signatures"][:, index]
+    if not np.isfinite(scores).any():
+        return None
+    subtitle = f"{len(signature.genes)} of {counted(signature.size, 'gene')}, at mean depth"
+    return draw_values(result, scores, name, subtitle, "sd of the training tissue, mean of the genes", side=side)
+
+
 def layer_values(result: Result, layer: str, rows: slice = slice(None)) -> np.ndarray:
     """What a map shows of each gene, shape (n, genes): its 'value', or 'given_depth'. ``rows``: of which tiles.
 
