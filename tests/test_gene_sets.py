@@ -1,17 +1,25 @@
 """Gene sets: how files of them are read, how much of each may be used, and what decoupler makes of it."""
 
+import io
 import json
+import re
+import sys
 from dataclasses import replace
 from pathlib import Path
 
+import anndata
 import decoupler
 import numpy as np
 import pandas as pd
 import pytest
+from golden import PATCHES, SVS
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from results import some
+from sections import PANEL
 
+import tcgn_hub
 from tcgn_hub.cli.predict import main as tcgn_predict
 from tcgn_hub.errors import PanelError
 from tcgn_hub.panels.gene_sets import (
@@ -27,8 +35,8 @@ from tcgn_hub.units import UNITS
 from tcgn_hub.weights.info import WeightsInfo
 from tcgn_hub.weights.typical import describe_predictions
 from tcgn_hub.writing.figures import draw_signature
-from tcgn_hub.writing.geojson import to_geojson
-from tcgn_hub.writing.tables import facts, to_csv, to_json, to_table
+from tcgn_hub.writing.report import write_report
+from tcgn_hub.writing.tables import facts, to_json, to_table
 
 GENES = ["GNAS", "FASN", "HLA-DRA", "AES", "CD74", "PTPRC", "VIM", "BGN", "TIMP1", "SCD"]
 SIGNIFICANT = GENES[:9]  # all but SCD
@@ -226,3 +234,149 @@ def test_scores_are_withheld_where_significance_is():
     document = json.loads("".join(to_json(scored)))
     assert [row["FIRST.score"] is None for row in document["predictions"]] == (ood > 1).tolist()
     assert document["signatures"]["withheld"] == (ood > 1).sum()
+
+
+# ------------------------------------------------------------------------------------------------------------- written
+
+
+@pytest.fixture(scope="module")
+def slide(tiny_weights) -> Result:
+    """A slide by the tiny weights, as if it were tissue that these know."""
+    predicted = tcgn_hub.load(path=tiny_weights, device="cpu").slide(SVS, stride_um=150, workers=0)
+    return replace(predicted, obs={**predicted.obs, "ood": np.linspace(0.1, 1.2, len(predicted))})
+
+
+TINY = {"ONE": PANEL[4:10], "TWO/2": PANEL[5:], "NONE": [*PANEL[:4], *PANEL[4:6]]}
+
+
+def test_a_slide_is_written_with_its_scores(slide, tmp_path):
+    scored = slide.score(TINY)
+    scores = scored.obsm["signatures"]
+    assert np.isnan(scores[:, 0]).sum() == (slide.obs["ood"] > 1).sum() > 0
+    for kind in ("h5ad", "csv", "json", "parquet", "geojson", "txt"):
+        scored.write(tmp_path / f"x.{kind}")
+    names = ["ONE", "TWO_2"]
+    adata = anndata.read_h5ad(tmp_path / "x.h5ad")
+    pd.testing.assert_frame_equal(
+        adata.obsm["signatures"], pd.DataFrame(scores, index=adata.obs_names, columns=names), check_names=False
+    )
+    pd.testing.assert_frame_equal(scored.to_anndata().obsm["signatures"], adata.obsm["signatures"], check_names=False)
+    known = {"scored": {"ONE": {"genes": PANEL[4:10], "size": 6}, "TWO_2": {"genes": PANEL[5:], "size": 7}}}
+    known |= {"refused": {"NONE": {"genes": PANEL[4:6], "size": 6}}, "withheld": int(np.isnan(scores[:, 0]).sum())}
+    known["different"] = scored.different_signatures()
+    assert json.loads(adata.uns["tcgn"]["signatures"]) == scored.metadata()["signatures"] == known
+    for table in (pd.read_csv(tmp_path / "x.csv"), pd.read_parquet(tmp_path / "x.parquet")):
+        assert list(table)[10:15] == ["ood", "predicted_depth", "ONE.score", "TWO_2.score", PANEL[0]]
+        np.testing.assert_allclose(table[["ONE.score", "TWO_2.score"]], scores, rtol=1e-5)
+    assert "nan" not in (tmp_path / "x.csv").read_text()
+    rows = json.loads((tmp_path / "x.json").read_text())["predictions"]
+    assert [row["ONE.score"] for row in rows] == [None if v != v else float(v) for v in scores[:, 0]]
+    tiles = json.loads((tmp_path / "x.geojson").read_text(), parse_constant=pytest.fail)["features"]
+    assert ["ONE.score" in tile["properties"]["measurements"] for tile in tiles] == np.isfinite(scores[:, 0]).tolist()
+    text = (tmp_path / "x.txt").read_text()
+    assert re.search(r"^TWO_2 +7 of 7 ( +-?[0-9.]+){4}$", text, re.M)
+    assert "the scores of 2 gene sets are worth 1." in text
+
+
+def test_without_gene_sets_nothing_is_said_of_them(slide, tmp_path):
+    slide.write(tmp_path / "x.h5ad")
+    adata = anndata.read_h5ad(tmp_path / "x.h5ad")
+    assert "signatures" not in adata.obsm
+    assert slide.metadata()["signatures"] is None
+    assert "gene set" not in to_table(slide)
+
+
+def test_decoupler_and_scanpy_take_the_scores_as_their_own(slide):
+    scanpy = pytest.importorskip("scanpy")
+    adata = slide.score(TINY).to_anndata()
+    own = decoupler.pp.get_obsm(adata, key="signatures")
+    assert list(own.var_names) == ["ONE", "TWO_2"]
+    scanpy.pl.embedding(own, basis="spatial", color="ONE", show=False)
+
+
+def test_decoupler_gives_the_same_of_what_is_in_the_h5ad(slide, tmp_path):
+    """The scores by whoever has the file and decoupler alone."""
+    slide.score(TINY).write(tmp_path / "x.h5ad")
+    adata = anndata.read_h5ad(tmp_path / "x.h5ad")
+    typical = slide.info.predicted_in_training
+    z = (adata.layers["given_depth"] - typical.mean) / typical.given_depth_sd
+    table = pd.DataFrame(z, index=adata.obs_names, columns=adata.var_names)[PANEL[4:]]
+    net = pd.DataFrame([("ONE", gene) for gene in PANEL[4:10]], columns=["source", "target"])
+    again, _ = decoupler.mt.waggr(table, net, fun="wmean", times=0)
+    known = adata.obsm["signatures"]["ONE"].dropna()
+    np.testing.assert_allclose(again.loc[known.index, "ONE"], known, atol=1e-4)
+
+
+def test_maps_and_the_report_show_the_scores(slide, tmp_path):
+    scored = slide.score({**TINY, "SAME": PANEL[4:10]})
+    picture = Image.open(io.BytesIO(draw_signature(scored, "ONE")))
+    assert picture.width >= 620
+    write_report(tmp_path / "report.html", scored)
+    page = (tmp_path / "report.html").read_text()
+    assert re.findall(r'alt="Map of the gene set (.*?)"', page) == ["ONE", "TWO_2"][: page.count("Map of the gene set")]
+    assert "the same map: SAME" in page or "SAME" in page.split("the same map: ")[1]
+    assert "Too few genes to score: NONE: 2 of 6 genes (33 %)" in page
+    write_report(tmp_path / "without.html", slide)
+    assert "gene set" not in (tmp_path / "without.html").read_text()
+
+
+def test_what_is_withheld_is_not_drawn(slide, tmp_path):
+    foreign = replace(slide, obs={**slide.obs, "ood": np.full(len(slide), 2.0)}).score(TINY)
+    assert draw_signature(foreign, "ONE") is None
+    write_report(tmp_path / "report.html", foreign)
+    assert "Map of the gene set" not in (tmp_path / "report.html").read_text()
+    assert re.search(r"^ONE +6 of 6 ( +withheld){4}$", to_table(foreign), re.M)
+
+
+# -------------------------------------------------------------------------------------------------------- command line
+
+
+@pytest.fixture
+def gmt(tmp_path) -> Path:
+    return written(tmp_path / "sets.gmt", "".join("\t".join([k, "", *genes]) + "\n" for k, genes in TINY.items()))
+
+
+def test_shares_are_said_before_anything_is_predicted(gmt, tiny_weights, capsys):
+    arguments = [PATCHES[0], "--weights", str(tiny_weights), "--signatures", str(gmt)]
+    assert tcgn_predict(arguments) == 0
+    out, said = capsys.readouterr()
+    lines = said.splitlines()
+    assert lines[0] == "tcgn-predict: ONE: 6 of 6 genes (100 %)"
+    assert lines[2] == "tcgn-predict: too few genes to score: NONE: 2 of 6 genes (33 %)"
+    assert re.search(r"^ONE +6 of 6  (withheld|[+-]\d+\.\d\d)$", out, re.M)
+    assert tcgn_predict([*arguments, "--min-share", "1", "--genes", ",".join(PANEL[:9])]) == 2
+    _, said = capsys.readouterr()
+    assert said.count("\n") == 1
+    assert "predicts too few genes of 3 gene sets better than chance, most of ONE: 5 of 6 genes (83 %)" in said
+
+
+def test_maps_of_gene_sets_are_drawn_where_they_are_named(gmt, tiny_weights, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(Result, "withheld", lambda *_: "")
+    monkeypatch.setattr(Result, "is_ood", None)
+    arguments = [str(SVS), "--stride-um", "300", "--weights", str(tiny_weights), "--signatures", str(gmt)]
+    assert tcgn_predict([*arguments, "-o", str(tmp_path / "x.csv"), "--plot", f"{PANEL[0]},ONE"]) == 0
+    assert {path.name for path in tmp_path.glob("x.*.png")} == {f"x.{PANEL[0]}.png", "x.ONE.png", "x.tissue.png"}
+    capsys.readouterr()
+    assert tcgn_predict([*arguments, "-o", str(tmp_path / "y.csv"), "--plot", "NONE"]) == 2
+    assert "NONE is to be drawn, but not among the genes that are predicted or sets scored" in capsys.readouterr().err
+
+
+def test_a_cohort_is_scored_and_another_file_is_another_run(gmt, tiny_weights, tmp_path):
+    predictor = tcgn_hub.load(path=tiny_weights, device="cpu")
+    options = {"stride_um": 300, "workers": 0, "format": "csv"}
+    first = predictor.slides([SVS], tmp_path / "out", signatures=gmt, **options)
+    table = pd.read_csv(tmp_path / "out" / f"{SVS.name}.csv")
+    assert [name for name in table if name.endswith(".score")] == ["ONE.score", "TWO_2.score"]
+    again = predictor.slides([SVS], tmp_path / "out", signatures=TINY, **options)
+    assert again == first
+    fewer = predictor.slides([SVS], tmp_path / "out", signatures={"ONE": TINY["ONE"]}, **options)
+    assert fewer[0].run != first[0].run
+    with pytest.raises(PanelError, match="too few genes"):
+        predictor.slides([SVS], tmp_path / "out", signatures={"NONE": TINY["NONE"]}, **options)
+    assert list(pd.read_csv(tmp_path / "out" / f"{SVS.name}.csv"))[12:14] == ["ONE.score", PANEL[0]]
+
+
+def test_without_decoupler_the_extra_is_named(tiny_weights, gmt, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "decoupler", None)
+    assert tcgn_predict([PATCHES[0], "--weights", str(tiny_weights), "--signatures", str(gmt)]) == 2
+    assert "To score gene sets, install decoupler: pip install 'tcgn_hub[signatures]'." in capsys.readouterr().err
