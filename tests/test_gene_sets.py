@@ -128,7 +128,7 @@ def test_what_is_no_file_of_gene_sets_is_refused(text, said, tmp_path):
 def test_a_file_that_cannot_be_read_is_refused(tmp_path):
     (tmp_path / "sets.gmt").write_bytes(b"\x93\xff\x00\x01")
     for name in ("sets.gmt", "gone.gmt", "."):
-        with pytest.raises(PanelError, match="could not be read .*; give a GMT or a JSON file"):
+        with pytest.raises(PanelError, match=r"could not be read .*; give a GMT or a JSON file"):
             load_gene_sets(tmp_path / name)
 
 

@@ -178,7 +178,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "FILE.gmt|FILE.json",
     ),
     "min_share": _value(
-        "least share of a gene set that a score may rest on, 0 to 1, with 5 genes (default: 0.1)",
+        "least share of a gene set that a score may rest on, 0 to 1, with 5 genes (default: 0.2)",
         "SHARE",
         _number(float, 0, 1),
     ),

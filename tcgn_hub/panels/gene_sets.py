@@ -19,7 +19,7 @@ from tcgn_hub.text import counted, option, some
 GeneSets = str | Path | Mapping[str, Sequence[str]]
 """A file of gene sets, or genes by the names of sets."""
 
-MIN_SHARE = 0.1
+MIN_SHARE = 0.2
 """Least share of a set that a score may rest on, unless another is given."""
 
 LEAST_GENES = 5
