@@ -266,7 +266,7 @@ def _gene_sets(result: Result) -> dict[str, Any] | None:
         for signature in result.signatures
     ]
     refused = [str(signature) for signature in result.uns["signatures_refused"]]
-    return {"pictures": pictures, "rows": rows, "refused": some(refused, _NAMED), "different": len(maps)}
+    return {"pictures": pictures, "rows": rows, "refused": some(refused, _NAMED)}
 
 
 def _run(result: Result) -> list[tuple[str, str]]:
