@@ -133,10 +133,10 @@ def _predict_slides(slides: list[Path], options: dict[str, Any], args: argparse.
     slides = _without_drawn(slides, args)
     outputs, suffix = _outputs(slides, args)
     options |= given(args, _TILED)
-    sets = _gene_sets(args, options, prog)
     if args.dry_run:
         return _plan(slides, options, args, prog)
     _check_slides(outputs, suffix, args)
+    sets = _gene_sets(args, options, prog)
     plot = tuple(args.plot.split(",")) if args.plot else ()
     wanted = Outputs(suffix or ".h5ad", plot, args.map, bool(args.report), sets or None, **given(args, ("min_share",)))
     wanted.check()
@@ -286,8 +286,9 @@ def _plan(slides: list[Path], options: dict[str, Any], args: argparse.Namespace,
     from tcgn_hub.text import aligned
 
     info = check_weights(args.weights, genes=options["genes"], **given(args, ("significant_only", "backend")))
+    sets = _gene_sets(args, options, prog)
     if info is None:
-        info = load_predictor(args).info
+        info = load_predictor(args, sets=sets).info
     planned = list(Progress(len(slides), "slide").over(plan(slides, info, **options)))
     cells = [["slide", "tiles", "tissue", "um/px", "scale from"]]
 
@@ -301,7 +302,7 @@ def _plan(slides: list[Path], options: dict[str, Any], args: argparse.Namespace,
     good = [one for one in planned if not one.error]
     if not good:
         raise ImageError(f"By --dry-run none of {len(slides)} slides can be predicted: {planned[0].error}")
-    tta, predictor = args.tta or 1, load_predictor(args, genes=options["genes"])
+    tta, predictor = args.tta or 1, load_predictor(args, genes=options["genes"], sets=sets)
     tiles = sum(one.tiles for one in good)
     seconds = tiles * seconds_per_tile(predictor, tta=tta, batch_size=args.batch_size)
     genes = len(predictor.columns(options["genes"], significant_only=bool(args.significant_only)))
@@ -323,8 +324,8 @@ def _gene_sets(args: argparse.Namespace, options: dict[str, Any], prog: str) -> 
     from tcgn_hub.prediction.predictor import check_weights
     from tcgn_hub.result import scorable
 
-    require_decoupler()
     sets, asked = load_gene_sets(args.signatures), {"genes": options["genes"], **given(args, ("significant_only",))}
+    require_decoupler()
     info = check_weights(args.weights, **asked, **given(args, ("backend",))) or load_predictor(args, sets=sets).info
     genes = [info.genes[i] for i in info.columns(**asked).values()]
     scored, refused = scorable(info, sets, genes, **given(args, ("min_share",)))
