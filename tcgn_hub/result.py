@@ -437,7 +437,7 @@ class Result:
             assert given is not None
             scores[rows] = mean_scores((given[:, columns] - mean) / sd, used, scored)
             forget(self.X)
-        if self.withheld():
+        if self.slide is not None and self.withheld():
             scores[:] = np.nan
         elif self.is_ood is not None:
             scores[self.is_ood] = np.nan

@@ -30,6 +30,8 @@ from tcgn_hub.panels.gene_sets import (
     mean_scores,
     signatures_of,
 )
+from tcgn_hub.prediction.cohort.ledger import Ledger
+from tcgn_hub.prediction.cohort.summary import concatenate
 from tcgn_hub.result import Result, gene_table, scorable
 from tcgn_hub.units import UNITS
 from tcgn_hub.weights.info import WeightsInfo
@@ -227,6 +229,9 @@ def test_scores_are_withheld_where_significance_is():
     assert np.isnan(scored.obsm["signatures"]).all(axis=1).tolist() == (ood > 1).tolist()
     known = np.isfinite(scored.obsm["signatures"][:, 0])
     np.testing.assert_array_equal(scored.obsm["signatures"][known], made().score(SETS).obsm["signatures"][known])
+    most = made(ood=ood + 0.3)
+    assert most.withheld()
+    assert np.isfinite(most.score(SETS).obsm["signatures"][:, 0]).tolist() == [not most.withheld(i) for i in range(12)]
     foreign = made(ood=ood + 0.6).score(SETS)
     assert np.isnan(foreign.obsm["signatures"]).all()
     assert foreign.different_signatures() is None
@@ -321,7 +326,9 @@ def test_maps_and_the_report_show_the_scores(slide, tmp_path):
 
 
 def test_what_is_withheld_is_not_drawn(slide, tmp_path):
-    foreign = replace(slide, obs={**slide.obs, "ood": np.full(len(slide), 2.0)}).score(TINY)
+    most = np.linspace(0.5, 1.8, len(slide))
+    foreign = replace(slide, obs={**slide.obs, "ood": most}).score(TINY)
+    assert foreign.metadata()["signatures"]["withheld"] == len(slide) > (most > 1).sum()
     assert draw_signature(foreign, "ONE") is None
     write_report(tmp_path / "report.html", foreign)
     assert "Map of the gene set" not in (tmp_path / "report.html").read_text()
@@ -362,18 +369,19 @@ def test_maps_of_gene_sets_are_drawn_where_they_are_named(gmt, tiny_weights, tmp
 
 
 def test_a_cohort_is_scored_and_another_file_is_another_run(gmt, tiny_weights, tmp_path):
-    predictor = tcgn_hub.load(path=tiny_weights, device="cpu")
-    options = {"stride_um": 300, "workers": 0, "format": "csv"}
-    first = predictor.slides([SVS], tmp_path / "out", signatures=gmt, **options)
-    table = pd.read_csv(tmp_path / "out" / f"{SVS.name}.csv")
-    assert [name for name in table if name.endswith(".score")] == ["ONE.score", "TWO_2.score"]
-    again = predictor.slides([SVS], tmp_path / "out", signatures=TINY, **options)
-    assert again == first
-    fewer = predictor.slides([SVS], tmp_path / "out", signatures={"ONE": TINY["ONE"]}, **options)
+    predictor, out = tcgn_hub.load(path=tiny_weights, device="cpu"), tmp_path / "out"
+    options = {"stride_um": 300, "workers": 0}
+    first = predictor.slides([SVS], out, signatures=gmt, **options)
+    assert predictor.slides([SVS], out, signatures=TINY, **options) == first
+    assert concatenate(Ledger(out), tmp_path / "all.h5ad") == 1
+    kept = anndata.read_h5ad(tmp_path / "all.h5ad").obsm["signatures"]
+    assert list(kept) == ["ONE", "TWO_2"]
+    assert len(kept) == first[0].tiles
+    fewer = predictor.slides([SVS], out, signatures={"ONE": TINY["ONE"]}, **options)
     assert fewer[0].run != first[0].run
     with pytest.raises(PanelError, match="too few genes"):
-        predictor.slides([SVS], tmp_path / "out", signatures={"NONE": TINY["NONE"]}, **options)
-    assert list(pd.read_csv(tmp_path / "out" / f"{SVS.name}.csv"))[12:14] == ["ONE.score", PANEL[0]]
+        predictor.slides([SVS], out, signatures={"NONE": TINY["NONE"]}, **options)
+    assert list(anndata.read_h5ad(out / f"{SVS.name}.h5ad").obsm["signatures"]) == ["ONE"]
 
 
 def test_without_decoupler_the_extra_is_named(tiny_weights, gmt, capsys, monkeypatch):

@@ -40,7 +40,7 @@ class Signature:
         return len(self.genes) / self.size
 
     def __str__(self) -> str:
-        return f"{self.name}: {len(self.genes)} of {counted(self.size, 'gene')} ({self.share:.0%})".replace("%", " %")
+        return f"{self.name}: {len(self.genes)} of {counted(self.size, 'gene')} ({100 * self.share:.0f} %)"
 
     def has_enough(self, min_share: float) -> bool:
         """Whether that is enough to score it."""
@@ -86,10 +86,12 @@ def signatures_of(sets: Mapping[str, Sequence[str]], panel: Sequence[str], usabl
 
     ``sets``: what `load_gene_sets` gave; ``panel``: symbols; ``usable``: those of them that may be used.
     """
+    symbols = match_genes(list(dict.fromkeys(gene for genes in sets.values() for gene in genes)), panel)
     signatures = []
     for name, genes in sets.items():
-        found = set(match_genes(genes, panel).values()).intersection(usable)
-        size = len({symbol_of_today(gene).upper() for gene in genes})
+        found = {symbols[gene] for gene in genes if gene in symbols}.intersection(usable)
+        # what the panel does not have counts as well
+        size = len({symbols.get(gene, symbol_of_today(gene)).upper() for gene in genes})
         signatures.append(Signature(name, tuple(gene for gene in panel if gene in found), size))
     return signatures
 
