@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from golden import PATCHES, SVS
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from results import some
@@ -189,6 +189,7 @@ def test_scores_are_means_of_standardised_values_given_depth():
     assert "signatures" not in result.obsm
 
 
+@settings(max_examples=30)
 @given(
     values=st.integers(0, 2**32 - 1).map(lambda seed: np.random.default_rng(seed).normal(size=(7, len(GENES)))),
     sets=st.lists(st.sets(st.sampled_from(GENES), min_size=1).map(sorted), min_size=1, max_size=4),
@@ -247,7 +248,7 @@ def test_scores_are_withheld_where_significance_is():
 @pytest.fixture(scope="module")
 def slide(tiny_weights) -> Result:
     """A slide by the tiny weights, as if it were tissue that these know."""
-    predicted = tcgn_hub.load(path=tiny_weights, device="cpu").slide(SVS, stride_um=150, workers=0)
+    predicted = tcgn_hub.load(path=tiny_weights, device="cpu").slide(SVS, stride_um=250, workers=0)
     return replace(predicted, obs={**predicted.obs, "ood": np.linspace(0.1, 1.2, len(predicted))})
 
 
@@ -316,13 +317,11 @@ def test_maps_and_the_report_show_the_scores(slide, tmp_path):
     scored = slide.score({**TINY, "SAME": PANEL[4:10]})
     picture = Image.open(io.BytesIO(draw_signature(scored, "ONE")))
     assert picture.width >= 620
-    write_report(tmp_path / "report.html", scored)
+    write_report(tmp_path / "report.html", scored, genes=PANEL[:1])
     page = (tmp_path / "report.html").read_text()
     assert re.findall(r'alt="Map of the gene set (.*?)"', page) == ["ONE", "TWO_2"][: page.count("Map of the gene set")]
     assert "the same map: SAME" in page or "SAME" in page.split("the same map: ")[1]
     assert "Too few genes to score: NONE: 2 of 6 genes (33 %)" in page
-    write_report(tmp_path / "without.html", slide)
-    assert "gene set" not in (tmp_path / "without.html").read_text()
 
 
 def test_what_is_withheld_is_not_drawn(slide, tmp_path):
@@ -330,7 +329,7 @@ def test_what_is_withheld_is_not_drawn(slide, tmp_path):
     foreign = replace(slide, obs={**slide.obs, "ood": most}).score(TINY)
     assert foreign.metadata()["signatures"]["withheld"] == len(slide) > (most > 1).sum()
     assert draw_signature(foreign, "ONE") is None
-    write_report(tmp_path / "report.html", foreign)
+    write_report(tmp_path / "report.html", foreign, genes=PANEL[:1])
     assert "Map of the gene set" not in (tmp_path / "report.html").read_text()
     assert re.search(r"^ONE +6 of 6 ( +withheld){4}$", to_table(foreign), re.M)
 
