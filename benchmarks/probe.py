@@ -26,6 +26,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from tcgn_hub.correlation import effective_rank
 from tcgn_hub.data.checks import check_sections
 from tcgn_hub.data.readers.genes import tidy
 from tcgn_hub.data.readers.her2st import read_her2st
@@ -35,7 +36,7 @@ from tcgn_hub.data.targets import TrainingTargets, pearson_residuals, training_t
 from tcgn_hub.evaluation.baselines import PENALTIES, median_pcc, ridge_predict
 from tcgn_hub.evaluation.encoders import encoder_features, load_encoder
 from tcgn_hub.evaluation.significance import residuals
-from tcgn_hub.evaluation.skill import effective_rank, highest
+from tcgn_hub.evaluation.skill import highest
 from tcgn_hub.panels import load_panel
 from tcgn_hub.ridge import fit_each
 from tcgn_hub.units import depth

@@ -1,4 +1,4 @@
-"""Correlations of each column of two tables."""
+"""Correlations of each column of two tables, and between the columns of one."""
 
 from __future__ import annotations
 
@@ -36,6 +36,22 @@ def standardised(values: np.ndarray) -> np.ndarray:
     own = centred(values)
     spread = np.sqrt((own**2).mean(axis=0))
     return np.divide(own, spread, out=np.zeros_like(own), where=spread != 0)
+
+
+def effective_rank(values: np.ndarray) -> float:
+    """How many different pictures the columns are worth (Roy and Vetterli, EUSIPCO 2007).
+
+    The exponential of the entropy of the squared singular values of the standardised columns: 1 if all are one picture,
+    their number if none has to do with another. ``values``: shape (n, genes); columns with a NaN and constant ones do
+    not count. NaN if none is left.
+    """
+    own = standardised(values)
+    share = np.linalg.svd(own[:, ~np.isnan(own).any(axis=0)], compute_uv=False) ** 2
+    total = share.sum()
+    if not total > 0:
+        return float("nan")
+    share = share[share > 1e-12 * total] / total
+    return float(np.exp(-(share * np.log(share)).sum()))
 
 
 def _ranks(values: np.ndarray) -> np.ndarray:

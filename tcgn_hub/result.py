@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tcgn_hub.correlation import pearson, spearman
+from tcgn_hub.correlation import effective_rank, pearson, spearman
 from tcgn_hub.errors import OutputError, PanelError
 from tcgn_hub.extras import require
 from tcgn_hub.images.quality import poor_by
 from tcgn_hub.panels import ensembl_ids
-from tcgn_hub.rows import blocks, take_columns
+from tcgn_hub.panels.gene_sets import MIN_SHARE, GeneSets, Signature, enough, load_gene_sets, mean_scores, signatures_of
+from tcgn_hub.rows import AT_ONCE, blocks, forget, take_columns
 from tcgn_hub.text import printable
 from tcgn_hub.units import UNITS, from_linear, to_linear
 from tcgn_hub.version import __version__
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 _HIRES, _LOWRES = 2000, 600  # longest sides of overviews, as Space Ranger makes them
+_COMPARED = 5000  # tiles at most by which maps are compared
+_LEAST_COMPARED = 4
 
 OURS = "TCGN"
 """What the weights that are measured are called beside other methods."""
@@ -76,6 +79,32 @@ def gene_table(info: WeightsInfo, columns: Sequence[int]) -> dict[str, np.ndarra
     if typical is not None and typical.depth is not None:
         var["depth_slope"] = typical.depth.slope[list(columns)]
     return var
+
+
+def scorable(
+    info: WeightsInfo, sets: GeneSets, genes: Sequence[str] | None = None, *, min_share: float = MIN_SHARE
+) -> tuple[list[Signature], list[Signature]]:
+    """The gene sets that `Result.score` scores, and those of which it refuses to; to be asked before predicting.
+
+    Args:
+        info: What is known of the weights.
+        sets: See `tcgn_hub.panels.gene_sets.load_gene_sets`.
+        genes: Symbols of those that are predicted; all of the weights if None.
+        min_share: As of `Result.score`.
+
+    Raises:
+        PanelError: As of `Result.score`.
+    """
+    typical = info.predicted_in_training
+    if info.significant is None:
+        raise PanelError(f"Which genes {info.name} predicts better than chance was not measured, so nothing is scored.")
+    if typical is None or typical.given_depth_sd is None:
+        raise PanelError(
+            f"{info.name} does not state what depth it predicts for its training tissue, which scores need."
+        )
+    varied = {gene for gene, sd in zip(info.genes, typical.given_depth_sd, strict=True) if sd > 0}
+    usable = varied.intersection(info.significant, info.genes if genes is None else genes)
+    return enough(signatures_of(load_gene_sets(sets), info.genes, usable), min_share, of=info.name)
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,13 +181,14 @@ class Result:
             ``trained_sd``, ``trained_low`` and ``trained_high`` (1 % lie below, and above), and ``depth_slope``, by
             which it rises with predicted depth. All but the first two only if the weights state it.
         uns: ``weights`` (`WeightsInfo`), ``failed`` (what could not be predicted, and why), ``left_out``, ``slide``
-            (`SlideContext`, of tiles), ``asked`` (whether genes were, all of which a GeoJSON then holds), ``tta``,
-            ``backend``, ``precision`` and ``compiled`` (how it was computed).
+            (`SlideContext`, of tiles), ``asked`` (whether genes were, all of which a GeoJSON then holds),
+            ``signatures`` and ``signatures_refused`` (lists of `tcgn_hub.panels.gene_sets.Signature`, of `score`),
+            ``tta``, ``backend``, ``precision`` and ``compiled`` (how it was computed).
         layers: ``tta_std``, standard deviation over the rotations and reflections that X is the mean of, if several;
             ``measured``, with ``measured_depth`` in ``obs``, where it is known, see `tcgn_hub.data.sections.beside`.
         obsm: ``spatial``, centres as (x, y) in pixels at full resolution, of tiles; ``modules``, places along the few
             axes that the weights tell tissue apart by, see `tcgn_hub.weights.typical.Typical.modules`, if they describe
-            them; ``features``, if asked for.
+            them; ``features``, if asked for; ``signatures``, see `score`, shape (n, signatures).
     """
 
     X: np.ndarray
@@ -398,6 +428,62 @@ class Result:
             for gene, *values in zip(self.genes, *(column.tolist() for column in columns.values()), strict=True)
         ]
 
+    def score(self, sets: GeneSets, *, min_share: float = MIN_SHARE) -> Result:
+        """The same with a score of each gene set, ``obsm['signatures']``, and what it rests on, ``uns['signatures']``.
+
+        The score is the mean, as decoupler computes it, of those genes of the set that are predicted here and are
+        significant: of what they are `given_depth`, in standard deviations from the mean of the training tissue. It
+        does not depend on other genes, sets or tiles. It is NaN where significance is `withheld`.
+
+        Args:
+            sets: A GMT or JSON file, or genes by the names of sets, see `tcgn_hub.panels.gene_sets.load_gene_sets`.
+            min_share: Share of a set that a score has to rest on, with at least five genes, or all of a smaller set.
+                Sets of which there is less are left out, and listed in ``uns['signatures_refused']``.
+
+        Raises:
+            PanelError: The sets cannot be read, none has enough genes, or the weights do not state which genes are
+                significant and what they predict for their training tissue.
+            ExtraError: decoupler is not installed.
+        """
+        scored, refused = scorable(self.info, sets, self.genes, min_share=min_share)
+        typical = self.info.predicted_in_training
+        assert typical is not None
+        assert typical.given_depth_sd is not None
+        used = [gene for gene in self.genes if any(gene in signature.genes for signature in scored)]
+        columns, outputs = [self.column(gene) for gene in used], [self.info.genes.index(gene) for gene in used]
+        mean, sd = typical.mean[outputs], typical.given_depth_sd[outputs]
+        scores = np.empty((len(self), len(scored)), np.float32)
+        for start in range(0, len(self), AT_ONCE):
+            rows = slice(start, start + AT_ONCE)
+            given = self.given_depth(rows)
+            assert given is not None
+            scores[rows] = mean_scores((given[:, columns] - mean) / sd, used, scored)
+            forget(self.X)
+        if self.slide is not None and self.withheld():
+            scores[:] = np.nan
+        elif self.is_ood is not None:
+            scores[self.is_ood] = np.nan
+        uns = {**self.uns, "signatures": scored, "signatures_refused": refused}
+        return replace(self, obsm={**self.obsm, "signatures": scores}, uns=uns)
+
+    @property
+    def signatures(self) -> list[Signature]:
+        """The gene sets that are scored, in the order of ``obsm['signatures']``."""
+        return self.uns.get("signatures", [])
+
+    def different_signatures(self) -> float | None:
+        """How many different maps the scores are worth, see `tcgn_hub.correlation.effective_rank`.
+
+        None of fewer than two signatures, or too few patches or tiles that have scores.
+        """
+        if len(self.signatures) < 2:
+            return None
+        scores = self.obsm["signatures"]
+        known = np.flatnonzero(np.isfinite(scores[:, 0]))
+        known = known[:: -(-len(known) // _COMPARED) or 1]
+        rank = effective_rank(scores[known]) if len(known) >= _LEAST_COMPARED else math.nan
+        return None if math.isnan(rank) else rank
+
     def select(self, genes: Sequence[str]) -> Result:
         """The same of some genes, in this order.
 
@@ -435,7 +521,9 @@ class Result:
         how many each is said), ``weights``, ``sha256``, ``units``, ``interval_level``, ``out_of_distribution`` (how
         many are), ``skill`` and ``significance`` (see `WeightsInfo`), ``significance_withheld`` (why; None where it is
         not), ``spread``, ``modules`` (of each axis the ``share`` of the variance, and which genes are ``rising`` and
-        ``falling`` along it), ``trained_depth`` (mean of what `depth` is for the training tissue), ``tta``,
+        ``falling`` along it), ``trained_depth`` (mean of what `depth` is for the training tissue), ``signatures`` (of
+        those that are ``scored`` and those ``refused``, by name, the ``genes`` that were used and the ``size`` of the
+        set; `different_signatures` as ``different``; and how many patches or tiles are ``withheld``), ``tta``,
         ``backend``, ``precision``, ``compiled``, and the version of ``tcgn_hub``.
         """
         slide, is_ood, info = self.slide, self.is_ood, self.info
@@ -472,6 +560,7 @@ class Result:
             "spread": self.spread(),
             "modules": self._modules(),
             "trained_depth": None if typical is None or typical.depth is None else typical.depth.mean,
+            "signatures": self._signatures(),
             **{key: self.uns.get(key) for key in ("tta", "backend", "precision", "compiled")},
             "tcgn_hub": __version__,
         }
@@ -486,6 +575,17 @@ class Result:
             {"share": share, "rising": rising, "falling": falling}
             for share, (rising, falling) in zip(typical.shares.tolist(), leading, strict=True)
         ]
+
+    def _signatures(self) -> dict[str, Any] | None:
+        """What scores rest on, None if there are none."""
+        if "signatures" not in self.obsm:
+            return None
+        lists = ("scored", self.signatures), ("refused", self.uns["signatures_refused"])
+        return {
+            **{key: {s.name: {"genes": list(s.genes), "size": s.size} for s in some} for key, some in lists},
+            "different": self.different_signatures(),
+            "withheld": int(np.isnan(self.obsm["signatures"][:, 0]).sum()),
+        }
 
     def gene_metadata(self) -> dict[str, dict[str, Any] | None]:
         """What is known of the genes, as values that JSON can hold.
@@ -529,11 +629,12 @@ class Result:
         category, and ``in_tissue``, which is 1. ``uns['log1p']`` tells scanpy that the logarithms of
         `tcgn_hub.units.UNITS` are to the base of 10, which its fold changes need.
         ``obsm['spatial']`` are the centres as (x, y) in pixels at full resolution, ``obsm['modules']`` the places along
-        the axes of the weights, and ``obsm['X_tcgn']`` the features. ``uns['spatial']`` holds the overview under the
-        stem of the slide's name, so that scanpy and squidpy draw it without being told more. ``uns['tcgn']`` is
-        `metadata`, with ``failed``, ``left_out`` and ``modules`` as JSON, NaN where something is not known, and
-        ``mask``, uint8 with 1 where the tissue is, of ``mask_downsample`` full-resolution pixels per pixel. Each is
-        there only where it is known.
+        the axes of the weights, ``obsm['X_tcgn']`` the features, and ``obsm['signatures']`` the scores of gene sets, a
+        data frame, as decoupler has them. ``uns['spatial']`` holds the overview under the stem of the slide's name, so
+        that scanpy and squidpy draw it without being told more. ``uns['tcgn']`` is `metadata`, with ``failed``,
+        ``left_out``, ``modules`` and ``signatures`` as JSON, NaN where something is not known, and ``mask``, uint8 with
+        1 where the tissue is, of ``mask_downsample`` full-resolution pixels per pixel. Each is there only where it is
+        known.
 
         All of it is in memory, while an .h5ad of `write` is written some rows at a time.
 
@@ -564,7 +665,7 @@ class Result:
             layers[end] = partial(self._end, i)
         none = slice(0)
         places |= {f"layers/{key}": rows_of for key, rows_of in layers.items() if rows_of(none) is not None}
-        obsm = {key: table for key, table in self.obsm.items() if key != "features"}
+        obsm = {key: table for key, table in self.obsm.items() if key not in ("features", "signatures")}
         if "features" in self.obsm:
             obsm["X_tcgn"] = self.obsm["features"]
         return places | {f"obsm/{key}": table.__getitem__ for key, table in obsm.items()}
@@ -591,6 +692,8 @@ class Result:
         # names of tiles may hold slashes, which HDF5 would take for groups
         uns["tcgn"] |= {key: json.dumps(uns["tcgn"][key]) for key in ("failed", "left_out")}
         uns["tcgn"]["modules"] = json.dumps(self._modules())
+        if self.signatures:
+            uns["tcgn"]["signatures"] = json.dumps(self._signatures())
         if self.is_ood is not None:
             obs["is_ood"] = self.is_ood
         if self.units == UNITS:
@@ -602,10 +705,14 @@ class Result:
             if self.slide.mask is not None:
                 uns["tcgn"]["mask"] = self.slide.mask.astype(np.uint8)
                 uns["tcgn"]["mask_downsample"] = float(self.slide.thumbnail_downsample)
+        names = anndata.utils.make_index_unique(pandas.Index(self.names, dtype=object))
+        scores = {}
+        if self.signatures:
+            columns = [signature.name for signature in self.signatures]
+            scores["signatures"] = pandas.DataFrame(self.obsm["signatures"], index=names, columns=columns, copy=copy)
         return anndata.AnnData(
-            obs=pandas.DataFrame(
-                obs, index=anndata.utils.make_index_unique(pandas.Index(self.names, dtype=object)), copy=copy
-            ),
+            obs=pandas.DataFrame(obs, index=names, copy=copy),
+            obsm=scores,
             var=pandas.DataFrame(
                 {key: values for key, values in self._told().items() if key != "gene"},
                 index=pandas.Index(self.genes, dtype=object),

@@ -134,6 +134,7 @@ def test_the_api_has_every_option_of_prediction():
         set(inspect.signature(function).parameters)
         for function in (tcgn_hub.Predictor.patches, tcgn_hub.Predictor.slide, tcgn_hub.load)
     )
+    assert set(predict._SETS) <= {*inspect.signature(tcgn_hub.Predictor.slides).parameters}
     both = {"genes", *predict._SHARED, *predict._SCALE}
     assert both <= patches & slide
     assert set(predict._TILED) <= slide
@@ -143,6 +144,8 @@ def test_the_api_has_every_option_of_prediction():
 GIVEN = {
     "genes": ["--genes", "G1"],
     "top": ["--top", "2"],
+    "signatures": ["--signatures", "sets.gmt"],
+    "min_share": ["--min-share", "0.5"],
     "format": ["--format", "json"],
     "output": ["-o", "other.h5ad"],
     "weights": ["--weights", "tcgn_base.her2st"],
@@ -227,13 +230,14 @@ def test_each_option_of_predict_is_used_or_refused(recorded, capsys, tmp_path, m
     assert set(GIVEN) == set(_options(build_parser("tcgn predict")))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "spots.csv").write_text("x,y\n500,500\n")
+    (tmp_path / "sets.gmt").write_text("\t".join(["SET", "", *PANEL[4:]]))
 
     def outcome(arguments):
         recorded.clear()
         code = main(arguments)
         files = {path.name: path.stat().st_size for path in tmp_path.iterdir() if path.is_file()}
         for path in tmp_path.iterdir():
-            if path.name != "spots.csv":
+            if path.name not in ("spots.csv", "sets.gmt"):
                 path.unlink()
         return code, repr(recorded), files, capsys.readouterr()
 
@@ -303,6 +307,10 @@ def test_a_value_out_of_its_range_is_refused_as_it_is_read(command, arguments, c
         (["EMPTY"], "holds no image"),
         ([PATCH, "--mpp", "0.00001"], "1e-05 um/px cannot be the scale of a histology image"),
         ([PATCH, "--mpp", "0.5", "--magnification", "20"], "Give the scale once"),
+        ([PATCH, "--min-share", "0.5"], "--min-share is of --signatures"),
+        ([PATCH, "--signatures", "no.gmt"], "Gene sets no.gmt could not be read"),
+        ([str(golden.SVS), "--bulk", "b.csv", "--signatures", "no.gmt"], "--signatures"),
+        ([str(golden.SVS), "-o", "x.csv", "--signatures", "no.gmt"], "Gene sets no.gmt could not be read"),
     ],
 )
 def test_what_needs_no_weights_is_refused_before_they_are_loaded(

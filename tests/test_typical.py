@@ -12,9 +12,9 @@ from sections import PANEL, write_section
 from tiny import write_tiny_weights
 
 import tcgn_hub
+from tcgn_hub.correlation import effective_rank
 from tcgn_hub.data.sections import panel_depth
 from tcgn_hub.errors import WeightsError
-from tcgn_hub.evaluation.skill import effective_rank
 from tcgn_hub.weights.arrays import from_text, to_text
 from tcgn_hub.weights.info import WeightsInfo
 from tcgn_hub.weights.typical import Typical, describe_predictions

@@ -225,12 +225,15 @@ def metadata_of(args: argparse.Namespace) -> dict[str, Any]:
     return metadata
 
 
-def load_predictor(args: argparse.Namespace, *, genes: Any = None) -> Predictor:
-    """The weights that are asked for, read once, if they predict these genes, and those that are to be drawn."""
+def load_predictor(args: argparse.Namespace, *, genes: Any = None, sets: Collection[str] = ()) -> Predictor:
+    """The weights that are asked for, read once, if they predict these genes, and those that are to be drawn.
+
+    ``sets``: names of gene sets, which may be drawn as well.
+    """
     from tcgn_hub.prediction.predictor import check_weights, load
     from tcgn_hub.weights.hub import locate
 
     plot = given(args, ("plot",)).get("plot")
-    for asked in (genes, plot and plot.split(",")):
+    for asked in (genes, (plot and [name for name in plot.split(",") if name not in sets]) or None):
         check_weights(args.weights, genes=asked, **given(args, ("backend",)))
     return load(**locate(args.weights), **given(args, ("device", "precision", "compile", "backend")))

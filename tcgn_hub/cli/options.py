@@ -177,7 +177,17 @@ OPTIONS: dict[str, dict[str, Any]] = {
         choices=("table", "csv", "json", "h5ad", "parquet", "geojson"),
     ),
     "features": _flag("keep the 1280 features of each tile, in an h5ad"),
-    "plot": _value("maps of genes and of the tissue, PNG files beside the output", "GENE,..."),
+    "plot": _value("maps of genes, gene sets and the tissue, PNG files beside the output", "GENE|SET,..."),
+    "signatures": _value(
+        "score these gene sets, by their genes that are predicted better than chance given depth (pip install"
+        " 'tcgn_hub[signatures]')",
+        "FILE.gmt|FILE.json",
+    ),
+    "min_share": _value(
+        "least share of a gene set that a score may rest on, 0 to 1, with 5 genes (default: 0.2)",
+        "SHARE",
+        _number(float, 0, 1),
+    ),
     "map": _value(
         "what --plot and --report draw of a gene: its value, or given_depth, without what goes with the predicted depth"
         " (default: value)",

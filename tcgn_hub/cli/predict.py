@@ -6,6 +6,7 @@ import argparse
 import shutil
 import sys
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -34,11 +35,14 @@ if TYPE_CHECKING:
 _SUFFIXES = {"table": ".txt", **{kind: f".{kind}" for kind in ("csv", "json", "h5ad", "parquet", "geojson")}}
 _OF_SLIDES = (".h5ad", ".parquet", ".geojson")  # a picture that is written so is taken as a slide
 
+_NAMED = 24  # gene sets in a line
+
 _LOADED = ("weights", "device", "precision", "compile", "backend")
 _SHARED = ("min_quality", "significant_only", "tta", "batch_size")
 _SCALE = ("mpp", "magnification", "patch_um", "force_scale")
 _TILED = ("series", "stride_um", "spots", "library", "min_tissue", "features", "workers", "max_pixels")
 _DRAWN = ("plot", "map", "report", "bulk")
+_SETS = ("signatures", "min_share")
 _SHARED_OUT = ("scheduler", "local_workers", "shard", "retry_failed", "dry_run")
 
 
@@ -53,7 +57,7 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
         " any picture where an option for slides is given. Exit code: 0 all predicted, 1 some images could not be, or"
         " show no tissue, 2 nothing was, for the reason printed.",
     )
-    add(parser, "images", "genes", "top", "format", "output", *_LOADED, *_SHARED)
+    add(parser, "images", "genes", "top", *_SETS, "format", "output", *_LOADED, *_SHARED)
     add(parser.add_argument_group("scale", "read from the files where they state it"), *_SCALE, "strict")
     add(parser, "force")
     add(parser.add_argument_group("slides"), *_TILED, *_DRAWN)
@@ -62,10 +66,12 @@ def build_parser(prog: str) -> argparse.ArgumentParser:
 
 
 def _predict(args: argparse.Namespace, prog: str) -> int:
-    from tcgn_hub.errors import ImageError
+    from tcgn_hub.errors import ImageError, PanelError
     from tcgn_hub.images.readers import is_slide_file
     from tcgn_hub.prediction.patches import check_options
 
+    if args.min_share is not None and args.signatures is None:
+        raise PanelError("--min-share is of --signatures; give gene sets, or leave it out.")
     images = image_files(args)
     options = {"genes": panel_of(args), **given(args, (*_SHARED, *_SCALE, "force"))}
     check_options(**options)
@@ -91,18 +97,23 @@ def _predict_patches(images: list[Path], options: dict[str, Any], args: argparse
     from tcgn_hub.prediction.cohort.outputs import files_of
     from tcgn_hub.prediction.patches import check_patches
     from tcgn_hub.prediction.predictor import check_weights
-    from tcgn_hub.writing.tables import FORMATS, to_table
+    from tcgn_hub.writing.tables import FORMATS, signature_facts, to_table
 
     output = Path(args.output) if args.output else None
     suffix = _suffix_of(output, args.format) if output else _SUFFIXES[args.format or "table"]
     asked = {"genes": options["genes"], **given(args, ("significant_only", "backend"))}
     info = check_weights(args.weights, **asked)
     check_patches(images, info=info, on_error="skip", **options)
+    sets = _gene_sets(args, options, prog)
     began = monotonic()
     result = load_predictor(args, genes=options["genes"]).patches(images, on_error="skip", progress=True, **options)
     say_notes(prog, result)
     if result.left_out:
         say(prog, "left out: " + some(f"{name}, {why}" for name, why in result.left_out.items()))
+    if sets:
+        result = result.score(sets, **given(args, ("min_share",)))
+        for line in signature_facts(result):
+            say(prog, line)
     if args.top:
         result = result.top(args.top)
     if output is None:
@@ -127,8 +138,9 @@ def _predict_slides(slides: list[Path], options: dict[str, Any], args: argparse.
     if args.dry_run:
         return _plan(slides, options, args, prog)
     _check_slides(outputs, suffix, args)
+    sets = _gene_sets(args, options, prog)
     plot = tuple(args.plot.split(",")) if args.plot else ()
-    wanted = Outputs(suffix or ".h5ad", plot, args.map, bool(args.report))
+    wanted = Outputs(suffix or ".h5ad", plot, args.map, bool(args.report), sets or None, **given(args, ("min_share",)))
     wanted.check()
     if outputs[0] is not None and _is_cohort(outputs[0], slides, args):
         return _predict_cohort(slides, outputs[0].parent, wanted, options, args, prog)
@@ -181,14 +193,14 @@ def _predict_cohort(
         files = [out / name for name in record.files]
         say_done(prog, f"{record.slide}: {counted(record.tiles, 'tile')}", record.seconds, files, **counts)
 
-    predictor = load_predictor(args, genes=options["genes"])
+    predictor = load_predictor(args, genes=options["genes"], sets=wanted.signatures or ())
     shared: dict[str, Any] = given(args, ("local_workers", "shard", "retry_failed"))
     if args.scheduler:
         shared["client"] = args.scheduler
     elif not shared.get("local_workers") and "shard" not in shared and (of_job := shard_of_job()) is not None:
         say(prog, f"job {of_job[0] + 1} of {of_job[1]} of an array begins with its part of the slides")
         shared["shard"] = of_job
-    drawn: dict[str, Any] = {"format": wanted.format, "plot": wanted.plot, "map": wanted.map, "report": wanted.report}
+    drawn = {field.name: getattr(wanted, field.name) for field in fields(wanted)}
     options = {name: value for name, value in options.items() if value is not None}
     records = predictor.slides(slides, out, progress=True, told=told, **drawn, **shared, **options)
     done = [record for record in records if record.state == DONE]
@@ -227,7 +239,7 @@ def _predict_alone(
             check_resume(slide, resume=state_of(output), **loaded, **options)
     if len(slides) == 1:
         check_slide(slides[0], **options)
-    predictor = load_predictor(args, genes=options["genes"])
+    predictor = load_predictor(args, genes=options["genes"], sets=wanted.signatures or ())
     wanted = wanted.drawn(predictor, options["genes"], significant_only=bool(args.significant_only))
     bulk = BulkTable(args.bulk) if args.bulk else None
     failed: list[str] = []
@@ -277,8 +289,9 @@ def _plan(slides: list[Path], options: dict[str, Any], args: argparse.Namespace,
     from tcgn_hub.text import aligned
 
     info = check_weights(args.weights, genes=options["genes"], **given(args, ("significant_only", "backend")))
+    sets = _gene_sets(args, options, prog)
     if info is None:
-        info = load_predictor(args).info
+        info = load_predictor(args, sets=sets).info
     planned = list(Progress(len(slides), "slide").over(plan(slides, info, **options)))
     cells = [["slide", "tiles", "tissue", "um/px", "scale from"]]
 
@@ -292,7 +305,7 @@ def _plan(slides: list[Path], options: dict[str, Any], args: argparse.Namespace,
     good = [one for one in planned if not one.error]
     if not good:
         raise ImageError(f"By --dry-run none of {len(slides)} slides can be predicted: {planned[0].error}")
-    tta, predictor = args.tta or 1, load_predictor(args, genes=options["genes"])
+    tta, predictor = args.tta or 1, load_predictor(args, genes=options["genes"], sets=sets)
     tiles = sum(one.tiles for one in good)
     seconds = tiles * seconds_per_tile(predictor, tta=tta, batch_size=args.batch_size)
     genes = len(predictor.columns(options["genes"], significant_only=bool(args.significant_only)))
@@ -304,6 +317,26 @@ def _plan(slides: list[Path], options: dict[str, Any], args: argparse.Namespace,
         f" process like this one, and at most {room / 1e6:,.0f} MB as .h5ad",
     )
     return 1 if len(good) < len(slides) else 0
+
+
+def _gene_sets(args: argparse.Namespace, options: dict[str, Any], prog: str) -> dict[str, list[str]]:
+    """The gene sets that are asked for, once it is said how much of each is predicted; none if none are."""
+    if args.signatures is None:
+        return {}
+    from tcgn_hub.panels.gene_sets import load_gene_sets, require_decoupler
+    from tcgn_hub.prediction.predictor import check_weights
+    from tcgn_hub.result import scorable
+
+    sets, asked = load_gene_sets(args.signatures), {"genes": options["genes"], **given(args, ("significant_only",))}
+    require_decoupler()
+    info = check_weights(args.weights, **asked, **given(args, ("backend",))) or load_predictor(args, sets=sets).info
+    genes = [info.genes[i] for i in info.columns(**asked).values()]
+    scored, refused = scorable(info, sets, genes, **given(args, ("min_share",)))
+    for signature in scored:
+        say(prog, signature)
+    if refused:
+        say(prog, f"too few genes to score: {some(map(str, refused), _NAMED)}")
+    return sets
 
 
 def _counts(result: Result) -> dict[str, int]:
@@ -372,10 +405,10 @@ def _check_slides(outputs: Sequence[Path | None], suffix: str, args: argparse.Na
         if not args.bulk:
             message = "Say where to write the tiles: -o FILE for one slide, -o DIR for several, or --bulk FILE."
             raise OutputError(message)
-        if given(args, ("plot", "report", "features", "format", *_SHARED_OUT)):
+        if given(args, ("plot", "report", "features", "format", *_SETS, *_SHARED_OUT)):
             raise OutputError(
-                "--plot, --report, --features, --format and the options for many slides are of what is written of the"
-                " tiles; give -o."
+                "--plot, --report, --features, --format, --signatures and the options for many slides are of what is"
+                " written of the tiles; give -o."
             )
     elif given(args, _SHARED_OUT) and (args.spots or outputs[0] == Path(args.output)):
         option = next(iter(given(args, _SHARED_OUT))).replace("_", "-")

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tcgn_hub.correlation import pearson, spearman
+from tcgn_hub.correlation import effective_rank, pearson, spearman
 from tcgn_hub.data.targets import pearson_residuals
 from tcgn_hub.errors import SectionError
 from tcgn_hub.evaluation.ceiling import noise_ceiling
@@ -26,7 +26,7 @@ from tcgn_hub.evaluation.intervals import (
 from tcgn_hub.evaluation.metrics import nrmse, rmse
 from tcgn_hub.evaluation.protocols import protocol_scores
 from tcgn_hub.evaluation.significance import SpatialTest, benjamini_hochberg, spatial_test, stouffer
-from tcgn_hub.evaluation.skill import effective_rank, highest, split_axis
+from tcgn_hub.evaluation.skill import highest, split_axis
 from tcgn_hub.result import OURS, Evaluation, Measured
 from tcgn_hub.units import depth
 from tcgn_hub.weights.info import INTERVAL_LEVEL
@@ -78,7 +78,7 @@ def summarise(
     - ``hvg50``: median PCC of the 50 genes whose analytic Pearson residuals vary most in the section;
       ``hvg50_residuals``: the same with these residuals as what was measured; ``hvg50_train``: of 50 genes chosen so
       on the training sections; ``top50_own``: of those that the method predicts best on its training sections;
-    - ``effective_rank`` of the predictions, see `tcgn_hub.evaluation.skill.effective_rank`, beside that of the
+    - ``effective_rank`` of the predictions, see `tcgn_hub.correlation.effective_rank`, beside that of the
       measurement, ``effective_rank_measured``;
     - ``significant_genes``: whose correlation given depth is above 0 at a false discovery rate of 5 % by a test that
       allows for neighbouring spots being alike, see `tcgn_hub.evaluation.significance`, with depth, its square and its

@@ -27,22 +27,6 @@ def split_axis(predicted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return one, np.where(nothing, 0, rest)
 
 
-def effective_rank(values: np.ndarray) -> float:
-    """How many different pictures the columns are worth (Roy and Vetterli, EUSIPCO 2007).
-
-    The exponential of the entropy of the squared singular values of the standardised columns: 1 if all are one picture,
-    their number if none has to do with another. ``values``: shape (n, genes); columns with a NaN and constant ones do
-    not count. NaN if none is left.
-    """
-    own = standardised(values)
-    share = np.linalg.svd(own[:, ~np.isnan(own).any(axis=0)], compute_uv=False) ** 2
-    total = share.sum()
-    if not total > 0:
-        return float("nan")
-    share = share[share > 1e-12 * total] / total
-    return float(np.exp(-(share * np.log(share)).sum()))
-
-
 def highest(values: np.ndarray, number: int = _HIGHLY_VARIABLE) -> np.ndarray:
     """Columns of the ``number`` highest values, NaN left out, the highest first."""
     order = np.argsort(-values, kind="stable")

@@ -105,7 +105,7 @@ class Typical:
         axes: Principal axes of the standardised predictions, the longest first, orthonormal rows in which most genes
             are positive, float32, shape (k, genes).
         shares: Of the variance of the standardised predictions that lies along each axis, shape (k,).
-        effective_rank: How many axes there are in effect, see `tcgn_hub.evaluation.skill.effective_rank`.
+        effective_rank: How many axes there are in effect, see `tcgn_hub.correlation.effective_rank`.
         to_depth: Log10 of a spot's counts at the middle of the axes, and how much it rises along each, shape (k + 1,);
             None if the counts are not known.
         learned_depth: The same from the features; None if it was not learned.
@@ -154,15 +154,21 @@ class Typical:
         mean = float(self.to_depth[0])
         return Depth("modules", weight, mean, mean, math.sqrt(variance), slope.astype(np.float32))
 
+    @cached_property
+    def given_depth_sd(self) -> np.ndarray | None:
+        """What `sd` is of values given depth, shape (genes,); None if depth is not known."""
+        if self.depth is None:
+            return None
+        return np.sqrt(np.maximum(self.sd.astype(np.float64) ** 2 - (self.depth.slope * self.depth.sd) ** 2, 0))
+
     def given_depth_limits(self, gene: int) -> tuple[float, float] | None:
         """What 1 % of training tissue would be below and above in a gene given depth, were it normal, by its number.
 
         None if depth is not known.
         """
-        if self.depth is None:
+        if self.given_depth_sd is None:
             return None
-        mean, sd = float(self.mean[gene]), float(self.sd[gene])
-        reach = _NORMAL_TAIL * math.sqrt(max(sd**2 - (float(self.depth.slope[gene]) * self.depth.sd) ** 2, 0))
+        mean, reach = float(self.mean[gene]), _NORMAL_TAIL * float(self.given_depth_sd[gene])
         return mean - reach, mean + reach
 
     @staticmethod

@@ -9,6 +9,7 @@ import numpy as np
 from tcgn_hub.errors import OutputError
 from tcgn_hub.result import Result, SlideContext
 from tcgn_hub.text import counted
+from tcgn_hub.weights.typical import Typical
 from tcgn_hub.writing.canvas import GREY, Canvas, matplotlib, round_length
 
 # pixels: room around the slide for the title, the scale bar and the colour bar, whatever the slide's shape
@@ -35,6 +36,20 @@ def draw_gene(result: Result, gene: str, *, layer: str = "value", side: int = 12
     elif "trained_low" in result.var:
         limits = float(result.var["trained_low"][column]), float(result.var["trained_high"][column])
     return draw_values(result, values, title, subtitle, result.units, limits=limits, side=side)
+
+
+def draw_signature(result: Result, name: str, *, side: int = 1200) -> bytes | None:
+    """A PNG, as of `draw_gene`, of the scores of a gene set; None where they are withheld of all tiles.
+
+    The colours are those of a gene: the more the genes of a set agree, the more a score varies like one of them.
+    """
+    index = [signature.name for signature in result.signatures].index(name)
+    signature, scores = result.signatures[index], result.obsm["signatures"][:, index]
+    if not np.isfinite(scores).any():
+        return None
+    subtitle = f"{len(signature.genes)} of {counted(signature.size, 'gene')}, at mean depth"
+    label, limits = "mean of the genes, in sd over the training tissue", Typical.module_limits()
+    return draw_values(result, scores, name, subtitle, label, limits=limits, side=side)
 
 
 def layer_values(result: Result, layer: str, rows: slice = slice(None)) -> np.ndarray:

@@ -15,7 +15,7 @@ from tcgn_hub.files import write_text
 from tcgn_hub.images.quality import MEASURES
 from tcgn_hub.result import Result, SlideContext, writer
 from tcgn_hub.text import printable
-from tcgn_hub.writing.tables import rows_of
+from tcgn_hub.writing.tables import rows_of, scores_of
 
 _COMPACT = (",", ":")
 _OWN = ("ood", "predicted_depth", "tissue_share", "quality", *MEASURES)
@@ -29,11 +29,12 @@ def to_geojson(result: Result) -> Iterator[str]:
     as ``origin_px`` where the slide is larger than that (``openslide.bounds-x`` and ``-y``).
 
     Each is a tile of QuPath, with genes as measurements, to four decimals; and ``ood``, its distance from the training
-    tissue, ``predicted_depth``, ``tissue_share``, and ``quality`` with what it follows from, where these are known.
-    Where genes were asked for, it is these; otherwise, as QuPath reads every measurement of every tile, those that are
-    significant, and all where that is not known or withheld, or none is. A tile has an ``id`` that follows from the
-    names of slide and tile, and is the same in every run. The member ``tcgn`` holds what `Result.metadata` and, of the
-    genes that are there, `Result.gene_metadata` give, and how many are not, ``genes_left_out``; QuPath passes over it.
+    tissue, ``predicted_depth``, ``tissue_share``, ``quality`` with what it follows from, and the scores of gene sets,
+    where these are known. Where genes were asked for, it is these; otherwise, as QuPath reads every measurement of
+    every tile, those that are significant, and all where that is not known or withheld, or none is. A tile has an
+    ``id`` that follows from the names of slide and tile, and is the same in every run. The member ``tcgn`` holds what
+    `Result.metadata` and, of the genes that are there, `Result.gene_metadata` give, and how many are not,
+    ``genes_left_out``; QuPath passes over it.
 
     Raises:
         OutputError: The result is of patches, which have no place on a slide.
@@ -42,7 +43,8 @@ def to_geojson(result: Result) -> Iterator[str]:
         raise OutputError("GeoJSON places tiles on a slide; write patches as .csv, .json, .parquet or .h5ad.")
     half = result.slide.tile_px / 2
     corners = np.array([(-half, -half), (half, -half), (half, half), (-half, half), (-half, -half)])
-    own = {key: known for key in _OWN if (known := result.obs.get(key)) is not None and np.isfinite(known).all()}
+    own = {key: result.obs[key] for key in _OWN if key in result.obs}
+    own |= scores_of(result)
     columns = _columns(result)
     genes = [result.genes[i] for i in columns]
     names = [*own, *genes]
@@ -51,14 +53,15 @@ def to_geojson(result: Result) -> Iterator[str]:
     before = ""
     for rows in rows_of(result):
         rings = np.round(result.obsm["spatial"][rows, None] - result.slide.origin + corners, 2).tolist()
-        values = np.column_stack([*(known[rows] for known in own.values()), result.X[rows][:, columns]])
+        values = np.column_stack([*(numbers[rows] for numbers in own.values()), result.X[rows][:, columns]])
         measurements = np.round(values.astype(np.float64), 4).tolist()
         for name, ring, row in zip(result.obs["name"][rows], rings, measurements, strict=True):
+            known = {key: value for key, value in zip(names, row, strict=True) if value == value}
             feature = {
                 "type": "Feature",
                 "id": _id(result.slide, name),
                 "geometry": {"type": "Polygon", "coordinates": [ring]},
-                "properties": {"objectType": "tile", "name": name, "measurements": dict(zip(names, row, strict=True))},
+                "properties": {"objectType": "tile", "name": name, "measurements": known},
             }
             yield before + json.dumps(feature, separators=_COMPACT)
             before = ","

@@ -17,7 +17,15 @@ from tcgn_hub.result import Gallery, Result
 from tcgn_hub.text import counted, some
 from tcgn_hub.weights.typical import Typical
 from tcgn_hub.writing.explanations import draw_gallery
-from tcgn_hub.writing.figures import draw_gene, draw_mask, draw_scatter, draw_values, layer_values, slide_of
+from tcgn_hub.writing.figures import (
+    draw_gene,
+    draw_mask,
+    draw_scatter,
+    draw_signature,
+    draw_values,
+    layer_values,
+    slide_of,
+)
 from tcgn_hub.writing.tables import facts, poor_text
 
 _OVERVIEW_SIDE, _FIGURE_SIDE = 1000, 700
@@ -26,6 +34,7 @@ _SAME = 0.95  # correlation of two maps above which they are one picture
 _COMPARED = 5000  # tiles at most by which maps are compared
 _LEAST_COMPARED = 4
 _NAMED = 24  # genes beneath a map
+_SETS = 12  # maps of gene sets at most
 _MEASURED = 6  # genes whose measurement is shown, where there is one
 
 
@@ -51,15 +60,15 @@ class _Picture:
 
 @dataclass
 class _Map:
-    """A map that stands for several genes."""
+    """A map that stands for several genes or gene sets."""
 
-    gene: str
-    same: list[str] = field(default_factory=list)  # genes of the same map
-    inverse: list[str] = field(default_factory=list)  # genes whose map is its negative
+    name: str  # of the gene, or the gene set
+    same: list[str] = field(default_factory=list)  # others of the same map
+    inverse: list[str] = field(default_factory=list)  # others whose map is its negative
 
     @property
     def caption(self) -> str:
-        """The other genes."""
+        """The others."""
         named = [("the same map: ", self.same), ("the inverse: ", self.inverse)]
         return "; ".join(text + some(genes, _NAMED) for text, genes in named if genes)
 
@@ -75,11 +84,11 @@ def write_report(
 ) -> None:
     """Write a page with the slide, its tissue, maps, a table of all genes, and what was run.
 
-    The maps are of the depth that the weights predict, of their own axes, and of genes: ``genes`` in this order, or
-    ``top`` of those with the best skill given depth on held-out tissue, the significant ones first; where that was not
-    measured, by held-out correlation, or by how much they vary over the tiles. Of genes whose maps correlate above 0.95
-    or below -0.95 one is drawn, and the others are named. ``layer`` is what maps of genes show, see
-    `tcgn_hub.writing.figures.draw_gene`. Of the first genes what was measured is shown beside, where
+    The maps are of the depth that the weights predict, of their own axes, of gene sets that are scored, and of genes:
+    ``genes`` in this order, or ``top`` of those with the best skill given depth on held-out tissue, the significant
+    ones first; where that was not measured, by held-out correlation, or by how much they vary over the tiles. Of maps
+    that correlate above 0.95 or below -0.95 one is drawn, and the others are named. ``layer`` is what maps of genes
+    show, see `tcgn_hub.writing.figures.draw_gene`. Of the first genes what was measured is shown beside, where
     ``result.layers['measured']`` has it. ``galleries`` are shown below the maps, see
     `tcgn_hub.prediction.predictor.Predictor.galleries`. A gene that was not predicted is a PanelError.
     """
@@ -101,10 +110,11 @@ def write_report(
             *_quality(result),
         ],
         axes=_axes(result),
+        gene_sets=_gene_sets(result),
         maps_title=title if genes is None else "Maps of the genes asked for",
         given_depth=layer == "given_depth",
         maps=[_map(result, shown, layer) for shown in drawn],
-        beside=[shown for gene in [m.gene for m in drawn[:_MEASURED]] for shown in _measured(result, gene)],
+        beside=[shown for gene in [m.name for m in drawn[:_MEASURED]] for shown in _measured(result, gene)],
         different=f"{len(alike)} different maps of {len(ranked)} genes; of those that correlate above {_SAME} or below"
         f" -{_SAME} one is drawn",
         galleries=[
@@ -123,8 +133,8 @@ def write_report(
         has_tta="tta_std" in result.layers,
         genes=[table[gene] for gene in ranked],
         map_of={
-            **{gene: shown.gene for shown in alike for gene in (shown.gene, *shown.same)},
-            **{gene: f"inverse of {shown.gene}" for shown in alike for gene in shown.inverse},
+            **{gene: shown.name for shown in alike for gene in (shown.name, *shown.same)},
+            **{gene: f"inverse of {shown.name}" for shown in alike for gene in shown.inverse},
         },
     )
     write_text(path, page)
@@ -132,7 +142,7 @@ def write_report(
 
 def mapped_genes(result: Result, *, top: int = 12, layer: str = "value") -> list[str]:
     """The genes that a report maps if none are asked for."""
-    return [shown.gene for shown in _maps(result, _ranked(result)[1], layer)[:top]]
+    return [shown.name for shown in _maps(result, _ranked(result)[1], layer)[:top]]
 
 
 def _ranked(result: Result) -> tuple[str, list[str]]:
@@ -156,27 +166,32 @@ def _maps(result: Result, genes: Sequence[str], layer: str) -> list[_Map]:
     """The maps that differ, each under the first of the genes that it is of."""
     some_tiles = slice(None, None, -(-len(result) // _COMPARED))
     columns = [result.column(gene) for gene in genes]
-    values = standardised(layer_values(result, layer, some_tiles)[:, columns])
+    return _differing(layer_values(result, layer, some_tiles)[:, columns], genes)
+
+
+def _differing(maps: np.ndarray, names: Sequence[str]) -> list[_Map]:
+    """The maps, shape (n, names), that differ, each under the first of the names that it is of."""
+    values = standardised(maps)
     enough = len(values) >= _LEAST_COMPARED
-    taken, maps = np.zeros(len(genes), bool), []
-    for i, gene in enumerate(genes):
+    taken, differing = np.zeros(len(names), bool), []
+    for i, name in enumerate(names):
         if taken[i]:
             continue
-        shown = _Map(gene)
+        shown = _Map(name)
         r = values[:, i] @ values / len(values)
         taken[i] = True
         for j in np.flatnonzero(enough & (np.abs(r) > _SAME) & ~taken).tolist():
             taken[j] = True
-            (shown.same if r[j] > 0 else shown.inverse).append(genes[j])
-        maps.append(shown)
-    return maps
+            (shown.same if r[j] > 0 else shown.inverse).append(names[j])
+        differing.append(shown)
+    return differing
 
 
 def _map(result: Result, shown: _Map, layer: str) -> _Picture:
-    dull = result.significance(shown.gene) == "no"
+    dull = result.significance(shown.name) == "no"
     caption = "; ".join(part for part in ("not significant" if dull else "", shown.caption) if part)
-    png = draw_gene(result, shown.gene, layer=layer, side=_FIGURE_SIDE)
-    what = f"Map of {shown.gene}" + (", given depth" if layer == "given_depth" else "")
+    png = draw_gene(result, shown.name, layer=layer, side=_FIGURE_SIDE)
+    what = f"Map of {shown.name}" + (", given depth" if layer == "given_depth" else "")
     return _Picture(png, what, caption, dull)
 
 
@@ -244,6 +259,27 @@ def _quality(result: Result) -> list[_Picture]:
     )
     left = f"; {counted(len(result.left_out), 'tile')} left out" if result.left_out else ""
     return [_Picture(png, "Quality of the tiles", f"poor: {poor_text(result) or 'none'}{left}")]
+
+
+def _gene_sets(result: Result) -> dict[str, Any] | None:
+    """Maps of the scores of gene sets, and what each rests on; None if there are none."""
+    if not result.signatures:
+        return None
+    scores = result.obsm["signatures"]
+    known = scores[np.isfinite(scores[:, 0])]
+    names = [signature.name for signature in result.signatures]
+    maps = _differing(known[:: -(-len(known) // _COMPARED) or 1], names) if len(known) else []
+    pictures = []
+    for shown in maps[:_SETS]:
+        png = draw_signature(result, shown.name, side=_FIGURE_SIDE)
+        assert png is not None  # some tiles have scores
+        pictures.append(_Picture(png, f"Map of the gene set {shown.name}", shown.caption))
+    rows = [
+        (signature.name, f"{str(signature).removeprefix(signature.name + ': ')}: {some(signature.genes, _NAMED)}")
+        for signature in result.signatures
+    ]
+    refused = [str(signature) for signature in result.uns["signatures_refused"]]
+    return {"pictures": pictures, "rows": rows, "refused": some(refused, _NAMED)}
 
 
 def _run(result: Result) -> list[tuple[str, str]]:

@@ -41,7 +41,7 @@ _COLUMNS = {
     **{"ood": "double", "predicted_depth": "double"},
     **dict.fromkeys(("tissue_share", "quality", *MEASURES), "double"),
 }
-"""The columns of every table before those of the genes, and their types in Parquet."""
+"""The columns of every table before those of scores and genes, and their types in Parquet."""
 
 
 def describe(result: Result) -> dict[str, np.ndarray]:
@@ -50,7 +50,8 @@ def describe(result: Result) -> dict[str, np.ndarray]:
     ``name``; ``x`` and ``y`` of the centre in pixels of the picture, at full resolution; ``array_row`` and
     ``array_col``, of tiles; ``mpp`` and ``scale_source``; the side of what was predicted, ``patch_um``, that of the
     patches which the weights were trained on, ``trained_um``, and of the first in pixels, ``patch_px``; ``ood``;
-    ``predicted_depth``; ``tissue_share``, of tiles; and ``quality`` and what it follows from, see `Result.poor`.
+    ``predicted_depth``; ``tissue_share``, of tiles; ``quality`` and what it follows from, see `Result.poor`; and
+    `scores_of`.
     """
     slide, known = result.slide, dict(result.obs)
     if slide is not None:
@@ -59,7 +60,12 @@ def describe(result: Result) -> dict[str, np.ndarray]:
         known |= {key: np.broadcast_to(value, len(result)) for key, value in of_all.items()}
         known |= {"x": result.obsm["spatial"][:, 0], "y": result.obsm["spatial"][:, 1]}
     unknown = np.broadcast_to(np.nan, len(result))
-    return {key: known.get(key, unknown) for key in _COLUMNS}
+    return {key: known.get(key, unknown) for key in _COLUMNS} | scores_of(result)
+
+
+def scores_of(result: Result) -> dict[str, np.ndarray]:
+    """The scores of gene sets, see `Result.score`, each as ``SET.score``; NaN where they are withheld."""
+    return {f"{signature.name}.score": result.obsm["signatures"][:, i] for i, signature in enumerate(result.signatures)}
 
 
 def _values(result: Result) -> dict[str, np.ndarray]:
@@ -178,7 +184,22 @@ def facts(result: Result) -> list[str]:
             f"for {spread['genes']} of {counted(int(spread['of']), 'gene')} the tiles differ by more than the interval:"
             f" median sd {spread['median_sd']:.2f}, half-width {spread['median_interval_radius']:.2f}"
         )
+    lines += signature_facts(result)
     return [*lines, f"{info.name} {info.skill}"] if info.skill else lines
+
+
+def signature_facts(result: Result) -> list[str]:
+    """What is to be said of scores of gene sets, a line each; none without them."""
+    if not result.signatures:
+        return []
+    different, withheld = result.different_signatures(), int(np.isnan(result.obsm["signatures"][:, 0]).sum())
+    of = f"{counted(len(result), 'tile')}" if result.slide else f"{counted(len(result), 'patch', 'patches')}"
+    lines = []
+    if different is not None:
+        lines.append(f"the scores of {len(result.signatures)} gene sets are worth {different:.1f} different maps")
+    if withheld:
+        lines.append(f"scores are withheld of {withheld} of {of}, which are unlike the training tissue")
+    return lines
 
 
 def _block(result: Result, i: int) -> str:
@@ -205,7 +226,7 @@ def _block(result: Result, i: int) -> str:
         columns[f"{result.info.interval_level:.0%} interval"] = [
             "unknown" if np.isnan(low) else f"{low:.2f} to {high:.2f}" for low, high in np.concatenate(ends).T
         ]
-    return head + _genes(result, columns, row=i)
+    return head + _genes(result, columns, row=i) + _gene_sets(result, i)
 
 
 def _signed(z: np.ndarray) -> list[str]:
@@ -249,7 +270,25 @@ def _slide_block(result: Result) -> str:
         columns[f"{result.info.interval_level:.0%} interval"] = [
             "unknown" if np.isnan(radius) else f"+- {radius:.2f}" for radius in radii
         ]
-    return head + _genes(result, columns)
+    return head + _genes(result, columns) + _gene_sets(result)
+
+
+def _gene_sets(result: Result, row: int | None = None) -> str:
+    """Lines of the scores of gene sets, none without them; ``row``: of which patch, else over the tiles of a slide."""
+    if not result.signatures:
+        return ""
+    scores = result.obsm["signatures"]
+    known = scores[np.isfinite(scores[:, 0])]
+    columns = {
+        "gene set": [signature.name for signature in result.signatures],
+        "genes": [f"{len(signature.genes)} of {signature.size}" for signature in result.signatures],
+    }
+    over: dict[str, Callable] = {"mean": np.mean, "sd": np.std, "min": np.min, "max": np.max} if row is None else {}
+    for key, of in over.items():
+        columns[key] = [f"{value:.2f}" for value in of(known, axis=0)] if len(known) else ["withheld"] * scores.shape[1]
+    if row is not None:
+        columns["score"] = ["withheld" if value != value else f"{value:+.2f}" for value in scores[row].tolist()]
+    return "\n" + aligned([list(columns), *zip(*columns.values(), strict=True)])
 
 
 def _genes(result: Result, columns: dict[str, list[str]], row: int | None = None) -> str:
@@ -308,7 +347,7 @@ def write_parquet(path: Path, result: Result) -> None:
     parquet = require("pyarrow.parquet", extra="parquet", to="write .parquet files")
     columns, tables = describe(result), _values(result)
     genes = [pa.field(f"{gene}{suffix}", pa.float32()) for suffix in tables for gene in result.genes]
-    located = [pa.field(key, pa.type_for_alias(kind)) for key, kind in _COLUMNS.items()]
+    located = [pa.field(key, pa.type_for_alias(_COLUMNS.get(key, "float"))) for key in columns]
     schema = pa.schema([*located, *genes], metadata={"tcgn": json.dumps(table_metadata(result))})
     with writing(path) as part, parquet.ParquetWriter(part, schema) as file:
         for rows in rows_of(result, 16 * AT_ONCE):

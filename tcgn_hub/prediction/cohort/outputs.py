@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,11 +12,13 @@ from tcgn_hub.data.sections import beside
 from tcgn_hub.errors import OutputError, PanelError, SectionError
 from tcgn_hub.extras import require
 from tcgn_hub.files import write_bytes
-from tcgn_hub.result import Result, format_of
+from tcgn_hub.panels.gene_sets import MIN_SHARE, require_decoupler
+from tcgn_hub.result import Result, format_of, scorable
 from tcgn_hub.text import option
 from tcgn_hub.units import UNITS
-from tcgn_hub.writing.figures import draw_gene, draw_mask, no_depth
+from tcgn_hub.writing.figures import draw_gene, draw_mask, draw_signature, no_depth
 from tcgn_hub.writing.report import mapped_genes, write_report
+from tcgn_hub.writing.tables import signature_facts
 
 if TYPE_CHECKING:
     from tcgn_hub.prediction.predictor import Predictor
@@ -30,15 +32,19 @@ class Outputs:
 
     Attributes:
         format: Suffix of the format of the tiles, such as '.h5ad'.
-        plot: Genes to draw maps of.
+        plot: Genes and gene sets to draw maps of.
         map: What maps and report draw of a gene: 'value', as if it is None, or 'given_depth'.
         report: Whether to write a report.
+        signatures: Gene sets to score, by name.
+        min_share: As of `Result.score`.
     """
 
     format: str = ".h5ad"
     plot: tuple[str, ...] = ()
     map: str | None = None
     report: bool = False
+    signatures: Mapping[str, Sequence[str]] | None = None
+    min_share: float = MIN_SHARE
 
     def check(self) -> None:
         """Refuse, before anything is loaded, what cannot be written.
@@ -53,23 +59,29 @@ class Outputs:
             raise OutputError(f"{option('map')} says what {drawn} draw; give one of them, or leave it out.")
         if self.plot or self.report:
             require("matplotlib", extra="plot", to="draw figures")
+        if self.signatures:
+            require_decoupler()
 
     def drawn(self, predictor: Predictor, genes: Any = None, *, significant_only: bool = False) -> Outputs:
         """The same with the genes to draw by the names that the weights have for them.
 
         Raises:
-            PanelError: One is not among the genes that are predicted.
+            PanelError: One is not among the genes that are predicted, nor a gene set that can be scored.
             OutputError: Depth is not known of the weights, by which it is to be drawn.
         """
-        typical = predictor.info.predicted_in_training
+        info = predictor.info
+        typical = info.predicted_in_training
         if self.map == "given_depth" and (typical is None or typical.depth is None):
-            raise OutputError(no_depth(predictor.info.name))
-        predicted = predictor.columns(genes, significant_only=significant_only)
-        drawn = predictor.columns(self.plot) if self.plot else []
-        absent = [predictor.info.genes[i] for i in drawn if i not in predicted]
+            raise OutputError(no_depth(info.name))
+        predicted = [info.genes[i] for i in predictor.columns(genes, significant_only=significant_only)]
+        sets = self.signatures or {}
+        scored = {s.name for s in scorable(info, sets, predicted, min_share=self.min_share)[0]} if sets else set()
+        names = info.columns([name for name in self.plot if name not in sets]) if set(self.plot) - set(sets) else {}
+        drawn = [name if name in sets else info.genes[names[name]] for name in self.plot]
+        absent = [name for name in drawn if name not in predicted and name not in scored]
         if absent:
-            raise PanelError(f"{absent[0]} is to be drawn, but not among the genes that are predicted.")
-        return Outputs(self.format, tuple(predictor.info.genes[i] for i in drawn), self.map, self.report)
+            raise PanelError(f"{absent[0]} is to be drawn, but not among the genes that are predicted or sets scored.")
+        return replace(self, plot=tuple(drawn))
 
     def write(
         self, result: Result, output: Path, *, predictor: Predictor, options: Mapping[str, Any]
@@ -89,12 +101,21 @@ class Outputs:
             OutputError: A file cannot be written.
         """
         said: list[str] = []
+        if self.signatures:
+            result = result.score(self.signatures, min_share=self.min_share)
+            said += signature_facts(result)
         if self.report:
             result, missing = _with_measured(result, options.get("spots"), options.get("library"))
             said += missing
         result.write(output, format=self.format)
         written, layer = files_of(output, self.format), self.map or "value"
+        scored = [signature.name for signature in result.signatures]
         for gene in self.plot:
+            if gene in scored:
+                if (png := draw_signature(result, gene)) is not None:
+                    written.append(output.with_suffix(f".{gene}.png"))
+                    write_bytes(written[-1], png)
+                continue
             written.append(output.with_suffix(f".{gene}.png" if layer == "value" else f".{gene}.{layer}.png"))
             write_bytes(written[-1], draw_gene(result, gene, layer=layer))
         if self.plot and result.slide is not None and result.slide.mask is not None:

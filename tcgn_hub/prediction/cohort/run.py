@@ -18,6 +18,7 @@ from tcgn_hub.errors import DeviceError, ExtraError, ImageError, OutputError, We
 from tcgn_hub.extras import require
 from tcgn_hub.files import make_folder
 from tcgn_hub.panels import named_genes
+from tcgn_hub.panels.gene_sets import MIN_SHARE, GeneSets, load_gene_sets
 from tcgn_hub.prediction.cohort.attempt import Held, Job, attempt
 from tcgn_hub.prediction.cohort.ledger import FAILED, STOPPED, Ledger, Record
 from tcgn_hub.prediction.cohort.outputs import Outputs
@@ -48,6 +49,8 @@ def predict_cohort(
     plot: Sequence[str] = (),
     map: str | None = None,
     report: bool = False,
+    signatures: GeneSets | None = None,
+    min_share: float = MIN_SHARE,
     client: Client | str | None = None,
     local_workers: int | None = None,
     shard: tuple[int, int] | None = None,
@@ -72,9 +75,11 @@ def predict_cohort(
         paths: The slides, each of another name, for the files are named after them.
         out: Folder of the files; it is made. On a cluster all workers see it, and the slides, under the same path.
         format: Of the files, by its suffix, as of `Result.write`.
-        plot: Genes to draw maps of, beside the files.
+        plot: Genes, and gene sets that are scored, to draw maps of, beside the files.
         map: What is drawn of a gene: 'value' if None, or 'given_depth'.
         report: Write a report beside each file.
+        signatures: Gene sets to score, see `Result.score`.
+        min_share: Likewise.
         client: A client of Dask, or the address of its scheduler, ``tcp://...``, or a scheduler file, ``FILE.json``:
             slides are predicted by its workers, one at a time by each.
         local_workers: Predict by a cluster of so many processes on this machine, which ends with the call.
@@ -91,13 +96,14 @@ def predict_cohort(
     Raises:
         ImageError: There are no slides.
         OutputError: Two slides have one name, a format is not known, or a file cannot be written.
-        PanelError: A gene is not among the outputs of the weights.
+        PanelError: A gene is not among the outputs of the weights, or no gene set can be scored.
         DeviceError: There is no such cluster, or it was lost; what was done is kept.
         WeightsError: Weights on a cluster were not loaded by `tcgn_hub.load`, or are others there.
         ExtraError: A package is not installed.
     """
     _check(options, client, local_workers, shard)
-    outputs = Outputs(f".{format.lstrip('.')}".lower(), tuple(plot), map, report)
+    sets = None if signatures is None else load_gene_sets(signatures)
+    outputs = Outputs(f".{format.lstrip('.')}".lower(), tuple(plot), map, report, sets, min_share)
     outputs.check()
     predictor.columns(options.get("genes"), significant_only=options.get("significant_only", False))
     outputs = outputs.drawn(predictor, options.get("genes"), significant_only=options.get("significant_only", False))
