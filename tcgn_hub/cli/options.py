@@ -168,9 +168,13 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "output": _value("where to write, see above", "FILE|DIR", flags=("-o", "--output")),
     "format": _value(
         "default: by the suffix of -o; otherwise table for patches, h5ad for slides",
-        choices=("table", "csv", "json", "h5ad", "parquet", "geojson"),
+        choices=("table", "csv", "json", "h5ad", "parquet", "geojson", "zarr"),
     ),
-    "features": _flag("keep the 1280 features of each tile, in an h5ad"),
+    "image": _value(
+        "what a .zarr (SpatialData) holds of the slide: its overview and path, or a copy of all pixels (default: link)",
+        choices=("link", "copy"),
+    ),
+    "features": _flag("keep the 1280 features of each tile, in an h5ad or zarr"),
     "plot": _value("maps of genes and of the tissue, PNG files beside the output", "GENE,..."),
     "map": _value(
         "what --plot and --report draw of a gene: its value, or given_depth, without what goes with the predicted depth"

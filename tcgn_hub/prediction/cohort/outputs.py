@@ -33,12 +33,14 @@ class Outputs:
         plot: Genes to draw maps of.
         map: What maps and report draw of a gene: 'value', as if it is None, or 'given_depth'.
         report: Whether to write a report.
+        image: What a .zarr holds of the slide, see `Result.write`.
     """
 
     format: str = ".h5ad"
     plot: tuple[str, ...] = ()
     map: str | None = None
     report: bool = False
+    image: str | None = None
 
     def check(self) -> None:
         """Refuse, before anything is loaded, what cannot be written.
@@ -48,6 +50,8 @@ class Outputs:
             ExtraError: What is to be written needs a package that is not installed.
         """
         format_of(f"tiles{self.format}")
+        if self.image and self.format != ".zarr":
+            raise OutputError(f"{option('image')} says what a .zarr holds of the slide; write one, or leave it out.")
         if self.map and not (self.plot or self.report):
             drawn = f"{option('plot')} and {option('report')}"
             raise OutputError(f"{option('map')} says what {drawn} draw; give one of them, or leave it out.")
@@ -69,7 +73,7 @@ class Outputs:
         absent = [predictor.info.genes[i] for i in drawn if i not in predicted]
         if absent:
             raise PanelError(f"{absent[0]} is to be drawn, but not among the genes that are predicted.")
-        return Outputs(self.format, tuple(predictor.info.genes[i] for i in drawn), self.map, self.report)
+        return Outputs(self.format, tuple(predictor.info.genes[i] for i in drawn), self.map, self.report, self.image)
 
     def write(
         self, result: Result, output: Path, *, predictor: Predictor, options: Mapping[str, Any]
@@ -92,7 +96,7 @@ class Outputs:
         if self.report:
             result, missing = _with_measured(result, options.get("spots"), options.get("library"))
             said += missing
-        result.write(output, format=self.format)
+        result.write(output, format=self.format, image=self.image)
         written, layer = files_of(output, self.format), self.map or "value"
         for gene in self.plot:
             written.append(output.with_suffix(f".{gene}.png" if layer == "value" else f".{gene}.{layer}.png"))

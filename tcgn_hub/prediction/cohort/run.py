@@ -48,6 +48,7 @@ def predict_cohort(
     plot: Sequence[str] = (),
     map: str | None = None,
     report: bool = False,
+    image: str | None = None,
     client: Client | str | None = None,
     local_workers: int | None = None,
     shard: tuple[int, int] | None = None,
@@ -75,6 +76,7 @@ def predict_cohort(
         plot: Genes to draw maps of, beside the files.
         map: What is drawn of a gene: 'value' if None, or 'given_depth'.
         report: Write a report beside each file.
+        image: What a .zarr holds of the slide: 'link' if None, or 'copy', see `Result.write`.
         client: A client of Dask, or the address of its scheduler, ``tcp://...``, or a scheduler file, ``FILE.json``:
             slides are predicted by its workers, one at a time by each.
         local_workers: Predict by a cluster of so many processes on this machine, which ends with the call.
@@ -97,7 +99,7 @@ def predict_cohort(
         ExtraError: A package is not installed.
     """
     _check(options, client, local_workers, shard)
-    outputs = Outputs(f".{format.lstrip('.')}".lower(), tuple(plot), map, report)
+    outputs = Outputs(f".{format.lstrip('.')}".lower(), tuple(plot), map, report, image)
     outputs.check()
     predictor.columns(options.get("genes"), significant_only=options.get("significant_only", False))
     outputs = outputs.drawn(predictor, options.get("genes"), significant_only=options.get("significant_only", False))
