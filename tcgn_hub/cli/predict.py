@@ -37,7 +37,7 @@ _OF_SLIDES = (".h5ad", ".parquet", ".geojson", ".zarr")  # a picture that is wri
 _LOADED = ("weights", "device", "precision", "compile", "backend")
 _SHARED = ("significant_only", "tta", "batch_size")
 _SCALE = ("mpp", "magnification", "patch_um", "force_scale")
-_TILED = ("series", "stride_um", "spots", "library", "min_tissue", "features", "workers", "max_pixels")
+_TILED = ("series", "stride_um", "spots", "library", "bin_um", "min_tissue", "features", "workers", "max_pixels")
 _DRAWN = ("image", "plot", "map", "report", "bulk")
 _SHARED_OUT = ("scheduler", "local_workers", "shard", "retry_failed", "dry_run")
 
@@ -368,8 +368,9 @@ def _check_slides(outputs: Sequence[Path | None], suffix: str, args: argparse.Na
         raise SectionError("--spots belongs to one slide; give one.")
     if args.spots and given(args, ("stride_um", "min_tissue")):
         raise SectionError("--stride-um and --min-tissue are of a grid of tiles; leave them out, or --spots.")
-    if args.library and not args.spots:
-        raise SectionError("--library is of a file of spots; give --spots, or leave it out.")
+    for name in ("library", "bin_um"):
+        if given(args, (name,)) and not args.spots:
+            raise SectionError(f"--{name.replace('_', '-')} is of a file of spots; give --spots, or leave it out.")
     if outputs[0] is None:
         if not args.bulk:
             message = "Say where to write the tiles: -o FILE for one slide, -o DIR for several, or --bulk FILE."

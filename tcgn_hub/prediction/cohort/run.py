@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger(__name__)
 
-_OF_ONE = ("resume", "progress", "spots", "library")
+_OF_ONE = ("resume", "progress", "spots", "library", "bin_um")
 _LONGEST = 220  # bytes of the name of a file, of 255 that most systems allow
 
 
@@ -85,7 +85,7 @@ def predict_cohort(
         retry_failed: Try again slides that failed.
         progress: Show progress bars on stderr where that is a terminal, and else log a line a minute.
         told: Is called with each `Record` as it comes.
-        **options: Those of `Predictor.slide`, but ``resume``, ``progress``, ``spots`` and ``library``.
+        **options: Those of `Predictor.slide`, but ``resume``, ``progress``, ``spots``, ``library`` and ``bin_um``.
 
     Returns:
         What became of each slide, in the order of the paths; those that another process still holds are left out.
