@@ -26,7 +26,8 @@ _Found = dict[str, Callable[[], Section]]
 
 _ACCEPTED = (
     "give a folder of her2st, Space Ranger or HEST-1k, an .h5ad, a store of SpatialData, or a table with the columns"
-    " section, patient, data (a sample sheet), patch, section, patient (patches), or slide, patient and genes (bulk RNA-seq)"
+    " section, patient, data (a sample sheet), patch, section, patient (patches), or slide, patient and genes (bulk"
+    " RNA-seq)"
 )
 
 
