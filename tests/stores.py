@@ -43,14 +43,16 @@ def table_element(counts, region: str, instances, *, key: str, names=None, obs=N
     return TableModel.parse(data, region=region, region_key="region", instance_key=key)
 
 
-def write(path: Path, **elements) -> Path:
+def write(path: Path, *, old: bool = False, **elements) -> Path:
+    """``old``: in Zarr 2, as spatialdata did before 0.6."""
     from spatialdata import SpatialData
+    from spatialdata._io.format import SpatialDataContainerFormatV01
 
-    SpatialData(**elements).write(path)
+    SpatialData(**elements).write(path, **({"sdata_formats": SpatialDataContainerFormatV01()} if old else {}))
     return path
 
 
-def write_visium(path: Path, *, name: str = "S1", full: bool = True, shift: float = 0.0):
+def write_visium(path: Path, *, name: str = "S1", full: bool = True, shift: float = 0.0, old: bool = False):
     """A section of Visium whose spots are 100 px apart; the last is not in tissue. Returns counts and centres.
 
     ``shift``: by which the image, and not the spots, is moved along x and y in the coordinate system that both are in.
@@ -71,7 +73,7 @@ def write_visium(path: Path, *, name: str = "S1", full: bool = True, shift: floa
     images[f"{name}_hires_image"] = image_element(pixels[:, ::10, ::10], small, levels=())
     obs = {**places, "in_tissue": places["in_tissue"].astype(int)}
     table = table_element(counts, name, np.arange(len(xy)), key="spot_id", names=names, obs=obs)
-    write(path, images=images, shapes={name: circles}, tables={"table": table})
+    write(path, images=images, shapes={name: circles}, tables={"table": table}, old=old)
     return counts, xy
 
 

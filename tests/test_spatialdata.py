@@ -312,8 +312,9 @@ def test_a_cohort_of_stores(tmp_path, spatialdata, tiny_weights, slide):
 # ----------------------------------------------------------------------------------------------------------------- in
 
 
-def test_visium(tmp_path):
-    counts, xy = stores.write_visium(tmp_path / "S1.zarr")
+@pytest.mark.parametrize("old", [False, True], ids=["zarr 3", "zarr 2"])
+def test_visium(tmp_path, old):
+    counts, xy = stores.write_visium(tmp_path / "S1.zarr", old=old)
     (section,) = tcgn_hub.read_sections(tmp_path / "S1.zarr")
     names, _, _ = visium_array()
     assert (section.name, section.patient, section.spots) == ("S1", "S1", names[:-1])

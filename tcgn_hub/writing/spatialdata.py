@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from tcgn_hub.devices import usable_cores
 from tcgn_hub.errors import OutputError
 from tcgn_hub.extras import require
 from tcgn_hub.files import read_json, writing_folder
@@ -30,11 +31,13 @@ def write_zarr(path: Path, result: Result, *, image: str = "link") -> None:
     check_replaced(path)
     if image not in ("link", "copy"):
         raise OutputError(f"{option('image', image)} is neither link nor copy.")
-    zarr = require("zarr", extra="spatialdata", to="write SpatialData")
+    zarr, dask = (require(name, extra="spatialdata", to="write SpatialData") for name in ("zarr", "dask"))
     lost: list[str] = []
     wanted = "slide" if image == "copy" else "overview"
     data = result.elements(result.annotations(copy=False), image=wanted, lost=lost)
-    with writing_folder(path) as part, warnings.catch_warnings():
+    # a worker of a cluster would wait for itself to read what its task is made of
+    here = dask.config.set(scheduler="threads", num_workers=usable_cores())
+    with writing_folder(path) as part, warnings.catch_warnings(), here:
         warnings.simplefilter("ignore")  # of what zarr and anndata are going to do otherwise one day
         data.write(part)
         root = zarr.open_group(part, mode="r+", use_consolidated=False)
