@@ -6,6 +6,7 @@ import io
 import json
 import os
 import secrets
+import shutil
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -32,6 +33,14 @@ def data_files(folder: Path, *, endings: Collection[str] | None = None) -> list[
     return [path for path in found if ends is None or path.name.lower().endswith(ends)]
 
 
+def remove(path: Path) -> None:
+    """Remove a file, or a folder and all that is in it, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
 @contextmanager
 def writing(path: str | Path) -> Iterator[Path]:
     """A temporary file beside ``path`` that takes its name when the block ends without an error.
@@ -51,6 +60,26 @@ def writing(path: str | Path) -> Iterator[Path]:
         if isinstance(err, OSError) and not isinstance(err, OutputError):
             raise OutputError(f"{path} cannot be written ({err.strerror or err}).") from err
         raise
+
+
+@contextmanager
+def writing_folder(path: str | Path) -> Iterator[Path]:
+    """The same for a folder, which the block makes; one that had the name is gone once the new one is whole."""
+    path = Path(path)
+    part, before = (path.parent / f"{path.name}.{secrets.token_hex(8)}.part" for _ in range(2))
+    try:
+        yield part
+        if path.exists():
+            os.rename(path, before)
+        os.rename(part, path)
+    except BaseException as err:
+        with suppress(OSError):
+            os.rename(before, path)
+        shutil.rmtree(part, ignore_errors=True)
+        if isinstance(err, OSError) and not isinstance(err, OutputError):
+            raise OutputError(f"{path} cannot be written ({err.strerror or err}).") from err
+        raise
+    shutil.rmtree(before, ignore_errors=True)
 
 
 def read_json(path: Path) -> Any:

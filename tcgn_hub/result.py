@@ -15,11 +15,13 @@ import numpy as np
 from tcgn_hub.correlation import effective_rank, pearson, spearman
 from tcgn_hub.errors import OutputError, PanelError
 from tcgn_hub.extras import require
+from tcgn_hub.images.lazy import pyramid
 from tcgn_hub.images.quality import poor_by
+from tcgn_hub.images.tissue import outlines
 from tcgn_hub.panels import ensembl_ids
 from tcgn_hub.panels.gene_sets import MIN_SHARE, GeneSets, Signature, enough, load_gene_sets, mean_scores, signatures_of
 from tcgn_hub.rows import AT_ONCE, blocks, forget, take_columns
-from tcgn_hub.text import printable
+from tcgn_hub.text import option, printable
 from tcgn_hub.units import UNITS, from_linear, to_linear
 from tcgn_hub.version import __version__
 from tcgn_hub.weights.info import WeightsInfo
@@ -27,6 +29,7 @@ from tcgn_hub.weights.info import WeightsInfo
 if TYPE_CHECKING:
     from anndata import AnnData
     from pandas import DataFrame
+    from spatialdata import SpatialData
 
 _HIRES, _LOWRES = 2000, 600  # longest sides of overviews, as Space Ranger makes them
 _COMPARED = 5000  # tiles at most by which maps are compared
@@ -35,12 +38,12 @@ _LEAST_COMPARED = 4
 OURS = "TCGN"
 """What the weights that are measured are called beside other methods."""
 
-Write = Callable[[Path, "Result"], None]
+Write = Callable[..., None]
 _WRITERS: dict[str, tuple[Write, str, str]] = {}
 
 
 def writer(suffix: str, *, needs: str = "", extra: str = "") -> Callable[[Write], Write]:
-    """Let `Result.write` write files of a suffix by a function of ``(path, result)``."""
+    """Let `Result.write` write files of a suffix by a function of ``(path, result)``, and options of this format."""
 
     def register(function: Write) -> Write:
         _WRITERS[suffix] = function, needs, extra
@@ -720,18 +723,110 @@ class Result:
             uns=uns,
         )
 
-    def write(self, path: str | Path, *, format: str | None = None) -> None:
-        """Write a file, by its suffix: .csv, .geojson, .h5ad, .json, .parquet or .txt; see `tcgn_hub.writing`.
+    def to_spatialdata(self, *, image: str = "slide") -> SpatialData:
+        """The slide, its tiles and tissue, and what is predicted, as elements of SpatialData.
+
+        ``images['wsi']`` is the slide in RGB; ``shapes['tiles']`` the square that was seen of each tile;
+        ``shapes['region_of_interest']``, as sopa calls it, the tissue, unless that was not looked for.
+        ``tables['table']`` is what `to_anndata` gives, with ``tile_id``, the index of the tile in the shapes, and
+        without the overview. All are placed in ``global``, pixels at full resolution, and in ``microns``.
+        ``attrs['tcgn']`` is `metadata`, with the path of the slide in full as ``slide_path``;
+        ``attrs['tissue_segmentation_image']`` is what sopa looks for.
 
         Args:
-            path: The file.
-            format: Suffix to take in place of its own.
+            image: 'slide': all levels, which are read from the file of the slide as they are looked at, and copied
+                where the object is written; 'overview': the small picture that the tissue was looked for on.
 
         Raises:
-            OutputError: No format has this suffix, or the file cannot be written.
+            OutputError: The result is of patches, which have no place on a slide.
+            ImageError: The slide cannot be read any more.
+            ExtraError: spatialdata is not installed.
+        """
+        return self.elements(self.to_anndata(), image=image)
+
+    def elements(self, table: AnnData, *, image: str, lost: list[str] | None = None) -> SpatialData:
+        """What `to_spatialdata` gives, with a table that may lack the `tables`.
+
+        Args:
+            table: As of `annotations`; it is changed.
+            image: See `to_spatialdata`.
+            lost: See `tcgn_hub.images.lazy.pyramid`.
+        """
+        slide = self.slide
+        if slide is None:
+            raise OutputError("SpatialData places tiles on a slide; write patches as .csv, .json, .parquet or .h5ad.")
+        spatialdata, models, transformations, shapely, geopandas, xarray = (
+            require(module, extra="spatialdata", to="make SpatialData")
+            for module in (
+                *("spatialdata", "spatialdata.models", "spatialdata.transformations", "shapely", "geopandas", "xarray"),
+            )
+        )
+
+        def placed(downsample: float = 1.0) -> dict[str, Any]:
+            scales = {"global": downsample, "microns": downsample * slide.mpp}
+            return {
+                name: transformations.Identity() if scale == 1 else transformations.Scale([scale] * 2, axes=("x", "y"))
+                for name, scale in scales.items()
+            }
+
+        if image == "slide":
+            scales = {}
+            for i, level in enumerate(pyramid(slide.path, series=slide.series, lost=lost)):
+                # centres of pixels, in those of the whole
+                sides = zip("yx", level.shape[1:], slide.size[::-1], strict=True)
+                centres = {axis: (np.arange(side) + 0.5) * (whole / side) for axis, side, whole in sides}
+                array = xarray.DataArray(level, dims=("c", "y", "x"), coords={"c": list("rgb"), **centres})
+                scales[f"scale{i}"] = xarray.Dataset({"image": array})
+            pixels = xarray.DataTree.from_dict(scales)
+            transformations.set_transformation(pixels, placed(), set_all=True)
+        else:
+            overview = slide.thumbnail.transpose(2, 0, 1)
+            pixels = models.Image2DModel.parse(
+                overview,
+                dims=("c", "y", "x"),
+                c_coords=list("rgb"),
+                transformations=placed(slide.thumbnail_downsample),
+            )
+        half, xy = slide.tile_px / 2, self.obsm["spatial"]
+        squares = {"tiles": shapely.box(*(xy - half).T, *(xy + half).T)}
+        if slide.mask is not None:
+            squares["region_of_interest"] = outlines(slide.mask, downsample=slide.thumbnail_downsample)
+        shapes = {
+            name: models.ShapesModel.parse(geopandas.GeoDataFrame(geometry=geometry), transformations=placed())
+            for name, geometry in squares.items()
+        }
+        table.uns.pop("spatial")
+        table.obs["tile_id"] = np.arange(len(self))
+        table.obs["region"] = "tiles"
+        table.obs["region"] = table.obs["region"].astype("category")
+        table = models.TableModel.parse(table, region="tiles", region_key="region", instance_key="tile_id")
+        return spatialdata.SpatialData(
+            images={"wsi": pixels},
+            shapes=shapes,
+            tables={"table": table},
+            attrs={
+                "tcgn": {**self.metadata(), "slide_path": printable(slide.path.absolute())},
+                "tissue_segmentation_image": "wsi",
+            },
+        )
+
+    def write(self, path: str | Path, *, format: str | None = None, image: str | None = None) -> None:
+        """Write a file, by its suffix: .csv, .geojson, .h5ad, .json, .parquet, .txt or .zarr; see `tcgn_hub.writing`.
+
+        Args:
+            path: The file; of .zarr the folder, a store of SpatialData.
+            format: Suffix to take in place of its own.
+            image: What a .zarr holds of the slide: 'link', which is the default, the overview and the path of the
+                slide, or 'copy' all of its pixels.
+
+        Raises:
+            OutputError: No format has this suffix, it holds no image, or the file cannot be written.
             ExtraError: A package that the format needs is not installed.
         """
-        _WRITERS[format_of(path, format)][0](Path(path), self)
+        suffix = format_of(path, format)
+        if image is not None and suffix != ".zarr":
+            raise OutputError(f"{option('image')} is of a .zarr, and {path} is none; leave it out.")
+        _WRITERS[suffix][0](Path(path), self, **({} if image is None else {"image": image}))
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import golden
 import pytest
+import stores
 import torch
 from encoders import write_encoder
 from sections import PANEL, write_section
@@ -76,6 +77,9 @@ def _samples(folder: Path) -> None:
 def test_every_block_runs(page, place, tiny_weights):
     if page.stem in ("publish", "adapt"):
         shutil.copytree(tiny_weights, place / "my_model")  # which the page starts from
+    if page.stem == "spatialdata":
+        stores.write_visium(place / "visium.zarr")
+        stores.write_xenium(place / "xenium.zarr")
     if page.stem == "coming_from_the_original":
         torch.save(golden.published_state_dict(), place / "A2-TCGN-her2-best.pth")
     run_page(page, place)

@@ -7,7 +7,7 @@ import argparse
 from tcgn_hub.cli.common import command, make_parser, sections_of
 from tcgn_hub.cli.options import add, given
 
-_DATA = ("sections", "expression", "mpp", "force_scale")
+_DATA = ("sections", "expression", "mpp", "bin_um", "force_scale")
 _OPTIONS = ("weights", "seed", "allow_seen", "crop_px", "cache", "device")
 _EPILOG = """\
 The output is a model directory: tcgn-predict --weights OUT takes it. OUT/spots.txt names the spots that were used."""

@@ -199,7 +199,7 @@ def sections_of(args: argparse.Namespace) -> list[Section]:
     from tcgn_hub.errors import SectionError
 
     options: dict[str, Any] = {"names": args.sections, "expression": args.expression, "mpp": args.mpp}
-    options |= given(args, ("force_scale",))
+    options |= given(args, ("bin_um", "force_scale"))
     sections = read_sections(args.data if len(args.data) > 1 else args.data[0], **options)
     names = [section.name for section in sections]
     unknown = [name for name in args.allow_seen or () if name not in names]

@@ -10,7 +10,7 @@ from tcgn_hub.cli.kept import keeping, recall
 from tcgn_hub.cli.options import add, add_recipe, given, recipe_of
 from tcgn_hub.training.recipe import Recipe
 
-_DATA = ("sections", "expression", "mpp", "force_scale")
+_DATA = ("sections", "expression", "mpp", "bin_um", "force_scale")
 _OPTIONS = ("by", "final", "resume", "allow_seen", "device", "workers", "checkpoint_minutes")
 
 

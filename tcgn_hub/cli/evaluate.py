@@ -9,7 +9,7 @@ from typing import Any
 from tcgn_hub.cli.common import command, make_parser, panel_of, sections_of
 from tcgn_hub.cli.options import add, given
 
-_DATA = ("data", "sections", "expression", "mpp", "force_scale")
+_DATA = ("data", "sections", "expression", "mpp", "bin_um", "force_scale")
 _OPTIONS = (
     *("weights", "device", "precision", "compile", "backend", "test", "train", "by", "allow_seen", "encoders"),
     *("encoder_um", "tta", "crop_px", "cache"),

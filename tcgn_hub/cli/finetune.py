@@ -14,7 +14,7 @@ from tcgn_hub.training.recipe import Recipe
 if TYPE_CHECKING:
     from tcgn_hub.evaluation.splits import Split
 
-_DATA = ("sections", "expression", "mpp", "force_scale")
+_DATA = ("sections", "expression", "mpp", "bin_um", "force_scale")
 _OPTIONS = (
     *("test", "resume", "allow_seen", "device", "workers", "cache", "checkpoint_minutes"),
     *("encoders", "encoder_um"),

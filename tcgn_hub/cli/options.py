@@ -65,9 +65,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "patches or slides: files, folders of them, or patterns such as '*.svs'", flags=("images",), nargs="+"
     ),
     "data": _value(
-        "her2st or HEST folder, Space Ranger output folders, .h5ad files, a sample sheet (CSV: section, patient, data,"
-        " image, mpp, library), a CSV of patches (with --expression), or a CSV of bulk measurements (slide, patient,"
-        " genes)",
+        "her2st or HEST folder, Space Ranger output folders, .h5ad files, stores of SpatialData, a sample sheet (CSV:"
+        " section, patient, data, image, mpp, library, bin_um), a CSV of patches (with --expression), or a CSV of bulk"
+        " measurements (slide, patient, genes)",
         flags=("data",),
         nargs="+",
     ),
@@ -153,8 +153,16 @@ OPTIONS: dict[str, dict[str, Any]] = {
     ),
     # slides
     "stride_um": _value("slides: distance of tiles in micrometres (default: half their side)", "UM", _ABOVE_ZERO),
-    "spots": _value("predict these spots: table of x and y, tissue_positions, her2st selection, h5ad", "FILE"),
-    "library": _value("the section of an h5ad of spots that holds several", "NAME"),
+    "spots": _value(
+        "predict these spots: table of x and y, tissue_positions, her2st selection, h5ad, or store of SpatialData",
+        "FILE",
+    ),
+    "library": _value("the section of an h5ad of spots, or the table of a SpatialData, that holds several", "NAME"),
+    "bin_um": _value(
+        "side in micrometres of the square spots that the cells of a SpatialData (Xenium) are binned to",
+        "UM",
+        _ABOVE_ZERO,
+    ),
     "min_tissue": _value(
         "least share of tissue in a tile, 0 to 1 (default: 0.5; 0: every tile)", "SHARE", _number(float, 0, 1)
     ),
@@ -174,9 +182,13 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "output": _value("where to write, see above", "FILE|DIR", flags=("-o", "--output")),
     "format": _value(
         "default: by the suffix of -o; otherwise table for patches, h5ad for slides",
-        choices=("table", "csv", "json", "h5ad", "parquet", "geojson"),
+        choices=("table", "csv", "json", "h5ad", "parquet", "geojson", "zarr"),
     ),
-    "features": _flag("keep the 1280 features of each tile, in an h5ad"),
+    "image": _value(
+        "what a .zarr (SpatialData) holds of the slide: its overview and path, or a copy of all pixels (default: link)",
+        choices=("link", "copy"),
+    ),
+    "features": _flag("keep the 1280 features of each tile, in an h5ad or zarr"),
     "plot": _value("maps of genes, gene sets and the tissue, PNG files beside the output", "GENE|SET,..."),
     "signatures": _value(
         "score these gene sets, by their genes that are predicted better than chance given depth (pip install"

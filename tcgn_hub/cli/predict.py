@@ -32,16 +32,16 @@ if TYPE_CHECKING:
     from tcgn_hub.prediction.cohort.outputs import Outputs
     from tcgn_hub.result import Result
 
-_SUFFIXES = {"table": ".txt", **{kind: f".{kind}" for kind in ("csv", "json", "h5ad", "parquet", "geojson")}}
-_OF_SLIDES = (".h5ad", ".parquet", ".geojson")  # a picture that is written so is taken as a slide
+_SUFFIXES = {"table": ".txt", **{kind: f".{kind}" for kind in ("csv", "json", "h5ad", "parquet", "geojson", "zarr")}}
+_OF_SLIDES = (".h5ad", ".parquet", ".geojson", ".zarr")  # a picture that is written so is taken as a slide
 
 _NAMED = 24  # gene sets in a line
 
 _LOADED = ("weights", "device", "precision", "compile", "backend")
 _SHARED = ("min_quality", "significant_only", "tta", "batch_size")
 _SCALE = ("mpp", "magnification", "patch_um", "force_scale")
-_TILED = ("series", "stride_um", "spots", "library", "min_tissue", "features", "workers", "max_pixels")
-_DRAWN = ("plot", "map", "report", "bulk")
+_TILED = ("series", "stride_um", "spots", "library", "bin_um", "min_tissue", "features", "workers", "max_pixels")
+_DRAWN = ("image", "plot", "map", "report", "bulk")
 _SETS = ("signatures", "min_share")
 _SHARED_OUT = ("scheduler", "local_workers", "shard", "retry_failed", "dry_run")
 
@@ -140,7 +140,8 @@ def _predict_slides(slides: list[Path], options: dict[str, Any], args: argparse.
     _check_slides(outputs, suffix, args)
     sets = _gene_sets(args, options, prog)
     plot = tuple(args.plot.split(",")) if args.plot else ()
-    wanted = Outputs(suffix or ".h5ad", plot, args.map, bool(args.report), sets or None, **given(args, ("min_share",)))
+    scored = {"signatures": sets or None, **given(args, ("min_share",))}
+    wanted = Outputs(suffix or ".h5ad", plot, args.map, bool(args.report), args.image, **scored)
     wanted.check()
     if outputs[0] is not None and _is_cohort(outputs[0], slides, args):
         return _predict_cohort(slides, outputs[0].parent, wanted, options, args, prog)
@@ -357,16 +358,20 @@ def _suffix_of(output: Path, asked: str | None) -> str:
     as_text = own == ".txt" and wanted in (".csv", ".json")
     if wanted and own in _SUFFIXES.values() and own != wanted and not as_text:
         raise OutputError(f"--format {asked} does not go with {output}; leave it out, or let the name end in {wanted}.")
-    _check_place(output)
-    return format_of(output, wanted)
+    suffix = format_of(output, wanted)
+    _check_place(output, suffix)
+    return suffix
 
 
-def _check_place(file: Path) -> None:
+def _check_place(file: Path, suffix: str = "") -> None:
     from tcgn_hub.errors import OutputError
+    from tcgn_hub.writing.spatialdata import check_replaced
 
     if not file.parent.is_dir():
         raise OutputError(f"{file} cannot be written: there is no folder {file.parent}.")
-    if file.is_dir():
+    if suffix == ".zarr":
+        check_replaced(file)
+    elif file.is_dir():
         raise OutputError(f"{file} cannot be written: it is a folder.")
 
 
@@ -377,7 +382,8 @@ def _outputs(slides: list[Path], args: argparse.Namespace) -> tuple[list[Path] |
     if args.output is None:
         return [None] * len(slides), ""
     output = Path(args.output)
-    to_file = bool(output.suffix) and not output.is_dir()
+    is_store = output.suffix.lower() == ".zarr"  # a folder that is written as one
+    to_file = bool(output.suffix) and (is_store or not output.is_dir())
     if to_file and len(slides) == 1:
         return [output], _suffix_of(output, args.format)
     if to_file and output.suffix.lower() in _SUFFIXES.values():
@@ -399,24 +405,25 @@ def _check_slides(outputs: Sequence[Path | None], suffix: str, args: argparse.Na
         raise SectionError("--spots belongs to one slide; give one.")
     if args.spots and given(args, ("stride_um", "min_tissue")):
         raise SectionError("--stride-um and --min-tissue are of a grid of tiles; leave them out, or --spots.")
-    if args.library and not args.spots:
-        raise SectionError("--library is of a file of spots; give --spots, or leave it out.")
+    for name in ("library", "bin_um"):
+        if given(args, (name,)) and not args.spots:
+            raise SectionError(f"--{name.replace('_', '-')} is of a file of spots; give --spots, or leave it out.")
     if outputs[0] is None:
         if not args.bulk:
             message = "Say where to write the tiles: -o FILE for one slide, -o DIR for several, or --bulk FILE."
             raise OutputError(message)
-        if given(args, ("plot", "report", "features", "format", *_SETS, *_SHARED_OUT)):
+        if given(args, ("plot", "report", "image", "features", "format", *_SETS, *_SHARED_OUT)):
             raise OutputError(
-                "--plot, --report, --features, --format, --signatures and the options for many slides are of what is"
-                " written of the tiles; give -o."
+                "--plot, --report, --image, --features, --format, --signatures and the options for many slides are of"
+                " what is written of the tiles; give -o."
             )
     elif given(args, _SHARED_OUT) and (args.spots or outputs[0] == Path(args.output)):
         option = next(iter(given(args, _SHARED_OUT))).replace("_", "-")
         raise OutputError(f"--{option} is for slides that go into a folder, without --spots; leave it out.")
     if args.bulk:
         _check_place(Path(args.bulk))
-    if args.features and suffix != ".h5ad":
-        raise OutputError("--features are kept in an .h5ad only; give -o a name that ends so.")
+    if args.features and suffix not in (".h5ad", ".zarr"):
+        raise OutputError("--features are kept in an .h5ad or .zarr only; give -o a name that ends so.")
 
 
 main = command(build_parser, _predict, "tcgn-predict")

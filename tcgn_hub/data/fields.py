@@ -200,7 +200,7 @@ def _open(path: Path, name: str) -> Slide:
 def _is_image(path: Path) -> bool:
     if path.is_dir():
         # sections may have their image beside their counts
-        return is_zarr(path) or (kind_of_folder(path) is None and bool(images_in(path)))
+        return kind_of_folder(path) is None and (is_zarr(path) or bool(images_in(path)))
     return path.suffix.lower() in IMAGE_SUFFIXES
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,8 @@ import numpy as np
 
 from tcgn_hub.data.flags import in_tissue
 from tcgn_hub.data.h5ad import array_of, check_one_section, chosen, open_h5ad, positions, tissue_of
+from tcgn_hub.data.sections import file_hash
+from tcgn_hub.data.spatialdata import check_binned, find_spots, in_squares, is_spatialdata
 from tcgn_hub.data.tables import open_table
 from tcgn_hub.errors import SectionError
 from tcgn_hub.extras import require
@@ -24,19 +27,30 @@ _VISIUM = ("barcode", "in_tissue", "array_row", "array_col", "pxl_row_in_fullres
 SPOT_NAMES = ("barcode", "name", "spot", "spot_id", "id", "index", "__index_level_0__", "")
 _ACCEPTED = (
     "give a table with the columns x and y in pixels at full resolution, tissue_positions of Space Ranger, a her2st"
-    " selection, or an h5ad with obsm['spatial']"
+    " selection, an h5ad with obsm['spatial'], or a store of SpatialData"
 )
 
 
 def check_spots_file(path: str | Path) -> None:
     """Refuse what is no file of spots, and name the one that may be meant where it is a folder."""
     path = Path(path)
+    if is_spatialdata(path):
+        return
     if path.is_dir():
         files = [folder / name for folder in (path, *_spatial(path)) for name in POSITIONS]
         inside = some(str(file) for file in files if file.is_file())
         raise SectionError(f"{path} is a folder; give a file of spots" + (f", such as {inside}." if inside else "."))
     if not path.is_file():
         raise SectionError(f"The spots file {path} does not exist.")
+
+
+def spots_hash(path: str | Path) -> str:
+    """SHA-256 of a file of spots; of a SpatialData, of its tables and shapes."""
+    path = Path(path)
+    if not is_spatialdata(path):
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    parts = [file_hash(path / kind) for kind in ("tables", "shapes") if (path / kind).is_dir()]
+    return hashlib.sha256("".join(parts).encode()).hexdigest()
 
 
 def binned_folders(outs: Path) -> list[Path]:
@@ -52,19 +66,33 @@ def _spatial(folder: Path) -> list[Path]:
     return [one / "spatial" for one in (outs, *binned_folders(outs))]
 
 
-def read_spots(path: str | Path, *, library: str | None = None) -> Tiles:
-    """Spots in tissue from a file: a plain table, a her2st selection, ``tissue_positions``, or an h5ad.
+def read_spots(
+    path: str | Path,
+    *,
+    library: str | None = None,
+    bin_um: float | None = None,
+    image: Path | None = None,
+    mpp: float | None = None,
+) -> Tiles:
+    """Spots in tissue from a file: a plain table, a her2st selection, ``tissue_positions``, an h5ad, or a SpatialData.
 
     ``path``: a table (CSV, TSV, also with semicolons or compressed by gzip) or ``.parquet`` with pixel_x and pixel_y,
-    with the columns of Space Ranger, with or without a header, or with x and y; ``.h5ad`` with obsm['spatial'].
-    ``library``: the section of an h5ad that holds several. The column ``in_tissue``, if there is one, says which spots
-    are wanted.
+    with the columns of Space Ranger, with or without a header, or with x and y; ``.h5ad`` with obsm['spatial']; or a
+    store of SpatialData. ``library``: the section of an h5ad, or the table of a store, that holds several. The column
+    ``in_tissue``, if there is one, says which spots are wanted. Of a store also ``image``: the image in whose pixels
+    they are wanted, see `tcgn_hub.data.spatialdata.find_spots`; ``bin_um``: side in micrometres of the squares that
+    have cells, or spots, in them, and are wanted in place of these; ``mpp``: micrometres per pixel of the image.
     """
     path = Path(path)
     check_spots_file(path)
-    if library is not None and path.suffix != ".h5ad":
+    is_store = is_spatialdata(path)
+    if library is not None and path.suffix != ".h5ad" and not is_store:
         raise SectionError(f"{path} holds the spots of one section; leave {option('library')} out.")
-    if path.suffix == ".h5ad":
+    if bin_um is not None and not is_store:
+        raise SectionError(f"{path} is no store of SpatialData, whose cells are binned; leave {option('bin_um')} out.")
+    if is_store:
+        tiles = _spots_of_store(path, library, bin_um, image, mpp)
+    elif path.suffix == ".h5ad":
         tiles = _spots_of_h5ad(path, library)
     else:
         table = _parquet(path) if path.suffix == ".parquet" else _text(path)
@@ -146,6 +174,22 @@ def _number(value: Any, column: str) -> float:
         return float(value)
     except (TypeError, ValueError):
         raise ValueError(f"its column {column} has '{value}', which is not a number") from None
+
+
+def _spots_of_store(
+    path: Path, library: str | None, bin_um: float | None, image: Path | None, mpp: float | None
+) -> Tiles:
+    found = find_spots(path, library=library, image=image, choose=f"choose one with {option('library', 'NAME')}")
+    check_binned(found, bin_um)
+    if bin_um is None:
+        rows, cols = (found.rows, found.rows) if found.array is None else found.array.T
+        return Tiles(found.names, found.xy, rows, cols)
+    if mpp is None:
+        raise SectionError(f"{path} cannot be binned without a scale of its image; give {option('mpp')}.")
+    _, places = in_squares(found.xy, bin_um / mpp)
+    cols, rows = places.T
+    names = [f"{row}x{col}" for row, col in zip(rows, cols, strict=True)]
+    return Tiles(names, (places + 0.5) * (bin_um / mpp), rows, cols)
 
 
 def _spots_of_h5ad(path: Path, library: str | None) -> Tiles:

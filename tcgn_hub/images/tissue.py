@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 _LEAST = 8.0  # of 255: below, what is left of the stain is the noise of a blank slide
@@ -65,6 +67,31 @@ def is_blank(picture: np.ndarray) -> bool:
         return True
     pixels, means = picture.mean(axis=2, dtype=np.float32).var(), small.mean(axis=2).var()
     return bool(pixels > _NOISY and means < _LEAST_ALIKE * pixels)
+
+
+def outlines(mask: np.ndarray, *, downsample: float = 1.0) -> list[Any]:
+    """The pieces of a mask as polygons of shapely, with their holes, the first rows first.
+
+    ``mask``: bool, shape (h, w); ``downsample``: by which the coordinates are multiplied. Pixel 0 reaches from 0 to 1.
+
+    Raises:
+        ExtraError: A package is not installed.
+    """
+    from tcgn_hub.extras import require
+
+    shapely = require("shapely", extra="spatialdata", to="outline tissue")
+    measure = require("skimage.measure", extra="slides", to="outline tissue")
+    # what reaches the edge is closed there
+    rings = measure.find_contours(np.pad(mask, 1).astype(np.float32), 0.5)
+    lines = [shapely.LinearRing(np.clip(ring[:, ::-1] - 0.5, 0, mask.shape[::-1])) for ring in rings]
+    faces = shapely.get_parts(shapely.polygonize(lines)) if lines else []
+    pieces = []
+    for face in faces:
+        at = face.representative_point()
+        if mask[min(int(at.y), mask.shape[0] - 1), min(int(at.x), mask.shape[1] - 1)]:
+            scaled = shapely.transform(face.simplify(0.25), lambda xy: xy * downsample)
+            pieces.append(scaled)
+    return sorted(pieces, key=lambda piece: (piece.bounds[1], piece.bounds[0]))
 
 
 def _small(picture: np.ndarray) -> np.ndarray:

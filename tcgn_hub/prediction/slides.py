@@ -19,7 +19,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from tcgn_hub.data.scales import check_spots
-from tcgn_hub.data.spots import check_spots_file, read_spots
+from tcgn_hub.data.spots import check_spots_file, read_spots, spots_hash
 from tcgn_hub.devices import usable_cores
 from tcgn_hub.errors import ImageError, NoTissueError, OutputError, SectionError
 from tcgn_hub.files import make_folder, read_json, write_text, writing
@@ -50,10 +50,10 @@ _SHARED = Path("/dev/shm")
 _FORMAT = "tcgn_hub slide 4"
 _FOLLOWED = (
     *("genes", "significant_only", "mpp", "magnification", "patch_um", "stride_um", "spots", "min_tissue"),
-    *("features", "tta", "series", "force", "library", "min_quality"),
+    *("features", "tta", "series", "force", "library", "bin_um", "min_quality"),
 )
 _AFTERWARDS = ("min_quality",)  # which chunks of tiles do not follow from
-_NUMBERS = ("mpp", "magnification", "patch_um", "stride_um", "min_tissue", "min_quality")
+_NUMBERS = ("mpp", "magnification", "patch_um", "stride_um", "min_tissue", "min_quality", "bin_um")
 _LIMITS = ("force_scale", "max_pixels")
 _OWN_FILES = re.compile(r"(run\.json|\d+\.npz)(\.\w+\.part)?")
 
@@ -71,6 +71,7 @@ def predict_tiles(
     stride_um: float | None = None,
     spots: str | Path | None = None,
     library: str | None = None,
+    bin_um: float | None = None,
     min_tissue: float = 0.5,
     min_quality: float = 0,
     force: bool = False,
@@ -107,7 +108,8 @@ def predict_tiles(
             shows the tissue without gaps and without blocks.
         spots: File of spots to predict instead of a grid over the tissue, see `tcgn_hub.data.spots.read_spots`. Those
             outside of the slide are left out, and listed in ``Result.failed``.
-        library: The section of ``spots`` to predict, where an h5ad holds several.
+        library: The section of ``spots`` to predict, where an h5ad holds several, or the table of a SpatialData.
+        bin_um: Side in micrometres of the square spots that the cells of a SpatialData are binned to.
         min_tissue: Least share of tissue in a tile of the grid; 0 predicts every tile and looks for no tissue.
         min_quality: Leave out tiles of a lower quality, from 0 to 1, see `tcgn_hub.images.quality`; they are listed in
             ``Result.left_out``. They are predicted all the same, so that a run that continues may ask for another.
@@ -155,6 +157,7 @@ def predict_tiles(
             stride_um=stride_um,
             spots=spots,
             library=library,
+            bin_um=bin_um,
             min_tissue=min_tissue,
             force=force,
             force_scale=force_scale,
@@ -259,6 +262,7 @@ def plan_slide(
     stride_um: float | None = None,
     spots: str | Path | None = None,
     library: str | None = None,
+    bin_um: float | None = None,
     min_tissue: float = 0.5,
     force: bool = False,
     force_scale: bool = False,
@@ -267,7 +271,7 @@ def plan_slide(
 ) -> Plan:
     """What `predict_tiles` would predict, by its options; raises what it would raise before it predicts."""
     tiling: dict[str, Any] = {"patch_um": patch_um, "stride_um": stride_um, "spots": spots, "library": library}
-    tiling |= {"min_tissue": min_tissue, "force": force}
+    tiling |= {"bin_um": bin_um, "min_tissue": min_tissue, "force": force}
     given = _check_tiling(path, **tiling, **options)
     with open_slide(path, max_pixels=max_pixels, series=series) as opened:
         return _plan(opened, info, given, **tiling, force_scale=force_scale)
@@ -282,6 +286,7 @@ def _plan(
     stride_um: float | None,
     spots: str | Path | None,
     library: str | None,
+    bin_um: float | None,
     min_tissue: float,
     force: bool,
     force_scale: bool,
@@ -292,7 +297,7 @@ def _plan(
     step_um = None if spots else stride_um or side_um / 2
     overview, downsample, lost = opened.overview(OVERVIEW_PX)
     tiles, mask, outside = _choose(
-        opened, scale, side_um, step_um, spots, library, min_tissue, force, overview, downsample, lost
+        opened, scale, side_um, step_um, spots, library, bin_um, min_tissue, force, overview, downsample, lost
     )
     odd = _check_distance(spots, tiles, scale, force_scale) if spots else ""
     notes = tuple(note for note in (differs, odd, opened.chosen, _frame(opened.origin)) if note)
@@ -304,17 +309,19 @@ def check_slide(
     *,
     spots: str | Path | None = None,
     library: str | None = None,
+    bin_um: float | None = None,
     series: int | None = None,
     force_scale: bool = False,
     max_pixels: int = MAX_PIXELS,
     **options: Any,
 ) -> None:
     """Refuse options that no weights could make sense of, a slide without a scale, and spots that contradict it."""
-    given = _check_tiling(path, spots=spots, library=library, **options)
+    given = _check_tiling(path, spots=spots, library=library, bin_um=bin_um, **options)
     with open_slide(path, max_pixels=max_pixels, series=series) as slide:
         scale, _ = slide_scale(slide, given, force=force_scale)
     if spots is not None:
-        _check_distance(spots, read_spots(spots, library=library), scale, force_scale)
+        tiles = read_spots(spots, library=library, bin_um=bin_um, image=Path(path), mpp=scale.mpp)
+        _check_distance(spots, tiles, scale, force_scale)
 
 
 def _check_tiling(
@@ -323,6 +330,7 @@ def _check_tiling(
     stride_um: float | None = None,
     spots: str | Path | None = None,
     library: str | None = None,
+    bin_um: float | None = None,
     min_tissue: float = 0.5,
     batch_size: int | None = None,
     workers: int | None = None,
@@ -336,14 +344,16 @@ def _check_tiling(
         raise ValueError(f"workers is {workers}, but must be at least 0")
     if not 0 <= min_tissue <= 1:
         raise ValueError(f"min_tissue is {min_tissue}, but must be from 0 to 1")
-    if stride_um is not None and not stride_um > 0:
-        raise ValueError(f"stride_um is {stride_um}, but must be above 0")
+    for name, value in (("stride_um", stride_um), ("bin_um", bin_um)):
+        if value is not None and not value > 0:
+            raise ValueError(f"{name} is {value}, but must be above 0")
     if not Path(path).exists():
         raise ImageError(f"{path} does not exist.")
     if spots is not None:
         check_spots_file(spots)
-    elif library is not None:
-        raise SectionError(f"{option('library')} is of a file of spots; give {option('spots')}, or leave it out.")
+    elif library is not None or bin_um is not None:
+        name = option("bin_um" if library is None else "library")
+        raise SectionError(f"{name} is of a file of spots; give {option('spots')}, or leave it out.")
     return given
 
 
@@ -382,6 +392,7 @@ def _choose(
     step_um: float | None,
     spots: str | Path | None,
     library: str | None,
+    bin_um: float | None,
     min_tissue: float,
     force: bool,
     overview: np.ndarray,
@@ -391,7 +402,7 @@ def _choose(
     """The tiles to predict, the mask they were chosen by, and of spots that are outside of the slide, why not."""
     if step_um is None:
         assert spots is not None
-        tiles = read_spots(spots, library=library)
+        tiles = read_spots(spots, library=library, bin_um=bin_um, image=slide.path, mpp=scale.mpp)
         outside = ((tiles.xy < 0) | (tiles.xy >= slide.size)).any(axis=1)
         where = f"outside {slide.path} of {slide.size[0]} x {slide.size[1]} px"
         if 2 * outside.sum() > len(tiles):
@@ -638,5 +649,5 @@ def followed_options(options: dict[str, Any]) -> dict[str, Any]:
     followed |= {name: float(followed[name]) for name in _NUMBERS if followed[name] is not None}
     followed["genes"] = named_genes(followed["genes"])
     if followed["spots"] is not None:
-        followed["spots"] = hashlib.sha256(Path(followed["spots"]).read_bytes()).hexdigest()
+        followed["spots"] = spots_hash(followed["spots"])
     return followed

@@ -31,6 +31,7 @@ _CODECS = {
     *("blosc", "bytes", "bz2", "crc32c", "delta", "gzip", "lz4", "lzma", "sharding_indexed", "shuffle", "transpose"),
     *("zlib", "zstd"),
 }
+_OF_TEXT = {"vlen-utf8", "vlen-bytes"}
 _LEAST_PX = 256  # side of what is read at once, where chunks are smaller
 
 
@@ -59,8 +60,12 @@ class OmeZarrReader(TiledSlide):
         self.path = path
         images = [_image(group, attributes) for group, attributes in _groups(path)]
         if not images:
-            inside = [entry.name for entry in sorted(path.iterdir()) if entry.is_dir() and entry.name[:1] != "."]
-            hint = f"; its groups are {some(inside)}" if inside else ""
+            groups = [entry for entry in sorted(path.iterdir()) if entry.is_dir() and entry.name[:1] != "."]
+            hint = f"; its groups are {some(group.name for group in groups)}" if groups else ""
+            if (path / "images").is_dir() and (
+                inside := [group for group in (path / "images").iterdir() if is_zarr(group)]
+            ):
+                hint = f", but holds some; give one of them: {some(map(str, sorted(inside)))}"
             raise ImageError(f"{path} states no image of OME-Zarr{hint}.")
         self.series, self.chosen = taken(images, series, path)
         image = images[self.series]
@@ -116,7 +121,7 @@ class OmeZarrReader(TiledSlide):
 def is_image(folder: Path) -> bool:
     """Whether a folder is an image of OME-Zarr, also one that is damaged."""
     try:
-        stated = is_zarr(folder) and bool({_IMAGE, _SEVERAL} & _attributes(folder).keys())
+        stated = is_zarr(folder) and bool({_IMAGE, _SEVERAL} & attributes_of(folder).keys())
     except NotOfThisReader:
         return True
     return stated or (is_zarr(folder) and folder.name.lower().endswith(".ome.zarr"))
@@ -136,8 +141,8 @@ def _json(file: Path) -> dict[str, Any]:
     return found
 
 
-def _attributes(group: Path) -> dict[str, Any]:
-    """What OME-Zarr states of a group, in either version."""
+def attributes_of(group: Path) -> dict[str, Any]:
+    """What is stated of a group of Zarr 2 or 3; of OME-Zarr, in either version, what that states."""
     found: Any = {}
     if os.path.isfile(group / "zarr.json"):
         found = _json(group / "zarr.json").get("attributes", {})
@@ -149,16 +154,16 @@ def _attributes(group: Path) -> dict[str, Any]:
 
 def _groups(path: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
     """The groups that are images, and what they state."""
-    attributes = _attributes(path)
+    attributes = attributes_of(path)
     if _IMAGE in attributes:
         yield path, attributes
     elif _SEVERAL in attributes:
-        listed = _attributes(path / "OME").get("series")
+        listed = attributes_of(path / "OME").get("series")
         if not isinstance(listed, list):
             listed = [folder.name for folder in path.iterdir() if folder.name.isdecimal() and folder.is_dir()]
             listed.sort(key=int)
         for name in listed:
-            yield _inside(path, name), _attributes(_inside(path, name))
+            yield _inside(path, name), attributes_of(_inside(path, name))
 
 
 def _inside(folder: Path, name: Any) -> Path:
@@ -281,6 +286,17 @@ def _array(group: Path, name: Any) -> Any:
     except Exception as err:
         raise NotOfThisReader(f"{name}: {reason('zarr', err)}") from err
     return array
+
+
+def check_codecs(folder: Path) -> None:
+    """Refuse a group with arrays of texts and numbers in it of which one has a codec that is not known."""
+    for where, inside, files in os.walk(folder):
+        known = [_json(Path(where, name)) for name in ("zarr.json", ".zarray") if name in files]
+        unknown = sorted({codec for stated in known for codec in _codecs(stated)} - _CODECS - _OF_TEXT)
+        if unknown:
+            raise NotOfThisReader(f"the codec of {where} is {some(unknown)!s:.60}", damaged=False)
+        if ".zarray" in files or any(stated.get("node_type") == "array" for stated in known):
+            inside.clear()  # its chunks
 
 
 def _codecs(stated: dict[str, Any]) -> Iterator[str]:

@@ -20,17 +20,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tcgn_hub.errors import ImageError, NoTissueError, OutputError, SectionError, TcgnError
-from tcgn_hub.files import make_folder, write_text
+from tcgn_hub.files import make_folder, remove, write_text
 from tcgn_hub.images.quality import REASONS
 from tcgn_hub.images.readers import stat_of
 from tcgn_hub.prediction.cohort.claims import Claim, Claims
-from tcgn_hub.prediction.cohort.ledger import DONE, FAILED, HIDDEN, NO_TISSUE, STOPPED, Ledger, Record
+from tcgn_hub.prediction.cohort.ledger import DONE, FAILED, HIDDEN, NO_TISSUE, STOPPED, Ledger, Record, digest
 from tcgn_hub.prediction.cohort.outputs import Outputs
 from tcgn_hub.prediction.slides import check_folder, limits_of
 from tcgn_hub.result import Result
 from tcgn_hub.units import UNITS
 from tcgn_hub.version import __version__
-from tcgn_hub.weights.hub import sha256_of
 from tcgn_hub.writing.bulk import bulk_row
 
 if TYPE_CHECKING:
@@ -90,7 +89,7 @@ class Job:
                 if (claim := claims.take(output)) is not None:
                     self.forget(output)
                     for path in (path for name, path in half if name == output):
-                        path.unlink(missing_ok=True)
+                        remove(path)
                     claims.release(claim)
 
     def needs(self, slide: Path, output: str, ledger: Ledger, *, attempts: int = 0) -> bool:
@@ -108,7 +107,7 @@ class Job:
             if str(slide.absolute()) != last.slide and slide.resolve() != Path(last.slide).resolve():
                 return True
         if last.state == DONE:
-            return not all((self.folder / name).is_file() for name in last.files)
+            return not all((self.folder / name).exists() for name in last.files)
         if last.state != FAILED:
             return False
         return last.limits != limits_of(self.options) or (self.retry_failed and last.attempt <= attempts)
@@ -244,7 +243,7 @@ def _predicted(
         "failed_tiles": len(result.failed),
         "poor_tiles": sum((result.poor or {}).values()),
         "left_out_tiles": len(result.left_out),
-        "files": {path.name: sha256_of(path, force=True) for path in written},
+        "files": {path.name: digest(path) for path in written},
         "quality": quality_of(result),
         "notes": [*said, *result.notes],
         "how": _how(predictor),

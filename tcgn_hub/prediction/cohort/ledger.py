@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -204,12 +205,21 @@ def check_outputs(ledger: Ledger, *, records: Sequence[Record] | None = None) ->
 def _wrong(folder: Path, files: dict[str, str]) -> str:
     for name, expected in files.items():
         try:
-            found = sha256_of(folder / name, force=True)
+            found = digest(folder / name)
         except OSError as err:
             return f"{folder / name} cannot be read ({err.strerror or err})"
         if found != expected:
             return f"{folder / name} is not what was written"
     return ""
+
+
+def digest(path: Path) -> str:
+    """Sha256 of what was written: of a file, or of the names in a folder and the sha256 of each file in it."""
+    if not path.is_dir():
+        return sha256_of(path, force=True)
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    listed = "".join(f"{file.relative_to(path).as_posix()}\n{sha256_of(file, force=True)}\n" for file in files)
+    return hashlib.sha256(listed.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def counts(records: Iterable[Record]) -> dict[str, int]:

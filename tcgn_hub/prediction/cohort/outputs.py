@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tcgn_hub.data.readers.h5ad import read_h5ad
+from tcgn_hub.data.readers.spatialdata import read_spatialdata
 from tcgn_hub.data.sections import beside
+from tcgn_hub.data.spatialdata import is_spatialdata
 from tcgn_hub.errors import OutputError, PanelError, SectionError
 from tcgn_hub.extras import require
 from tcgn_hub.files import write_bytes
@@ -35,6 +37,7 @@ class Outputs:
         plot: Genes and gene sets to draw maps of.
         map: What maps and report draw of a gene: 'value', as if it is None, or 'given_depth'.
         report: Whether to write a report.
+        image: What a .zarr holds of the slide, see `Result.write`.
         signatures: Gene sets to score, by name.
         min_share: As of `Result.score`.
     """
@@ -43,6 +46,7 @@ class Outputs:
     plot: tuple[str, ...] = ()
     map: str | None = None
     report: bool = False
+    image: str | None = None
     signatures: Mapping[str, Sequence[str]] | None = None
     min_share: float = MIN_SHARE
 
@@ -54,6 +58,8 @@ class Outputs:
             ExtraError: What is to be written needs a package that is not installed.
         """
         format_of(f"tiles{self.format}")
+        if self.image and self.format != ".zarr":
+            raise OutputError(f"{option('image')} says what a .zarr holds of the slide; write one, or leave it out.")
         if self.map and not (self.plot or self.report):
             drawn = f"{option('plot')} and {option('report')}"
             raise OutputError(f"{option('map')} says what {drawn} draw; give one of them, or leave it out.")
@@ -105,9 +111,9 @@ class Outputs:
             result = result.score(self.signatures, min_share=self.min_share)
             said += signature_facts(result)
         if self.report:
-            result, missing = _with_measured(result, options.get("spots"), options.get("library"))
+            result, missing = _with_measured(result, options)
             said += missing
-        result.write(output, format=self.format)
+        result.write(output, format=self.format, image=self.image)
         written, layer = files_of(output, self.format), self.map or "value"
         scored = [signature.name for signature in result.signatures]
         for gene in self.plot:
@@ -142,12 +148,17 @@ def state_of(output: Path) -> Path:
     return output.with_name(f"{output.name}.partial")
 
 
-def _with_measured(result: Result, spots: Any, library: str | None) -> tuple[Result, list[str]]:
+def _with_measured(result: Result, options: Mapping[str, Any]) -> tuple[Result, list[str]]:
     """With what was measured of the spots, where their file holds it, and why not where it cannot be read."""
-    if result.slide is None or result.units != UNITS or Path(spots or "").suffix != ".h5ad":
+    spots = Path(options.get("spots") or "")
+    is_store = is_spatialdata(spots)
+    if result.slide is None or result.units != UNITS or not (is_store or spots.suffix == ".h5ad"):
         return result, []
-    where: dict[str, Any] = {"library": library, "image": result.slide.path, "mpp": result.slide.mpp}
+    where: dict[str, Any] = {"image": result.slide.path, "mpp": result.slide.mpp, "library": options.get("library")}
+    if is_store:
+        where["bin_um"] = options.get("bin_um")
     try:
-        return beside(result, read_h5ad(spots, force_scale=True, **where)), []
+        section = (read_spatialdata if is_store else read_h5ad)(spots, force_scale=True, **where)
+        return beside(result, section), []
     except SectionError as err:
         return result, [f"the report has no measurements of the spots: {str(err).rstrip('.')}"]

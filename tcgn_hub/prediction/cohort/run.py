@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger(__name__)
 
-_OF_ONE = ("resume", "progress", "spots", "library")
+_OF_ONE = ("resume", "progress", "spots", "library", "bin_um")
 _LONGEST = 220  # bytes of the name of a file, of 255 that most systems allow
 
 
@@ -49,6 +49,7 @@ def predict_cohort(
     plot: Sequence[str] = (),
     map: str | None = None,
     report: bool = False,
+    image: str | None = None,
     signatures: GeneSets | None = None,
     min_share: float = MIN_SHARE,
     client: Client | str | None = None,
@@ -78,6 +79,7 @@ def predict_cohort(
         plot: Genes, and gene sets that are scored, to draw maps of, beside the files.
         map: What is drawn of a gene: 'value' if None, or 'given_depth'.
         report: Write a report beside each file.
+        image: What a .zarr holds of the slide: 'link' if None, or 'copy', see `Result.write`.
         signatures: Gene sets to score, see `Result.score`.
         min_share: Likewise.
         client: A client of Dask, or the address of its scheduler, ``tcp://...``, or a scheduler file, ``FILE.json``:
@@ -88,7 +90,7 @@ def predict_cohort(
         retry_failed: Try again slides that failed.
         progress: Show progress bars on stderr where that is a terminal, and else log a line a minute.
         told: Is called with each `Record` as it comes.
-        **options: Those of `Predictor.slide`, but ``resume``, ``progress``, ``spots`` and ``library``.
+        **options: Those of `Predictor.slide`, but ``resume``, ``progress``, ``spots``, ``library`` and ``bin_um``.
 
     Returns:
         What became of each slide, in the order of the paths; those that another process still holds are left out.
@@ -103,7 +105,7 @@ def predict_cohort(
     """
     _check(options, client, local_workers, shard)
     sets = None if signatures is None else load_gene_sets(signatures)
-    outputs = Outputs(f".{format.lstrip('.')}".lower(), tuple(plot), map, report, sets, min_share)
+    outputs = Outputs(f".{format.lstrip('.')}".lower(), tuple(plot), map, report, image, sets, min_share)
     outputs.check()
     predictor.columns(options.get("genes"), significant_only=options.get("significant_only", False))
     outputs = outputs.drawn(predictor, options.get("genes"), significant_only=options.get("significant_only", False))

@@ -1,0 +1,75 @@
+"""Results as stores of SpatialData."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tcgn_hub.devices import usable_cores
+from tcgn_hub.errors import OutputError
+from tcgn_hub.extras import require
+from tcgn_hub.files import read_json, writing_folder
+from tcgn_hub.result import Result, writer
+from tcgn_hub.text import option
+from tcgn_hub.writing.tables import rows_of
+
+_CHUNK_BYTES = 1 << 22
+_ARRAY = {"encoding-type": "array", "encoding-version": "0.2.0"}  # what anndata knows an array by
+
+
+@writer(".zarr", needs="spatialdata", extra="spatialdata")
+def write_zarr(path: Path, result: Result, *, image: str = "link") -> None:
+    """Write what `Result.to_spatialdata` gives, its tables some rows and its pixels some parts at a time.
+
+    ``image``: 'link': of the slide the overview, and where it lies, in ``attrs['tcgn']['slide_path']``; 'copy': all
+    levels. Parts that cannot be decoded are white then, and ``attrs['tcgn']['image_parts_lost']`` counts them.
+    """
+    check_replaced(path)
+    if image not in ("link", "copy"):
+        raise OutputError(f"{option('image', image)} is neither link nor copy.")
+    zarr, dask = (require(name, extra="spatialdata", to="write SpatialData") for name in ("zarr", "dask"))
+    lost: list[str] = []
+    wanted = "slide" if image == "copy" else "overview"
+    data = result.elements(result.annotations(copy=False), image=wanted, lost=lost)
+    # a worker of a cluster would wait for itself to read what its task is made of
+    here = dask.config.set(scheduler="threads", num_workers=usable_cores())
+    with writing_folder(path) as part, warnings.catch_warnings(), here:
+        warnings.simplefilter("ignore")  # of what zarr and anndata are going to do otherwise one day
+        data.write(part)
+        root = zarr.open_group(part, mode="r+", use_consolidated=False)
+        for place, table in result.tables().items():
+            _write_table(root["tables/table"], place, table, result)
+        if lost:
+            root.attrs["tcgn"] = {**root.attrs["tcgn"], "image_parts_lost": len(lost)}
+        data.write_consolidated_metadata()
+
+
+def check_replaced(path: Path) -> None:
+    """Refuse to replace a folder that this package has not written."""
+    if path.is_dir() and not _is_own(path):
+        raise OutputError(
+            f"{path} cannot be written: it is a folder that tcgn_hub has not written; give another name, or delete it."
+        )
+
+
+def _is_own(path: Path) -> bool:
+    try:
+        return "tcgn" in read_json(path / "zarr.json")["attributes"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _write_table(group: Any, place: str, table: Callable[[slice], np.ndarray], result: Result) -> None:
+    """A table at its place, some rows at a time."""
+    kind = table(slice(0))
+    row_bytes = kind.dtype.itemsize * int(np.prod(kind.shape[1:]))
+    rows = max(1, min(len(result), _CHUNK_BYTES // max(row_bytes, 1)))
+    shape = len(result), *kind.shape[1:]
+    chunks = tuple(max(1, side) for side in (rows, *kind.shape[1:]))
+    array = group.create_array(place, shape=shape, dtype=kind.dtype, chunks=chunks, attributes=_ARRAY)
+    for part in rows_of(result, rows):
+        array[part] = table(part)
