@@ -18,6 +18,7 @@ from tcgn_hub.text import counted, some
 from tcgn_hub.weights.typical import Typical
 from tcgn_hub.writing.explanations import draw_gallery
 from tcgn_hub.writing.figures import draw_gene, draw_mask, draw_scatter, draw_values, layer_values, slide_of
+from tcgn_hub.writing.picker import picker
 from tcgn_hub.writing.tables import facts
 
 _OVERVIEW_SIDE, _FIGURE_SIDE = 1000, 700
@@ -100,6 +101,7 @@ def write_report(
             _Picture(draw_mask(result, side=_FIGURE_SIDE), "Outline of the tissue"),
         ],
         axes=_axes(result),
+        picker=picker(result, ranked, layer=layer),
         maps_title=title if genes is None else "Maps of the genes asked for",
         given_depth=layer == "given_depth",
         maps=[_map(result, shown, layer) for shown in drawn],
