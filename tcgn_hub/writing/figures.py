@@ -56,7 +56,7 @@ def colour_span(low: float, high: float) -> tuple[float, float]:
 
 
 def square_px(slide: SlideContext) -> float:
-    """Side of the square that a tile is drawn as: its own, or their distance where tiles overlap, so that they touch."""
+    """Side of the square that a tile is drawn as: its own, or the distance of tiles that overlap, which then touch."""
     return min(slide.patch_um, slide.stride_um or slide.patch_um) / slide.mpp
 
 

@@ -83,7 +83,7 @@ def picker(result: Result, genes: Sequence[str], *, layer: str = "value") -> dic
 
 
 def _squares(result: Result, bytes_each: int) -> tuple[np.ndarray, float, int]:
-    """The square that each tile is in, int, shape (n,); the side of squares in pixels, and in tiles, 1 if not joined."""
+    """The square of each tile, int, shape (n,); the side of squares in pixels, and in tiles, 1 if not joined."""
     spatial, pitch, times = result.obsm["spatial"], square_px(slide_of(result)), 1
     named = sum(len(printable(name)) for name in result.names) / max(len(result), 1)
     each = bytes_each + 8 + named
