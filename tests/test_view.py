@@ -134,6 +134,14 @@ def test_a_slide_that_has_moved_is_found_where_it_is_said_to_be_or_shown_by_its_
         opened(tmp_path / "slide.csv")
 
 
+def test_names_are_no_html(written):
+    path, result = written(".h5ad")
+    named = replace(result.slide, path=Path("<b>.png"))
+    replace(result, uns={**result.uns, "slide": named}).write(path)
+    _, tmap, _, _ = opened(path)
+    assert tmap["filename"] == tmap["layers"][0]["name"] == "&lt;b&gt;.png"
+
+
 def _patches(path):
     make_patches().write(path.with_suffix(".h5ad"))
     return path.with_suffix(".h5ad")
@@ -142,6 +150,26 @@ def _patches(path):
 def _patch_table(path):
     make_patches().write(path.with_suffix(".csv"))
     return path.with_suffix(".csv")
+
+
+def _without_values(path):
+    import anndata
+
+    make().write(path.with_suffix(".h5ad"))
+    data = anndata.read_h5ad(path.with_suffix(".h5ad"))
+    data.X = None
+    data.write(path.with_suffix(".h5ad"))
+    return path.with_suffix(".h5ad")
+
+
+def _damaged(path):
+    make().write(path.with_suffix(".h5ad"))
+    with h5py.File(path.with_suffix(".h5ad"), "r+") as file:
+        chunk = file["X"].id.get_chunk_info(0)
+    content = bytearray(path.with_suffix(".h5ad").read_bytes())
+    content[chunk.byte_offset : chunk.byte_offset + chunk.size] = b"x" * chunk.size
+    path.with_suffix(".h5ad").write_bytes(content)
+    return path.with_suffix(".h5ad")
 
 
 def _several(path):
@@ -177,6 +205,9 @@ def _text(old, new):
         (_patches, "does not say of which slide its tiles are"),
         (_patch_table, "does not say of which slide its tiles are"),
         (_several, "holds 2 slides; view the file of one"),
+        (_without_values, "tiles of 0 genes; there is nothing to show"),
+        (_damaged, "cannot be read to its end"),
+        (_table(lambda path: _text('"mpp": 0.5', '"mpp": "a"')(Path(f"{path}.json"))), "says that mpp is 'a'"),
         (_table(lambda path: Path(f"{path}.json").unlink()), "it says of what slide"),
         (_table(lambda path: Path(f"{path}.json").write_text("[]")), "does not say what was run"),
         (_table(lambda path: Path(f"{path}.json").write_text("{")), "does not say what was run"),

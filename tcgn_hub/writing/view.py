@@ -14,6 +14,7 @@ import webbrowser
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from html import escape
 from importlib.resources import files
 from pathlib import Path
 from threading import Thread
@@ -27,6 +28,7 @@ from tcgn_hub.extras import require
 from tcgn_hub.files import read_json
 from tcgn_hub.images.pyramid import DeepZoom
 from tcgn_hub.images.readers import open_slide
+from tcgn_hub.images.slides import MAX_PIXELS
 from tcgn_hub.text import option
 from tcgn_hub.writing.figures import OPACITY
 
@@ -126,14 +128,16 @@ def project(result: str | Path, *, slide: str | Path | None = None) -> Iterator[
         tiles = _read(Path(result), stack)
         zoom = _zoom(tiles, Path(result), slide, stack)
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tcgn_view_", ignore_cleanup_errors=True)))
-        _write_values(folder / "tiles.h5", tiles)
         script = files("tcgn_hub.writing").joinpath("view.js").read_text(encoding="utf-8")
-        for name, text in (
-            ("tiles.json", json.dumps(_about(tiles))),
-            ("view.tmap", json.dumps(_tmap(tiles))),
-            (f"{_PLUGIN}.js", script),
-        ):
-            (folder / name).write_text(text, encoding="utf-8")
+        texts = {"tiles.json": json.dumps(_about(tiles)), "view.tmap": json.dumps(_tmap(tiles))}
+        try:
+            _write_values(folder / "tiles.h5", tiles)
+            for name, text in {**texts, f"{_PLUGIN}.js": script}.items():
+                (folder / name).write_text(text, encoding="utf-8")
+        except OSError as err:
+            raise OutputError(
+                f"{folder} cannot be written ({err.strerror or err}); TMPDIR names another disk."
+            ) from err
         yield folder, zoom
 
 
@@ -200,7 +204,9 @@ def _zoom(tiles: _Tiles, result: Path, given: str | Path | None, stack: ExitStac
     if found is None:
         where = f"{given} does not exist" if given is not None else f"{name} is not beside {result}"
         raise ImageError(f"{where}; say where the slide is by {option('slide', 'FILE')}.")
-    slide = stack.enter_context(open_slide(found, series=int(run["series"]) or None))
+    # it was read as a whole before, if it was
+    most = max(MAX_PIXELS, size[0] * size[1])
+    slide = stack.enter_context(open_slide(found, series=int(run["series"]), max_pixels=most))
     if slide.size != size:
         raise ImageError(
             f"{found} has {slide.size[0]} x {slide.size[1]} px, but {result} is of a slide of {size[0]} x {size[1]} px;"
@@ -252,10 +258,11 @@ def _tmap(tiles: _Tiles) -> dict[str, Any]:
     best = sorted(range(len(tiles.genes)), key=tiles.skill.__getitem__, reverse=True)
     shown = [(i, f" ({_DULL})" if tiles.said[i].startswith(_DULL) else "", tiles.genes[i]) for i in best]
     shown += [(len(best) + i, "", name) for i, name in enumerate(numbers)]
+    name = escape(str(tiles.run["slide"]))
     return {
-        "filename": tiles.run["slide"],
+        "filename": name,
         "mpp": float(tiles.run["mpp"]),
-        "layers": [{"name": tiles.run["slide"], "tileSource": "slide.dzi"}],
+        "layers": [{"name": name, "tileSource": "slide.dzi"}],
         "hideTabs": True,
         "plugins": [],
         "settings": [{"module": "pluginUtils", "function": "startPlugin", "value": [_PLUGIN, [], False]}],
@@ -263,7 +270,7 @@ def _tmap(tiles: _Tiles) -> dict[str, Any]:
             {
                 "title": "Gene",
                 "name": "Gene",
-                "comment": tiles.run["units"],
+                "comment": escape(str(tiles.run["units"])),
                 "path": "tiles.h5",
                 "uid": _UID,
                 "autoLoad": True,
@@ -278,8 +285,8 @@ def _tmap(tiles: _Tiles) -> dict[str, Any]:
                     **{"shape_gr_rand": False, "_no_outline": True},
                 },
                 "dropdownOptions": [
-                    {"optionName": name + text, "name": name, "expectedHeader.cb_col": f"/X;{i}"}
-                    for i, text, name in shown
+                    {"optionName": column + text, "name": column, "expectedHeader.cb_col": f"/X;{i}"}
+                    for i, text, column in shown
                 ],
             }
         ],
@@ -321,7 +328,11 @@ def _run_of(known: Any, path: Path) -> dict[str, Any]:
     known = dict(known)
     if not set(_RUN) <= set(known):
         raise SectionError(f"{path} does not say of which slide its tiles are; give what `tcgn predict` wrote of one.")
-    return {key: known[key].item() if isinstance(known[key], np.generic) else known[key] for key in _RUN}
+    run = {key: known[key].item() if isinstance(known[key], np.generic) else known[key] for key in _RUN}
+    for key in ("series", "width_px", "height_px", "mpp", "patch_um"):
+        if not isinstance(run[key], int | float) or not 0 < run[key] + (key == "series") < math.inf:
+            raise SectionError(f"{path} says that {key} is {run[key]!r:.60}, which no slide has; predict it again.")
+    return run
 
 
 def _read_h5ad(path: Path, stack: ExitStack) -> _Tiles:
@@ -337,20 +348,25 @@ def _read_h5ad(path: Path, stack: ExitStack) -> _Tiles:
             facts[key] = data.obs[key].to_numpy(np.float32 if kind in "fiu" else object)
     drawn: dict[str, Any] = next(iter(data.uns.get("spatial", {}).values()), {})
     overview = drawn.get("images", {}).get("hires")
+    if overview is not None and overview.dtype != np.uint8:  # as some programs leave it, from 0 to 1
+        overview = np.rint(255 * np.clip(overview, 0, 1)).astype(np.uint8)
     limits: list[tuple[float, float] | None] = [None] * data.n_vars
     if "trained_low" in var:
         limits = list(zip(var["trained_low"].astype(float), var["trained_high"].astype(float), strict=True))
 
     def rows(part: slice) -> np.ndarray:
-        values = data.X[part]
+        try:
+            values = data.X[part]
+        except Exception as err:  # h5py fails in many ways on what is damaged
+            raise SectionError(f"{path} cannot be read to its end ({' '.join(str(err).split())[:300]}).") from err
         return np.asarray(values.toarray() if hasattr(values, "toarray") else values, np.float32)
 
     columns = [var[key].tolist() if key in var else [None] * data.n_vars for key in _SAID]
     known = list(zip(*columns, strict=True))
     xy = np.asarray(data.obsm["spatial"], np.float64)[:, :2] if "spatial" in data.obsm else np.empty((0, 2))
-    return _Tiles(
-        run, list(data.var_names), *_told(run, known), limits, list(data.obs_names), xy, facts, rows, overview
-    )
+    # of what has no values AnnData says so by an error
+    genes = list(data.var_names) if "X" in data.file else []
+    return _Tiles(run, genes, *_told(run, known), limits, list(data.obs_names), xy, facts, rows, overview)
 
 
 _SAID = ("significant", "held_out_pcc", "held_out_pcc_given_depth")
