@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from tcgn_hub.training.recipe import Distillation, Recipe
     from tcgn_hub.training.trainer import Trainer
     from tcgn_hub.weights.info import WeightsInfo
+    from tcgn_hub.writing.view import view
 
 _HOMES = {
     "data.readers": ("read_sections",),
@@ -39,6 +40,7 @@ _HOMES = {
     "training.recipe": ("Distillation", "Recipe"),
     "training.trainer": ("Trainer",),
     "weights.info": ("WeightsInfo",),
+    "writing.view": ("view",),
 }
 _HOME_OF = {name: f"tcgn_hub.{home}" for home, names in _HOMES.items() for name in names}
 
@@ -63,6 +65,7 @@ __all__ = [
     "predict_slides",
     "pretrain",
     "read_sections",
+    "view",
 ]
 
 register_with_timm()

@@ -100,6 +100,7 @@ def _signatures() -> dict[str, list]:
         "explain": [load, Predictor.explain, Predictor.galleries],
         "export": [load, Predictor.export],
         "demo": [launch_demo],
+        "view": [tcgn_hub.view],
         "finetune": [tcgn_hub.finetune, tcgn_hub.Recipe],
         "crossval": [tcgn_hub.crossval, tcgn_hub.Recipe],
         "evaluate": [tcgn_hub.evaluate],

@@ -91,6 +91,8 @@ def test_the_wheel_in_a_fresh_environment(tmp_path):
         "weights_manifest.json",
         "weights/card.md.jinja",
         "writing/report.html.jinja",
+        "writing/picker.html.jinja",
+        "writing/view.js",
         "panels/her2st_785.txt",
         "panels/aliases.tsv",
     )

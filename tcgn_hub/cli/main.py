@@ -17,6 +17,7 @@ COMMANDS = {
     "adapt": "adapt weights to a section of your own by few of its spots",
     "evaluate": "measure weights on sections that they have not seen",
     "crossval": "train and measure with every patient or section held out once",
+    "view": "open a predicted slide in a viewer, with a map of any gene",
     "export": "write weights as ONNX or as a program of torch.export",
     "cohort": "what became of the slides of a folder, and all of them together",
     "demo": "open a web page to play with",

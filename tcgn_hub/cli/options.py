@@ -72,6 +72,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
         nargs="+",
     ),
     "cohort": _value("folder that slides were written to", "DIR", flags=("cohort",)),
+    "result": _value("what `tcgn predict` wrote of a slide: .h5ad or .csv", flags=("result",)),
+    "slide": _value("the slide, if it is neither beside the result nor in this folder", "FILE"),
     "tissue": _value(
         "slides, images, folders of them, or what `tcgn finetune` takes, of which counts are not looked at",
         flags=("data",),
@@ -274,9 +276,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
         choices=("log", "linear"),
         nargs="+",
     ),
-    # the page
+    # the pages
     "host": _value("address to listen on (default: 127.0.0.1, only this machine)"),
-    "port": _value("default: 7860; 0: one that is free", "N", _number(int, 0, 65535)),
+    "port": _value("to listen on (default: demo 7860, view 0; 0: one that is free)", "N", _number(int, 0, 65535)),
+    "no_browser": _flag("say the address, and open no browser"),
     "max_mb": _value("largest upload in megabytes (default: 200)", "N", _COUNT),
     # weights as files
     "tag": _value("what to call them (default: by the panel or the repository)", "TAG"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,8 @@ _DPI = 100
 _MARGIN, _TOP, _BOTTOM = 20, 72, 90
 _LEAST_WIDTH = 620
 _BAR = 340
+COLOURS, OPACITY, SLIDE_OPACITY = "viridis", 0.8, 0.55
+"""Of the tiles of a map, and of the slide beneath them."""
 _LONGEST_TISSUE = 34  # letters that fit into a title
 
 
@@ -29,12 +32,9 @@ def draw_gene(result: Result, gene: str, *, layer: str = "value", side: int = 12
     ``layer``: 'value', or 'given_depth' for `tcgn_hub.result.Result.given_depth`; ``side``: longest side of the picture
     in pixels; the text needs a width of 620 all the same.
     """
-    column, limits, typical = result.column(gene), None, result.info.predicted_in_training
-    title, subtitle, values = gene, gene_title(result, gene), layer_values(result.select([gene]), layer)[:, 0]
-    if layer == "given_depth" and typical is not None:
-        title, limits = f"{gene}, given depth", typical.given_depth_limits(result.info.genes.index(gene))
-    elif "trained_low" in result.var:
-        limits = float(result.var["trained_low"][column]), float(result.var["trained_high"][column])
+    limits = gene_limits(result, [gene], layer)[0]
+    title, subtitle = f"{gene}, given depth" if layer == "given_depth" else gene, gene_title(result, gene)
+    values = layer_values(result.select([gene]), layer)[:, 0]
     return draw_values(result, values, title, subtitle, result.units, limits=limits, side=side)
 
 
@@ -50,6 +50,29 @@ def draw_signature(result: Result, name: str, *, side: int = 1200) -> bytes | No
     subtitle = f"{len(signature.genes)} of {counted(signature.size, 'gene')}, at mean depth"
     label, limits = "mean of the genes, in sd over the training tissue", Typical.module_limits()
     return draw_values(result, scores, name, subtitle, label, limits=limits, side=side)
+
+
+def gene_limits(result: Result, genes: Sequence[str], layer: str) -> list[tuple[float, float] | None]:
+    """What the colours of each gene's map span, None where it is what is predicted here."""
+    typical = result.info.predicted_in_training
+    if layer == "given_depth" and typical is not None:
+        place = {gene: i for i, gene in enumerate(result.info.genes)}
+        return [typical.given_depth_limits(place[gene]) for gene in genes]
+    if "trained_low" not in result.var:
+        return [None] * len(genes)
+    place = {gene: i for i, gene in enumerate(result.genes)}
+    low, high = (result.var[f"trained_{end}"].tolist() for end in ("low", "high"))
+    return [(low[place[gene]], high[place[gene]]) for gene in genes]
+
+
+def colour_span(low: float, high: float) -> tuple[float, float]:
+    """From where to where colours run, which have to differ also where all values are the same."""
+    return (low - 0.01, high + 0.01) if high - low < 1e-6 else (low, high)
+
+
+def square_px(slide: SlideContext) -> float:
+    """Side of the square that a tile is drawn as: its own, or the distance of tiles that overlap, which then touch."""
+    return min(slide.patch_um, slide.stride_um or slide.patch_um) / slide.mpp
 
 
 def layer_values(result: Result, layer: str, rows: slice = slice(None)) -> np.ndarray:
@@ -157,7 +180,7 @@ class _SlideFigure(Canvas):
         )
         self._axes = self.box((self.width - width * scale) / 2, _BOTTOM, width * scale, height * scale)
         if faded:
-            thumbnail = 255 - (255 - thumbnail.astype(np.float32)) * 0.55
+            thumbnail = 255 - (255 - thumbnail.astype(np.float32)) * SLIDE_OPACITY
         self._axes.imshow(thumbnail.astype(np.uint8), extent=(0, width, height, 0), interpolation="antialiased")
         self._axes.set(xlim=(0, width), ylim=(height, 0))
         self.text(_MARGIN, self.height - 30, title, size=16, weight="bold")
@@ -179,17 +202,14 @@ class _SlideFigure(Canvas):
         span: tuple[float, float] | None = None,
     ) -> None:
         """Squares coloured by value, and a colour bar at the lower right, pointed where values lie beyond it."""
-        side_um, step_um = self._slide.patch_um, self._slide.stride_um
-        half = (side_um if step_um is None else min(side_um, step_um)) / self._slide.mpp / 2
+        half = square_px(self._slide) / 2
         corners = np.array([(-half, -half), (half, -half), (half, half), (-half, half)])
         # one square at many places: a square for each would be held for each
         places: dict[str, Any] = {"offsets": xy, "offset_transform": self._axes.transData}
         places["transform"] = matplotlib("transforms").AffineDeltaTransform(self._axes.transData)
-        style: dict[str, Any] = {"cmap": "viridis", "alpha": 0.8, "linewidths": 0, "antialiaseds": False}
+        style: dict[str, Any] = {"cmap": COLOURS, "alpha": OPACITY, "linewidths": 0, "antialiaseds": False}
         tiles = matplotlib("collections").PolyCollection([corners], array=values, **places, **style)
-        low, high = limits or span or (float(values.min()), float(values.max()))
-        if high - low < 1e-6:
-            low, high = low - 0.01, high + 0.01
+        low, high = colour_span(*(limits or span or (float(values.min()), float(values.max()))))
         tiles.set_clim(low, high)
         self._axes.add_collection(tiles, autolim=False)
         box = self.box(self.width - _MARGIN - _BAR, 52, _BAR, 12)

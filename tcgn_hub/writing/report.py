@@ -26,6 +26,7 @@ from tcgn_hub.writing.figures import (
     layer_values,
     slide_of,
 )
+from tcgn_hub.writing.picker import picker
 from tcgn_hub.writing.tables import facts, poor_text
 
 _OVERVIEW_SIDE, _FIGURE_SIDE = 1000, 700
@@ -111,6 +112,7 @@ def write_report(
         ],
         axes=_axes(result),
         gene_sets=_gene_sets(result),
+        picker=picker(result, ranked, layer=layer),
         maps_title=title if genes is None else "Maps of the genes asked for",
         given_depth=layer == "given_depth",
         maps=[_map(result, shown, layer) for shown in drawn],
