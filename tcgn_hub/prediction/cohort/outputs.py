@@ -79,7 +79,7 @@ class Outputs:
         typical = info.predicted_in_training
         if self.map == "given_depth" and (typical is None or typical.depth is None):
             raise OutputError(no_depth(info.name))
-        predicted = [info.genes[i] for i in predictor.columns(genes, significant_only=significant_only)]
+        predicted = [info.genes[i] for i in info.columns(genes, significant_only=significant_only).values()]
         sets = self.signatures or {}
         scored = {s.name for s in scorable(info, sets, predicted, min_share=self.min_share)[0]} if sets else set()
         names = info.columns([name for name in self.plot if name not in sets]) if set(self.plot) - set(sets) else {}

@@ -107,7 +107,7 @@ def predict_cohort(
     sets = None if signatures is None else load_gene_sets(signatures)
     outputs = Outputs(f".{format.lstrip('.')}".lower(), tuple(plot), map, report, image, sets, min_share)
     outputs.check()
-    predictor.columns(options.get("genes"), significant_only=options.get("significant_only", False))
+    predictor.info.columns(options.get("genes"), significant_only=options.get("significant_only", False))
     outputs = outputs.drawn(predictor, options.get("genes"), significant_only=options.get("significant_only", False))
     slides = [Path(path) for path in paths]
     names = output_names(slides, outputs.format)
