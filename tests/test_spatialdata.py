@@ -149,6 +149,19 @@ def test_levels_of_the_file_are_read_as_they_are(tmp_path):
         np.testing.assert_array_equal(got[: shared[0], : shared[1]], pixels[: shared[0], : shared[1]])
 
 
+def test_of_several_images_the_levels_are_of_the_one_that_was_predicted(tmp_path):
+    import tifffile
+
+    path = tmp_path / "two.tif"
+    with tifffile.TiffWriter(path) as file:
+        for side in (512, 1536):  # the second is what is taken if none is asked for
+            file.write(np.full((side, side, 3), side // 16, np.uint8), photometric="rgb", tile=(256, 256))
+    for series, side in ((0, 512), (1, 1536)):
+        level = pyramid(path, series=series)[0]
+        assert level.shape == (3, side, side)
+        assert level[0, 0, 0].compute() == side // 16
+
+
 def test_a_plain_picture_and_processes(tmp_path):
     import pickle
 

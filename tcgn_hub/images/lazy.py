@@ -81,7 +81,7 @@ class _Pixels:
         self._shared: Slide | None = None
 
     def _slide(self) -> Slide:
-        return open_slide(self.path, max_pixels=_MAX_PIXELS, series=self.series or None)
+        return open_slide(self.path, max_pixels=_MAX_PIXELS, series=self.series)
 
     def read(self, x: int, y: int, width: int, height: int, *, level: int) -> np.ndarray:
         """As `Slide.read` does."""
