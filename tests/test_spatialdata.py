@@ -149,6 +149,20 @@ def test_levels_of_the_file_are_read_as_they_are(tmp_path):
         np.testing.assert_array_equal(got[: shared[0], : shared[1]], pixels[: shared[0], : shared[1]])
 
 
+@pytest.mark.parametrize("level", [0, 1])
+def test_any_part_of_a_level_may_be_asked_for(level, slide):
+    lazy = pyramid(slide)[level]
+    whole = lazy.compute()
+    for place in (
+        (0, 5, 7),
+        (slice(None), 5, slice(3, 1100, 7)),
+        ([0, 2], slice(None, None, 2), slice(None, None, 3)),
+        (slice(None), slice(900, 100, -5), slice(None)),
+        (slice(None), [1, 4, 9], slice(0, 9)),
+    ):
+        np.testing.assert_array_equal(lazy[place].compute(), whole[place])
+
+
 def test_of_several_images_the_levels_are_of_the_one_that_was_predicted(tmp_path):
     import tifffile
 
@@ -159,7 +173,7 @@ def test_of_several_images_the_levels_are_of_the_one_that_was_predicted(tmp_path
     for series, side in ((0, 512), (1, 1536)):
         level = pyramid(path, series=series)[0]
         assert level.shape == (3, side, side)
-        assert level[0, 0, 0].compute() == side // 16
+        assert level[:, :8, :8].compute()[0, 0, 0] == side // 16
 
 
 def test_a_plain_picture_and_processes(tmp_path):

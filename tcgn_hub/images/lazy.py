@@ -44,7 +44,9 @@ def pyramid(path: str | Path, *, series: int = 0, lost: list[str] | None = None)
         level = _Level(pixels, downsample)
         name = f"slide-{array.core.tokenize(*of, downsample, lost is None)}"
         chunks = (3, CHUNK_PX, CHUNK_PX)
-        levels.append(array.from_array(level, chunks=chunks, name=name, asarray=False, lock=False, meta=_NOTHING))
+        levels.append(
+            array.from_array(level, chunks=chunks, name=name, asarray=False, fancy=False, lock=False, meta=_NOTHING)
+        )
     return levels
 
 
@@ -111,11 +113,17 @@ class _Level:
         self.shape = 3, height, width
         self._level = max((i for i, d in enumerate(pixels.downsamples) if d <= downsample * 1.01), default=0)
 
-    def __getitem__(self, place: tuple[slice, ...]) -> np.ndarray:
+    def __getitem__(self, place: tuple[slice | int, ...]) -> np.ndarray:
+        # dask hands on what is asked of a part, single rows and every second one too
+        channels, rows, columns = place
+        top, bottom = _ends(rows, self.shape[1])
+        left, right = _ends(columns, self.shape[2])
+        down, across = (slice(None, None, at.step) if isinstance(at, slice) else 0 for at in (rows, columns))
+        return np.ascontiguousarray(self._read(left, top, right, bottom).transpose(2, 0, 1)[channels, down, across])
+
+    def _read(self, left: int, top: int, right: int, bottom: int) -> np.ndarray:
         from PIL import Image
 
-        channels, rows, columns = place
-        (top, bottom, _), (left, right, _) = rows.indices(self.shape[1]), columns.indices(self.shape[2])
         own = self._pixels.downsamples[self._level]
         first = np.array([left, top]) * (self._downsample / own)
         last = np.minimum(np.array([right, bottom]) * self._downsample, self._pixels.size) / own
@@ -128,4 +136,10 @@ class _Level:
             box = (*(first - corner).tolist(), *ends.tolist())
             size = right - left, bottom - top
             pixels = np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BOX, box=box))
-        return np.ascontiguousarray(pixels[: bottom - top, : right - left].transpose(2, 0, 1)[channels])
+        return pixels[: bottom - top, : right - left]
+
+
+def _ends(at: slice | int, side: int) -> tuple[int, int]:
+    """The first of what is asked of an axis, and the one after the last."""
+    asked = range(side)[at if isinstance(at, slice) else slice(at, at + 1)]
+    return min(asked, default=0), max(asked, default=0) + 1
