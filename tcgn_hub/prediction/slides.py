@@ -297,7 +297,7 @@ def _plan(
     step_um = None if spots else stride_um or side_um / 2
     overview, downsample, lost = opened.overview(OVERVIEW_PX)
     tiles, mask, outside = _choose(
-        opened, scale, side_um, step_um, spots, library, bin_um, min_tissue, force, overview, downsample, lost
+        opened, scale, side_um, step_um, spots, library, min_tissue, force, overview, downsample, lost, bin_um
     )
     odd = _check_distance(spots, tiles, scale, force_scale) if spots else ""
     notes = tuple(note for note in (differs, odd, opened.chosen, _frame(opened.origin)) if note)
@@ -392,12 +392,12 @@ def _choose(
     step_um: float | None,
     spots: str | Path | None,
     library: str | None,
-    bin_um: float | None,
     min_tissue: float,
     force: bool,
     overview: np.ndarray,
     downsample: float,
     lost: np.ndarray,
+    bin_um: float | None = None,
 ) -> tuple[Tiles, np.ndarray | None, dict[str, str]]:
     """The tiles to predict, the mask they were chosen by, and of spots that are outside of the slide, why not."""
     if step_um is None:
