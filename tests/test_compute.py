@@ -13,6 +13,7 @@ import onnx_file
 import pytest
 import torch
 from PIL import Image
+from tiny import Small
 
 import tcgn_hub
 from tcgn_hub import devices
@@ -367,6 +368,22 @@ def test_what_cannot_be_compiled_is_computed_all_the_same(fresh, compiler, monke
             fresh(compile="on")
 
 
+def test_compiling_is_tried_where_others_ask_for_it(fresh, compiler, pixels, caplog):
+    shared = fresh()
+    predictor = tcgn_hub.Predictor(shared.backend, shared.info)
+    wanted = predictor.run(pixels)["values"]
+    for _ in range(2):
+        predictor.try_compile(mode="max-autotune")
+    assert compiler == {"made": 1, "loaded": 1}
+    assert predictor.backend.compiled
+    assert not shared.backend.compiled
+    np.testing.assert_allclose(predictor.run(pixels)["values"], wanted, atol=1e-5)
+    own = tcgn_hub.Predictor(TorchBackend(shared.model), shared.info)
+    own.try_compile()
+    assert not own.backend.compiled
+    assert caplog.messages[-1] == "A model that was not loaded from a file is not compiled. Going on without."
+
+
 def test_without_a_compiler_on_is_refused_in_a_sentence(fresh, monkeypatch, capsys, tiny_weights):
     from tcgn_hub.cli.predict import main
 
@@ -384,7 +401,9 @@ def test_what_an_exported_model_says_of_it(fresh, tmp_path):
     with pytest.raises(WeightsError, match="The backend onnx compiles no model; leave compile='on' out"):
         tcgn_hub.load(path=path, compile="on")
     for compile in ("auto", "off"):
-        assert tcgn_hub.load(path=path, compile=compile).patches(PATCHES).uns["compiled"] is False
+        predictor = tcgn_hub.load(path=path, compile=compile)
+        predictor.try_compile()
+        assert predictor.patches(PATCHES).uns["compiled"] is False
     with pytest.raises(ValueError, match="compile is 'yes', but has to be one of auto, on, off"):
         fresh(compile="yes")
 
@@ -405,26 +424,6 @@ def test_a_damaged_file_is_no_compiled_model(fresh, monkeypatch, tmp_path):
     with pytest.raises(DeviceError, match="A compiled model cannot be loaded"):
         cache.read_compiled(file)
     assert not file.exists()
-
-
-class Small(torch.nn.Module):
-    """A convolution and a graph: what compiles in seconds, and has all that a TCGN has that is special."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem, self.graph, self.fc = (
-            torch.nn.Conv2d(3, 16, 16, 16),
-            GraphEmbed(16, out_dim=16),
-            torch.nn.Linear(16, 5),
-        )
-        self.final_conv = torch.nn.Identity()
-
-    def forward_stages(self, maps):
-        tokens = maps.flatten(2).transpose(1, 2)
-        return maps + self.graph(tokens, tokens)[0].transpose(1, 2).reshape(maps.shape)
-
-    def forward_head(self, maps):
-        return self.fc(maps.mean((2, 3)))
 
 
 @pytest.mark.skipif(not HAS_COMPILER, reason="there is no C++ compiler")

@@ -692,7 +692,7 @@ def test_all_genes_are_those_of_no_list(predictor, tmp_path):
     np.testing.assert_array_equal(first.X, again.X)
     assert (first.uns["asked"], again.uns["asked"]) == (False, True)
     with pytest.raises(PanelError, match="all: not among the 12 genes"):
-        predictor.columns(["all"])
+        predictor.info.columns(["all"])
 
 
 def test_command_with_everything(tcgn, tmp_path, predictor, capsys):

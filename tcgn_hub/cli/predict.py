@@ -292,7 +292,7 @@ def _plan(slides: list[Path], options: dict[str, Any], args: argparse.Namespace,
     tta, predictor = args.tta or 1, load_predictor(args, genes=options["genes"])
     tiles = sum(one.tiles for one in good)
     seconds = tiles * seconds_per_tile(predictor, tta=tta, batch_size=args.batch_size)
-    genes = len(predictor.columns(options["genes"], significant_only=bool(args.significant_only)))
+    genes = len(predictor.info.columns(options["genes"], significant_only=bool(args.significant_only)))
     room = tiles * bytes_per_tile(genes, features=bool(args.features), tta=tta)
     room += sum(one.beside for one in good)
     say(

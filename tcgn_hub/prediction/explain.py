@@ -273,7 +273,7 @@ def make_galleries(
                 if why:
                     raise ImageError(why)
             x = predictor.backend.prepare(np.stack([pixels for _, pixels, _ in read if pixels is not None]))
-            maps = activation_maps(model, x, predictor.columns([gene]))["final_conv"][:, 0]
+            maps = activation_maps(model, x, list(info.columns([gene]).values()))["final_conv"][:, 0]
             found.append(Gallery(gene, tiles, number, values[tiles], _pictures(x), maps))
     return found
 

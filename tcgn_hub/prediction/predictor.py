@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from tcgn_hub.models.tcgn import TCGN
+
+_logger = logging.getLogger(__name__)
 
 Key = TypeVar("Key")
 
@@ -170,13 +173,15 @@ class Predictor:
         """Values that can be: those in `tcgn_hub.units.UNITS` are never below 0."""
         return np.maximum(values, 0) if self.info.units == UNITS else values
 
-    def columns(self, genes: str | Path | Sequence[str] | None = None, *, significant_only: bool = False) -> list[int]:
-        """Which outputs are asked for.
+    @property
+    def name(self) -> str:
+        """Of the weights."""
+        return self.info.name
 
-        Raises:
-            PanelError: A gene is not among the outputs, none is left, or significance was asked for but not measured.
-        """
-        return list(self.info.columns(genes, significant_only=significant_only).values())
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The genes that `predict` gives, in its order."""
+        return self.info.genes
 
     def metadata(self, tta: int = 1) -> dict[str, Any]:
         """What `Result.uns` states of any prediction."""
@@ -209,12 +214,28 @@ class Predictor:
         self.backend = self.backend.to(str(device))
         return self
 
+    def try_compile(self, **_: Any) -> None:
+        """Compute by a compiled model from now on, as ``compile="on"`` of `load` does; where that cannot be, say why.
+
+        Options of `torch.compile`, which LazySlide passes on, have no meaning here.
+        """
+        from tcgn_hub.prediction.backends.torch import TorchBackend
+
+        if not isinstance(self.backend, TorchBackend):
+            return
+        try:
+            self.backend = self.backend.to_compiled()
+        except DeviceError as err:
+            _logger.warning("%s Going on without.", err)
+
     def get_transform(self) -> Callable[[Any], torch.Tensor]:
         """What makes of a tile that another package reads what `predict` takes, see `as_tile`."""
         return as_tile
 
     def predict(self, tiles: torch.Tensor | np.ndarray) -> dict[str, np.ndarray]:
         """Values of every gene, float32, shape (B,): what LazySlide's ``tile_prediction`` calls.
+
+        They are computed in the precision that was loaded, whatever autocast is around the call.
 
         Args:
             tiles: RGB tiles before any normalisation: a tensor (B, 3, H, W) or (3, H, W), or an array (B, H, W, 3) or

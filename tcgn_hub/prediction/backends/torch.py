@@ -53,7 +53,6 @@ class Whole(torch.nn.Module):
         return self.model.forward_head(maps).float(), maps.mean(dim=(2, 3))
 
     def _autocast(self, device_type: str) -> AbstractContextManager[Any]:
-        # whoever calls within an autocast of theirs, as LazySlide does, keeps it
         if self.precision == "float32":
             return nullcontext()
         return torch.autocast(device_type, getattr(torch, self.precision))
@@ -117,7 +116,8 @@ class TorchBackend:
 
     def start(self, x: torch.Tensor, index: int = 0) -> Callable[[], tuple[np.ndarray, np.ndarray]]:
         """Begin `forward`."""
-        with torch.inference_mode():
+        # autocast of whoever calls, as LazySlide does, would round stem and values too, and float16 is slow on a CPU
+        with torch.inference_mode(), torch.autocast(self.device.type, enabled=False):
             x = dihedral(x, index)
             said = self._eager(x) if self._compiled is None else self._fast(x, self._compiled)
             values, features = map(self.fetch, said)
@@ -164,6 +164,18 @@ class TorchBackend:
             return self
         model = copy.deepcopy(self.model).to(wanted)
         return TorchBackend(model, self.precision, compile=self.compile, sha256=self.sha256)
+
+    def to_compiled(self) -> TorchBackend:
+        """One of the same model that is compiled, for others may use this one; itself where it is compiled already.
+
+        Raises:
+            DeviceError: It cannot be compiled, or is in no file, by whose checksum a compiled model is found.
+        """
+        if self.compiled:
+            return self
+        if not self.sha256:
+            raise DeviceError("A model that was not loaded from a file is not compiled.")
+        return TorchBackend(self.model, self.precision, compile="on", sha256=self.sha256)
 
     def _eager(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Values and features, in as many parts as memory asks for."""

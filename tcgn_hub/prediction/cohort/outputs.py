@@ -64,8 +64,8 @@ class Outputs:
         typical = predictor.info.predicted_in_training
         if self.map == "given_depth" and (typical is None or typical.depth is None):
             raise OutputError(no_depth(predictor.info.name))
-        predicted = predictor.columns(genes, significant_only=significant_only)
-        drawn = predictor.columns(self.plot) if self.plot else []
+        predicted = predictor.info.columns(genes, significant_only=significant_only).values()
+        drawn = predictor.info.columns(self.plot).values() if self.plot else ()
         absent = [predictor.info.genes[i] for i in drawn if i not in predicted]
         if absent:
             raise PanelError(f"{absent[0]} is to be drawn, but not among the genes that are predicted.")

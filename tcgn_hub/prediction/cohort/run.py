@@ -99,7 +99,7 @@ def predict_cohort(
     _check(options, client, local_workers, shard)
     outputs = Outputs(f".{format.lstrip('.')}".lower(), tuple(plot), map, report)
     outputs.check()
-    predictor.columns(options.get("genes"), significant_only=options.get("significant_only", False))
+    predictor.info.columns(options.get("genes"), significant_only=options.get("significant_only", False))
     outputs = outputs.drawn(predictor, options.get("genes"), significant_only=options.get("significant_only", False))
     slides = [Path(path) for path in paths]
     names = output_names(slides, outputs.format)
