@@ -10,6 +10,7 @@ import sys
 import venv
 import zipfile
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -148,7 +149,9 @@ def test_a_command_reads_weights_once_and_imports_no_compiler():
         "print(json.dumps([code, hashed, len(read), compiler, torch.equal(seed, torch.get_rng_state())]))"
     )
     # the exit code, how often the file was hashed and read, what was imported, and that nothing random was drawn
-    assert json.loads(told) == [0, 1, 1, [], True]
+    # PyTorch 2.6 wants sympy for its checkpoints, which torchvision imports
+    by_torch = ["sympy"] if version("torch").startswith("2.6.") else []
+    assert json.loads(told) == [0, 1, 1, by_torch, True]
 
 
 def test_the_compiler_is_there_when_it_is_asked_for():

@@ -391,12 +391,23 @@ def test_the_limit_of_pillow_is_not_in_the_way(tmp_path, monkeypatch, suffix):
     Image.fromarray(pixels).save(path, exif=Image.Exif() if suffix == "tif" else b"")
     with open_slide(path) as slide:
         want = slide.read(0, 0, 200, 120)
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    # of which Pillow warns; twice as much is too much for WebP since Pillow 13, whatever is asked for
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 13000)
     with open_slide(path) as slide:
         assert slide.size == size_and_scale(path)[0] == (200, 120)
         assert np.array_equal(slide.read(0, 0, 200, 120), want)
     if suffix == "png":
         assert np.array_equal(want, pixels)
+
+
+def test_what_is_too_large_for_pillow_is_said_to_be(tmp_path, monkeypatch):
+    def refuse(path):
+        raise Image.DecompressionBombError("Image size (24000 pixels) exceeds limit of 2000 pixels")
+
+    monkeypatch.setattr("tcgn_hub.images.readers.picture.open_picture", refuse)
+    (tmp_path / "large.webp").write_bytes(b"RIFF")
+    with pytest.raises(ImageError, match=r"large\.webp has more pixels than Pillow reads.*save it as a TIFF"):
+        open_slide(tmp_path / "large.webp")
 
 
 def test_two_threads_that_open_slides_leave_the_limit_of_pillow(tmp_path, monkeypatch):

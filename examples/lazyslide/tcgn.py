@@ -23,7 +23,7 @@ from lazyslide_models import ModelTask, TilePredictionModel, register
     # further facts that the zoo keeps as they are
     mpp=0.5,
     tile_px=308,
-    units="log10(1 + 10^4 * count / sum of the panel's counts)",
+    units="log10(1 + 10^4 count / sum of the panel's counts)",
 )
 class TCGN(TilePredictionModel):
     """TCGN (convolution, a learned graph of patches, and a transformer) by `tcgn_hub`, whose weights are read.

@@ -87,6 +87,8 @@ class PictureReader(ArraySlide):
                     self.chosen = "the first of its pages is taken"
         except Image.UnidentifiedImageError as err:
             raise NotOfThisReader from err
+        except Image.DecompressionBombError as err:  # a check within a format: of WebP, since Pillow 13
+            raise ImageError(f"{path} has more pixels than Pillow reads of its format; save it as a TIFF.") from err
         except (ImageError, ExtraError):
             raise
         except Exception as err:  # of damage Pillow says whatever comes of it
