@@ -409,7 +409,12 @@ def test_a_model_of_ones_own(tiny):
     """Training measures a model that is in no file."""
     own = tcgn_hub.Predictor(TorchBackend(tiny.model), replace(tiny.info, sha256="", ood=None, typical=None))
     out = own.run(np.zeros((2, 56, 56, 3), np.uint8), tta=2, features=True)
-    assert {key: array.shape[0] for key, array in out.items()} == {"values": 2, "tta_std": 2, "features": 2}
+    assert {key: array.shape[0] for key, array in out.items()} == {
+        "values": 2,
+        "tta_std": 2,
+        "measures": 2,
+        "features": 2,
+    }
 
 
 # exported weights
