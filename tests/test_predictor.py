@@ -143,6 +143,7 @@ def test_values_are_those_of_the_model(tiny, tiny_weights):
     assert (result.X.dtype, result.failed, result.slide) == (np.float32, {}, None)
     assert result.uns == {
         "failed": {},
+        "left_out": {},
         "notes": {},
         "weights": tiny.info,
         "tta": 1,
