@@ -285,7 +285,8 @@ def share(self, pixels, *_):
     """In place of the model: the share of each tile that is stained."""
     stained = np.stack([(tile[..., 0].astype(int) - tile[..., 1] > 50).mean() for tile in np.asarray(pixels)])
     genes = len(self.info.genes)
-    return lambda: {"values": np.repeat(stained[:, None], genes, axis=1).astype(np.float32)}
+    told = {"values": genes, "measures": 6}
+    return lambda: {key: np.repeat(stained[:, None], side, axis=1).astype(np.float32) for key, side in told.items()}
 
 
 def bounds_of(mask: np.ndarray) -> np.ndarray:

@@ -361,7 +361,8 @@ def test_results_are_held_once(predictor, monkeypatch):
     values = np.random.default_rng(0).normal(size=(64, wide)).astype(np.float32)
 
     def begin(self, pixels, *_):
-        return lambda: {"values": values[: len(pixels), : len(PANEL)], "features": values[: len(pixels)]}
+        said = {"values": values[:, : len(PANEL)], "features": values, "measures": values[:, :6]}
+        return lambda: {key: rows[: len(pixels)] for key, rows in said.items()}
 
     monkeypatch.setattr(tcgn_hub.Predictor, "_begin", begin)
     options = {"spots": __file__, "workers": 0, "genes": GENES, "features": True, "batch_size": 64}
@@ -430,7 +431,8 @@ import numpy as np, tcgn_hub, tcgn_hub.rows
 tcgn_hub.rows.IN_MEMORY = 1 << 20
 weights, image, out, stride = sys.argv[1:]
 predictor = tcgn_hub.load(path=weights, device="cpu", compile="off")
-said = {"values": np.ones((256, len(predictor.info.genes)), np.float32), "features": np.ones((256, 1280), np.float32)}
+sides = {"values": len(predictor.info.genes), "features": 1280, "measures": 6}
+said = {key: np.ones((256, side), np.float32) for key, side in sides.items()}
 tcgn_hub.Predictor._begin = lambda self, x, *_: lambda: {key: values[: len(x)] for key, values in said.items()}
 scale = {"mpp": 1, "force_scale": True, "patch_um": 40, "stride_um": float(stride), "min_tissue": 0}
 result = predictor.slide(image, **scale, features=True, batch_size=256, resume=f"{out}.partial")
