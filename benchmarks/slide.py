@@ -43,6 +43,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import io
 import json
 import math
@@ -55,7 +56,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -151,21 +151,33 @@ class NoModel:
     """A backend that costs nothing: it gives numbers that were drawn before, and looks at no tile."""
 
     name, precision, batch_size = "torch", "float32", 32
+    compiled, in_flight = False, 0
 
     def __init__(self, genes: int) -> None:
         rng = np.random.default_rng(0)
         self._values, self._features = (rng.random((4096, width), np.float32) for width in (genes, 1280))
         self._at = 0
 
+    def expect(self, count: int, batch_size: int, *, tta: int = 1) -> None:
+        """Nothing has to be ready for them."""
+
     def prepare(self, pixels: Any) -> Any:
-        """The tiles as they are."""
-        return pixels
+        """As many small grey tiles, of which the quality is told."""
+        return np.zeros((len(pixels), 3, 16, 16), np.float32)
 
     def forward(self, x: Any, index: int = 0) -> tuple[np.ndarray, np.ndarray]:
         """As many of the numbers, the next each time."""
         self._at = (self._at + len(x)) % (len(self._values) - len(x))
         rows = slice(self._at, self._at + len(x))
         return self._values[rows], self._features[rows]
+
+    def start(self, x: Any, index: int = 0) -> Callable[[], tuple[np.ndarray, np.ndarray]]:
+        """What `forward` gives."""
+        return functools.partial(self.forward, x, index)
+
+    def fetch(self, array: Any) -> Callable[[], np.ndarray]:
+        """What is on the host."""
+        return lambda: array
 
     def to(self, device: str) -> NoModel:
         """Itself."""
@@ -226,7 +238,7 @@ def run_slide(job: dict[str, Any]) -> dict[str, Any]:
     def timed(owner: Any, name: str, step: str) -> None:
         call = getattr(owner, name)
 
-        @wraps(call)
+        @functools.wraps(call)
         def wrapper(*args: Any, **kwargs: Any) -> Any:
             start = time.perf_counter()
             try:

@@ -58,3 +58,11 @@ def test_goals_are_judged_by_the_median_of_rounds(user, capsys):
     assert cuda.endswith("not measured, for it needs a GPU.")
     user.print_goals([ours, plain], Namespace(mode="compiled", dtype="bf16"), 61.0)
     assert capsys.readouterr().out.strip().endswith("61x, goal 60x: reached")
+
+
+def test_the_trip_of_tiles_needs_no_model(user):
+    import slide
+
+    result = slide.no_model().slide(ROOT / "examples" / "cmu_small_region.svs", stride_um=300, workers=0)
+    assert result.X.shape == (len(result), 785)
+    assert "quality" in result.obs
