@@ -193,7 +193,7 @@ def drawn(colour):
     return overview
 
 
-@pytest.mark.parametrize("colour", [(235, 170, 205), (150, 90, 160), (90, 60, 130), (220, 130, 180)])
+@pytest.mark.parametrize("colour", [(235, 170, 205), (150, 90, 160), (90, 60, 130), (60, 60, 120), (220, 130, 180)])
 def test_stained_tissue_is_found(colour):
     mask = tissue_mask(drawn(colour), um_per_px=8)
     assert mask[60:140, 70:150].all()
@@ -243,6 +243,17 @@ def test_the_real_slide():
     mask = tissue_mask(overview, um_per_px=0.499 * downsample)
     assert 0.3 < mask.mean() < 0.5
     assert not mask[:, -40:].any()
+
+
+@pytest.mark.parametrize(("section", "share"), [("B4", 0.26), ("C3", 0.175)])
+def test_stained_glass_is_no_tissue_and_dense_nuclei_are(section, share):
+    path = Path(__file__).parent / f"fixtures/slides/her2st_{section}_overview.jpg"
+    mask = tissue_mask(np.asarray(Image.open(path)), um_per_px=17.1)
+    assert mask.mean() == pytest.approx(share, abs=0.015)
+    dense = {"B4": mask[250:290, 60:90], "C3": mask[140:200, 160:230]}[section]
+    assert dense.mean() > 0.97
+    glass = {"B4": mask[:100], "C3": mask[:, 300:]}[section]
+    assert not glass.any()
 
 
 def test_tissue_fraction_counts():

@@ -27,14 +27,33 @@ LIMIT_UM = 0.6875  # per pixel, at which the limit of the focus was found
 _NOISE = 4 * (3 / 255) ** 2  # energy of steps of noise with a standard deviation of three grey levels
 _PEN_WHOLE, _FOLD_WHOLE = 8, 4  # so many times the share, and nothing is left of the quality
 
+DENSE = 1.0
+"""Density of all channels from which ink can be told from tissue."""
+
 _WHITE = 0.02  # added to what a part lets through, so that black is no infinite density
-_STAINED, _DARK = 1.0, 4.5  # density, of all channels: parts that ink can be told in; double layers of tissue
+_DARK = 4.5  # density of all channels in double layers of tissue
 _INK = {("blue", "green"): -0.05, ("red", "green"): 0.08, ("red", "blue"): 0.25}
 _CHANNELS = ("red", "green", "blue")
 
 STAIN_MEAN = np.array([0.3436, 0.2361])
 STAIN_ROOT = np.array([[20.04, 51.63], [0.0, 28.51]])
 """Shares of red and blue in the density of the six sections, and what makes of their distance one whose limit is 1."""
+
+
+def densities(parts: np.ndarray) -> np.ndarray:
+    """Optical densities, natural logarithm, of what lets through from 0 to 1."""
+    return (-np.log(parts.clip(0) + _WHITE)).clip(0)
+
+
+def is_ink(density: np.ndarray) -> np.ndarray:
+    """Where it is dense enough to tell, and another colour than green is what is absorbed.
+
+    ``density``: of red, green and blue, shape (n, 3, ...). Returns bool, shape (n, ...).
+    """
+    total = density.sum(axis=1)
+    share = {name: density[:, i] / np.maximum(total, 1e-6) for i, name in enumerate(_CHANNELS)}
+    ink = np.any([share[one] - share[other] > limit for (one, other), limit in _INK.items()], axis=0)
+    return ink & (total > DENSE)
 
 
 def measure(parts: np.ndarray, steps: np.ndarray, seconds: np.ndarray) -> np.ndarray:
@@ -44,12 +63,9 @@ def measure(parts: np.ndarray, steps: np.ndarray, seconds: np.ndarray) -> np.nda
     k); ``steps``: energy of differences of brightness between neighbouring pixels; ``seconds``: that of second
     differences, shape (n,). Returns float32, shape (n, 6): both energies, and `MEASURES` after the focus.
     """
-    density = (-np.log(parts.clip(0) + _WHITE)).clip(0)
-    total = density.sum(axis=1)
+    density = densities(parts)
+    total, ink = density.sum(axis=1), is_ink(density)
     dense = np.maximum(total.sum(axis=1), 1e-6)
-    share = {name: density[:, i] / np.maximum(total, 1e-6) for i, name in enumerate(_CHANNELS)}
-    ink = np.any([share[one] - share[other] > limit for (one, other), limit in _INK.items()], axis=0)
-    ink &= total > _STAINED
     brightest = parts.max(axis=1)
     saturation = (brightest - parts.min(axis=1)) / np.maximum(brightest, 1e-3)
     hue = np.stack([density[:, i].sum(axis=1) for i in (0, 2)], axis=1) / dense[:, None]

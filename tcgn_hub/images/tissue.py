@@ -1,10 +1,12 @@
-"""Where the tissue is: Otsu's threshold on what haematoxylin and eosin have and glass and pens have not."""
+"""Where the tissue is: Otsu's threshold on how much green is absorbed by what has the hue of the stains."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
+
+from tcgn_hub.images.quality import DENSE, densities, is_ink
 
 _LEAST = 8.0  # of 255: below, what is left of the stain is the noise of a blank slide
 _LEAST_STAINED = 0.02  # share of a patch that has tissue in it
@@ -13,14 +15,17 @@ _NOISY = 100.0  # variance of pixels from which noise may look stained
 _LEAST_ALIKE = (
     0.05  # variance of means over 64 pixels, as a share of that of pixels: 1/64 of noise, above 0.18 of tissue
 )
+_HUE = 4.0  # of 255, by which green is below red and blue in pale tissue
+_PALE, _PALEST = 0.3, 0.1  # density of green, above which all is tissue; and above glass, below which nothing is
 
 
 def tissue_mask(overview: np.ndarray, *, um_per_px: float) -> np.ndarray:
     """Tissue of an H&E slide.
 
-    Both stains take away green: in tissue the green channel is the least. Glass and dust are grey, black and blue and
-    green and red pens each have another channel as their least, or as little red or blue as green. The threshold on
-    ``min(red, blue) - green``, smoothed, is Otsu's (IEEE Transactions on Systems, Man, and Cybernetics 9, 62, 1979).
+    Both stains absorb green, so that tissue is where the density of green, smoothed, is above a threshold: halfway
+    between that of the glass, which may be stained itself, and Otsu's (IEEE Transactions on Systems, Man, and
+    Cybernetics 9, 62, 1979), at most 0.3. Grey dust, black, blue, green and red pens absorb as much of another colour,
+    see `tcgn_hub.images.quality.is_ink`.
 
     ``overview``: the whole slide, uint8, shape (h, w, 3); ``um_per_px``: micrometres per pixel of the overview. Returns
     bool, shape (h, w); objects and holes below 0.01 mm^2 are removed.
@@ -30,12 +35,21 @@ def tissue_mask(overview: np.ndarray, *, um_per_px: float) -> np.ndarray:
     filters, measure = (require(f"skimage.{name}", extra="slides", to="find tissue") for name in ("filters", "measure"))
     if is_blank(overview):
         return np.zeros(overview.shape[:2], bool)
-    rgb = overview.astype(np.float32)
+    sigma = max(1.0, 10.0 / um_per_px)
+    rgb = filters.gaussian(overview.astype(np.float32), sigma=sigma, preserve_range=True, channel_axis=2)
     stain = np.minimum(rgb[..., 0], rgb[..., 2]) - rgb[..., 1]
-    stain = filters.gaussian(np.clip(stain, 0, None), sigma=max(1.0, 10.0 / um_per_px), preserve_range=True)
-    if stain.max() - stain.min() < _LEAST:
-        return np.full(stain.shape, bool(stain.mean() >= _LEAST))
-    mask = stain > max(filters.threshold_otsu(stain) / 2, _LEAST)
+    density = densities(np.moveaxis(rgb, 2, 0)[None] / 255)
+    ink = is_ink(density)[0]
+    green, total = density[0, 1], density[0].sum(axis=0)
+    usual = green[~ink]
+    if usual.size == 0:
+        return np.zeros(ink.shape, bool)
+    if usual.max() - usual.min() < _PALEST:
+        return np.full(ink.shape, bool(stain.mean() >= _LEAST)) & ~ink
+    otsu = filters.threshold_otsu(usual)
+    glass = float(np.median(usual[usual <= otsu]))
+    threshold = max(min((glass + otsu) / 2, _PALE), min(glass, _PALE) + _PALEST / 2)
+    mask = (green > threshold) & ~ink & ((stain >= _HUE) | (total > DENSE))
     area = max(1, round(10_000 / um_per_px**2))
 
     def large(mask: np.ndarray) -> np.ndarray:
