@@ -17,7 +17,7 @@ from tcgn_hub.images import slides
 from tcgn_hub.images.readers import is_slide_file, open_slide, picture, size_and_scale
 from tcgn_hub.images.scale import given_scale, scale_of_properties
 from tcgn_hub.images.tiles import grid_tiles
-from tcgn_hub.images.tissue import tissue_fraction, tissue_mask
+from tcgn_hub.images.tissue import shows_tissue, tissue_fraction, tissue_mask
 
 ROOT = Path(__file__).resolve().parents[1]
 SVS = ROOT / "examples" / "cmu_small_region.svs"
@@ -254,6 +254,13 @@ def test_stained_glass_is_no_tissue_and_dense_nuclei_are(section, share):
     assert dense.mean() > 0.97
     glass = {"B4": mask[:100], "C3": mask[:, 300:]}[section]
     assert not glass.any()
+
+
+@pytest.mark.parametrize(("dark", "shown"), [((50, 50, 110), True), ((20, 22, 24), False), ((20, 40, 160), False)])
+def test_a_patch_of_dense_nuclei_shows_tissue_and_one_of_ink_does_not(dark, shown):
+    rng = np.random.default_rng(0)
+    shades = rng.integers(0, 30, (14, 14, 1)).repeat(16, axis=0).repeat(16, axis=1)
+    assert shows_tissue((np.array(dark) + shades).astype(np.uint8)) is shown
 
 
 def test_tissue_fraction_counts():

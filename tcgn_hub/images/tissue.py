@@ -37,10 +37,8 @@ def tissue_mask(overview: np.ndarray, *, um_per_px: float) -> np.ndarray:
         return np.zeros(overview.shape[:2], bool)
     sigma = max(1.0, 10.0 / um_per_px)
     rgb = filters.gaussian(overview.astype(np.float32), sigma=sigma, preserve_range=True, channel_axis=2)
-    stain = np.minimum(rgb[..., 0], rgb[..., 2]) - rgb[..., 1]
-    density = densities(np.moveaxis(rgb, 2, 0)[None] / 255)
-    ink = is_ink(density)[0]
-    green, total = density[0, 1], density[0].sum(axis=0)
+    stain, density, ink = _absorbed(rgb)
+    green = density[1]
     usual = green[~ink]
     if usual.size == 0:
         return np.zeros(ink.shape, bool)
@@ -49,7 +47,7 @@ def tissue_mask(overview: np.ndarray, *, um_per_px: float) -> np.ndarray:
     otsu = filters.threshold_otsu(usual)
     glass = float(np.median(usual[usual <= otsu]))
     threshold = max(min((glass + otsu) / 2, _PALE), min(glass, _PALE) + _PALEST / 2)
-    mask = (green > threshold) & ~ink & ((stain >= _HUE) | (total > DENSE))
+    mask = (green > threshold) & ~ink & ((stain >= _HUE) | (density.sum(axis=0) > DENSE))
     area = max(1, round(10_000 / um_per_px**2))
 
     def large(mask: np.ndarray) -> np.ndarray:
@@ -62,12 +60,12 @@ def tissue_mask(overview: np.ndarray, *, um_per_px: float) -> np.ndarray:
 
 
 def shows_tissue(patch: np.ndarray) -> bool:
-    """Whether a patch is stained, by the measure of `tissue_mask` and without its threshold for a slide.
+    """Whether some of a patch has the hue of the stains, or is dense and no ink.
 
     ``patch``: uint8, shape (h, w, 3).
     """
-    small = _small(patch)
-    stained = np.minimum(small[..., 0], small[..., 2]) - small[..., 1] >= _LEAST
+    stain, density, ink = _absorbed(_small(patch))
+    stained = (stain >= _LEAST) | ((density.sum(axis=0) > DENSE) & ~ink)
     return not is_blank(patch) and bool(stained.mean() >= _LEAST_STAINED)
 
 
@@ -106,6 +104,12 @@ def outlines(mask: np.ndarray, *, downsample: float = 1.0) -> list[Any]:
             scaled = shapely.transform(face.simplify(0.25), lambda xy: xy * downsample)
             pieces.append(scaled)
     return sorted(pieces, key=lambda piece: (piece.bounds[1], piece.bounds[0]))
+
+
+def _absorbed(rgb: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """By how much green is below red and blue, of 255; densities of red, green and blue, (3, h, w); and where ink is."""
+    density = densities(np.moveaxis(rgb, 2, 0)[None] / 255)
+    return np.minimum(rgb[..., 0], rgb[..., 2]) - rgb[..., 1], density[0], is_ink(density)[0]
 
 
 def _small(picture: np.ndarray) -> np.ndarray:
