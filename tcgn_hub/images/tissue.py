@@ -107,7 +107,7 @@ def outlines(mask: np.ndarray, *, downsample: float = 1.0) -> list[Any]:
 
 
 def _absorbed(rgb: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """By how much green is below red and blue, of 255; densities of red, green and blue, (3, h, w); and where ink is."""
+    """By how much green is below red and blue, of 255; densities of the colours, shape (3, h, w); and where ink is."""
     density = densities(np.moveaxis(rgb, 2, 0)[None] / 255)
     return np.minimum(rgb[..., 0], rgb[..., 2]) - rgb[..., 1], density[0], is_ink(density)[0]
 
