@@ -297,7 +297,7 @@ def test_a_value_out_of_its_range_is_refused_as_it_is_read(command, arguments, c
         ([str(golden.SVS), "-o", "x.docx"], "x.docx is of no format that is known"),
         ([str(golden.SVS), str(golden.SVS), "-o", "x.csv"], "x.csv is one file, but there are 2 slides"),
         ([PATCH, "-o", "EMPTY"], "EMPTY cannot be written: it is a folder"),
-        ([str(golden.SVS), "-o", "x.csv", "--features"], "--features are kept in an .h5ad only"),
+        ([str(golden.SVS), "-o", "x.csv", "--features"], "--features are kept in an .h5ad or .zarr only"),
         ([str(golden.SVS)], "Say where to write the tiles"),
         ([str(golden.SVS), "--bulk", "b.csv", "--report"], "--report"),
         ([str(golden.SVS), "-o", "x.h5ad", "--map", "given_depth"], "--map says what --plot and --report draw"),

@@ -358,9 +358,8 @@ def _suffix_of(output: Path, asked: str | None) -> str:
     as_text = own == ".txt" and wanted in (".csv", ".json")
     if wanted and own in _SUFFIXES.values() and own != wanted and not as_text:
         raise OutputError(f"--format {asked} does not go with {output}; leave it out, or let the name end in {wanted}.")
-    suffix = format_of(output, wanted)
-    _check_place(output, suffix)
-    return suffix
+    _check_place(output, wanted or own)
+    return format_of(output, wanted)
 
 
 def _check_place(file: Path, suffix: str = "") -> None:
