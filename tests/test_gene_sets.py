@@ -112,6 +112,8 @@ def test_names_are_such_as_files_can_have(tmp_path):
         ("A\tx\tGNAS\nB\tx\n", "The gene set B in .* has no genes"),
         ("A\tx\tGNAS\nA\tx\tFASN\n", "names A more than once"),
         ("A/B\tx\tGNAS\nA_B\tx\tFASN\n", "names A_B more than once"),
+        ("_index\tx\tGNAS\n", "calls a gene set _index, which files keep for themselves; give it another name"),
+        ('{"zarr.json": ["GNAS"]}', "calls a gene set zarr.json, which files keep"),
         ("\tx\tGNAS\n", "has a gene set without a name"),
         ('{"A": ["GNAS"], "A": ["FASN"]}', "names A more than once"),
         ('{"A": "GNAS"}', "The gene set A in .* is no list of symbols, nor has it one as geneSymbols"),

@@ -420,6 +420,11 @@ def _check_slides(outputs: Sequence[Path | None], suffix: str, args: argparse.Na
     elif given(args, _SHARED_OUT) and (args.spots or outputs[0] == Path(args.output)):
         option = next(iter(given(args, _SHARED_OUT))).replace("_", "-")
         raise OutputError(f"--{option} is for slides that go into a folder, without --spots; leave it out.")
+    sources = [Path(source) for source in (*args.images, args.spots) if source]
+    for output in filter(None, outputs):
+        for source in sources:
+            if output.resolve() in (source.resolve(), *source.resolve().parents):
+                raise OutputError(f"{output} cannot be written: {source} is read from it; give another name.")
     if args.bulk:
         _check_place(Path(args.bulk))
     if args.features and suffix not in (".h5ad", ".zarr"):
