@@ -341,6 +341,19 @@ def test_the_command_writes_a_store_and_predicts_its_tiles_again(
     assert "--image says what a .zarr holds of the slide" in capsys.readouterr().err.splitlines()[-1]
 
 
+def test_a_cohort_goes_on_beside_what_others_have_added(tmp_path, tiny_weights, slide, capsys):
+    slides = [str(slide), str(shutil.copy(slide, tmp_path / "b.svs"))]
+    command = ["predict", *slides, "-o", str(tmp_path / "out"), "--format", "zarr", "--weights", str(tiny_weights)]
+    command += ["--stride-um", "700", "--workers", "0"]
+    assert main(command) == 0
+    first = tmp_path / "out" / f"{Path(slide).name}.zarr"
+    shutil.copytree(first / "shapes/tiles", first / "shapes/cells")
+    assert main(command) == 0
+    assert main([*command, "--stride-um", "600"]) == 2
+    assert f"{first} cannot be written: it holds shapes/cells that" in capsys.readouterr().err.splitlines()[-1]
+    assert (first / "shapes/cells").is_dir()
+
+
 def test_a_cohort_of_stores(tmp_path, spatialdata, tiny_weights, slide):
     slides = [slide, shutil.copy(slide, tmp_path / "b.svs")]
     predictor = tcgn_hub.load(path=tiny_weights)

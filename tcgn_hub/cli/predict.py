@@ -348,8 +348,8 @@ def _counts(result: Result) -> dict[str, int]:
     return counts | {"poor": sum((result.poor or {}).values()), "left_out": len(result.left_out)}
 
 
-def _suffix_of(output: Path, asked: str | None) -> str:
-    """The suffix of the format of a file that can be written."""
+def _suffix_of(output: Path, asked: str | None, *, check: bool = True) -> str:
+    """The suffix of the format of a file; ``check``: whether it has to be one that can be written."""
     import tcgn_hub.writing  # noqa: F401  (the formats)
     from tcgn_hub.errors import OutputError
     from tcgn_hub.result import format_of
@@ -359,7 +359,8 @@ def _suffix_of(output: Path, asked: str | None) -> str:
     if wanted and own in _SUFFIXES.values() and own != wanted and not as_text:
         raise OutputError(f"--format {asked} does not go with {output}; leave it out, or let the name end in {wanted}.")
     suffix = format_of(output, wanted)
-    _check_place(output, suffix)
+    if check:
+        _check_place(output, suffix)
     return suffix
 
 
@@ -392,7 +393,8 @@ def _outputs(slides: list[Path], args: argparse.Namespace) -> tuple[list[Path] |
     outputs = in_folder(output, slides, suffix, make=not args.dry_run)
     if args.dry_run:
         return outputs, suffix
-    return outputs, _suffix_of(outputs[0], args.format)
+    # of many slides those that are done are not written again, whatever others have added to them
+    return outputs, _suffix_of(outputs[0], args.format, check=len(slides) == 1)
 
 
 def _check_slides(outputs: Sequence[Path | None], suffix: str, args: argparse.Namespace) -> None:
