@@ -21,7 +21,7 @@ from tcgn_hub.images.tissue import outlines
 from tcgn_hub.panels import ensembl_ids
 from tcgn_hub.panels.gene_sets import MIN_SHARE, GeneSets, Signature, enough, load_gene_sets, mean_scores, signatures_of
 from tcgn_hub.rows import AT_ONCE, blocks, forget, take_columns
-from tcgn_hub.text import option, printable
+from tcgn_hub.text import counted, option, printable
 from tcgn_hub.units import UNITS, from_linear, to_linear
 from tcgn_hub.version import __version__
 from tcgn_hub.weights.info import WeightsInfo
@@ -107,7 +107,10 @@ def scorable(
         )
     varied = {gene for gene, sd in zip(info.genes, typical.given_depth_sd, strict=True) if sd > 0}
     usable = varied.intersection(info.significant, info.genes if genes is None else genes)
-    return enough(signatures_of(load_gene_sets(sets), info.genes, usable), min_share, of=info.name)
+    of = info.name
+    if genes is not None and len(genes) < len(info.genes):
+        of = f"Of the {counted(len(genes), 'gene')} asked for {of}"
+    return enough(signatures_of(load_gene_sets(sets), info.genes, usable), min_share, of=of)
 
 
 @dataclass(frozen=True, eq=False)

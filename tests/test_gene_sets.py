@@ -112,6 +112,8 @@ def test_names_are_such_as_files_can_have(tmp_path):
         ("A\tx\tGNAS\nB\tx\n", "The gene set B in .* has no genes"),
         ("A\tx\tGNAS\nA\tx\tFASN\n", "names A more than once"),
         ("A/B\tx\tGNAS\nA_B\tx\tFASN\n", "names A_B more than once"),
+        ("_index\tx\tGNAS\n", "calls a gene set _index, which files keep for themselves; give it another name"),
+        ('{"zarr.json": ["GNAS"]}', "calls a gene set zarr.json, which files keep"),
         ("\tx\tGNAS\n", "has a gene set without a name"),
         ('{"A": ["GNAS"], "A": ["FASN"]}', "names A more than once"),
         ('{"A": "GNAS"}', "The gene set A in .* is no list of symbols, nor has it one as geneSymbols"),
@@ -353,7 +355,8 @@ def test_shares_are_said_before_anything_is_predicted(gmt, tiny_weights, capsys)
     assert tcgn_predict([*arguments, "--min-share", "1", "--genes", ",".join(PANEL[:9])]) == 2
     _, said = capsys.readouterr()
     assert said.count("\n") == 1
-    assert "predicts too few genes of 3 gene sets better than chance, most of ONE: 5 of 6 genes (83 %)" in said
+    assert f"Of the 9 genes asked for {tiny_weights} predicts too few genes of 3 gene sets better than chance" in said
+    assert "most of ONE: 5 of 6 genes (83 %)" in said
 
 
 def test_maps_of_gene_sets_are_drawn_where_they_are_named(gmt, tiny_weights, tmp_path, capsys, monkeypatch):

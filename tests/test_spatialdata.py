@@ -251,6 +251,31 @@ def test_only_own_stores_are_replaced(tmp_path, prediction):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["own.zarr", "slides", "theirs.zarr"]
 
 
+def test_what_others_have_added_to_a_store_is_not_replaced(tmp_path, spatialdata, prediction):
+    prediction.write(tmp_path / "own.zarr")
+    data = spatialdata.read_zarr(tmp_path / "own.zarr")
+    data["cells"] = data["tiles"]
+    data.write_element("cells")
+    with pytest.raises(OutputError, match=r"own\.zarr cannot be written: it holds shapes/cells that tcgn_hub has not"):
+        prediction.write(tmp_path / "own.zarr")
+    assert "cells" in spatialdata.read_zarr(tmp_path / "own.zarr")
+
+
+def test_a_store_is_not_written_over_the_slide_in_it(tmp_path, prediction, tiny_weights, capsys):
+    prediction.write(tmp_path / "own.zarr", image="copy")
+    wsi = tmp_path / "own.zarr/images/wsi"
+    inside = replace(prediction, uns={**prediction.uns, "slide": replace(prediction.slide, path=wsi)})
+    with pytest.raises(OutputError, match=r"own\.zarr cannot be written: it holds the slide, .*wsi; give another name"):
+        inside.write(tmp_path / "own.zarr")
+    out = ["-o", str(tmp_path / "own.zarr"), "--weights", str(tiny_weights)]
+    for read in ([str(wsi)], [str(prediction.slide.path), "--spots", str(tmp_path / "own.zarr")]):
+        assert main(["predict", *read, "--mpp", "0.5", *out]) == 2
+        assert capsys.readouterr().err.endswith(
+            f"own.zarr cannot be written: {read[-1]} is read from it; give another name.\n"
+        )
+    assert (wsi / "0").is_dir() or (wsi / "s0").is_dir()
+
+
 def test_an_error_leaves_the_store_before_as_it_was(tmp_path, prediction, monkeypatch):
     prediction.write(tmp_path / "own.zarr")
     before = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*"))
@@ -314,6 +339,19 @@ def test_the_command_writes_a_store_and_predicts_its_tiles_again(
     assert "is a folder that tcgn_hub has not written" in capsys.readouterr().err.splitlines()[-1]
     assert main(["predict", str(slide), "-o", str(tmp_path / "x.h5ad"), "--image", "copy", *options]) == 2
     assert "--image says what a .zarr holds of the slide" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_cohort_goes_on_beside_what_others_have_added(tmp_path, tiny_weights, slide, capsys):
+    slides = [str(slide), str(shutil.copy(slide, tmp_path / "b.svs"))]
+    command = ["predict", *slides, "-o", str(tmp_path / "out"), "--format", "zarr", "--weights", str(tiny_weights)]
+    command += ["--stride-um", "700", "--workers", "0"]
+    assert main(command) == 0
+    first = tmp_path / "out" / f"{Path(slide).name}.zarr"
+    shutil.copytree(first / "shapes/tiles", first / "shapes/cells")
+    assert main(command) == 0
+    assert main([*command, "--stride-um", "600"]) == 2
+    assert f"{first} cannot be written: it holds shapes/cells that" in capsys.readouterr().err.splitlines()[-1]
+    assert (first / "shapes/cells").is_dir()
 
 
 def test_a_cohort_of_stores(tmp_path, spatialdata, tiny_weights, slide):
@@ -451,6 +489,39 @@ def test_an_image_outside_is_in_the_pixels_of_the_spots_or_refused(tmp_path):
     sheet.write_text("section,patient,data,image,bin_um\na,p,x.zarr,he.png,40\n")
     with pytest.raises(SectionError, match=r"cell_circles of .*x\.zarr is not in pixels of an image; give one of its"):
         tcgn_hub.read_sections(sheet)
+
+
+def test_what_lies_as_it_is_in_micrometres_is_not_in_pixels_of_an_image_outside(tmp_path):
+    from PIL import Image
+    from spatialdata.models import ShapesModel
+    from spatialdata.transformations import Identity, Scale
+
+    um = np.random.default_rng(0).uniform(5, 115, (20, 2))
+    systems = {"microns": Identity(), "global": Scale([4, 4], axes=("x", "y"))}
+    shapes = {"cells": ShapesModel.parse(um, geometry=0, radius=np.linspace(2, 6, 20), transformations=systems)}
+    table = stores.table_element(np.ones((20, len(PANEL))), "cells", np.arange(20), key="cell_id")
+    stores.write(tmp_path / "m.zarr", shapes=shapes, tables={"table": table})
+    Image.fromarray(stores.tissue(500, 700).transpose(1, 2, 0)).save(tmp_path / "he.png")
+    with pytest.raises(SectionError, match=r"cells of .*m\.zarr is not in pixels of an image; give one of its own"):
+        read_spots(tmp_path / "m.zarr", bin_um=20, image=tmp_path / "he.png", mpp=0.25)
+
+
+def test_an_outline_without_points_is_no_spot(tmp_path):
+    import geopandas
+    import shapely
+    from spatialdata.models import ShapesModel
+    from spatialdata.transformations import Identity
+
+    outlines = [*shapely.box([10, 30, 60], 10, [20, 40, 90], 40), shapely.Polygon()]
+    where = {"global": Identity()}
+    shapes = {"cells": ShapesModel.parse(geopandas.GeoDataFrame(geometry=outlines), transformations=where)}
+    table = stores.table_element(np.ones((4, len(PANEL))), "cells", np.arange(4), key="cell_id")
+    images = {"he": stores.image_element(stores.tissue(100, 100), where)}
+    stores.write(tmp_path / "m.zarr", images=images, shapes=shapes, tables={"table": table})
+    (section,) = tcgn_hub.read_sections(tmp_path / "m.zarr", bin_um=10, mpp=0.5)
+    assert section.left_out == {"spots without a shape": 1}
+    np.testing.assert_array_equal(section.xy, [[10, 30], [30, 30], [70, 30]])
+    assert read_spots(tmp_path / "m.zarr", bin_um=10, image=section.image, mpp=0.5).names == section.spots
 
 
 def test_spots_to_predict(tmp_path, tiny_weights, spatialdata):

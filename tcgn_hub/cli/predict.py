@@ -348,8 +348,8 @@ def _counts(result: Result) -> dict[str, int]:
     return counts | {"poor": sum((result.poor or {}).values()), "left_out": len(result.left_out)}
 
 
-def _suffix_of(output: Path, asked: str | None) -> str:
-    """The suffix of the format of a file that can be written."""
+def _suffix_of(output: Path, asked: str | None, *, check: bool = True) -> str:
+    """The suffix of the format of a file; ``check``: whether it has to be one that can be written."""
     import tcgn_hub.writing  # noqa: F401  (the formats)
     from tcgn_hub.errors import OutputError
     from tcgn_hub.result import format_of
@@ -358,7 +358,8 @@ def _suffix_of(output: Path, asked: str | None) -> str:
     as_text = own == ".txt" and wanted in (".csv", ".json")
     if wanted and own in _SUFFIXES.values() and own != wanted and not as_text:
         raise OutputError(f"--format {asked} does not go with {output}; leave it out, or let the name end in {wanted}.")
-    _check_place(output, wanted or own)
+    if check:
+        _check_place(output, wanted or own)
     return format_of(output, wanted)
 
 
@@ -391,7 +392,8 @@ def _outputs(slides: list[Path], args: argparse.Namespace) -> tuple[list[Path] |
     outputs = in_folder(output, slides, suffix, make=not args.dry_run)
     if args.dry_run:
         return outputs, suffix
-    return outputs, _suffix_of(outputs[0], args.format)
+    # of many slides those that are done are not written again, whatever others have added to them
+    return outputs, _suffix_of(outputs[0], args.format, check=len(slides) == 1)
 
 
 def _check_slides(outputs: Sequence[Path | None], suffix: str, args: argparse.Namespace) -> None:
@@ -419,6 +421,11 @@ def _check_slides(outputs: Sequence[Path | None], suffix: str, args: argparse.Na
     elif given(args, _SHARED_OUT) and (args.spots or outputs[0] == Path(args.output)):
         option = next(iter(given(args, _SHARED_OUT))).replace("_", "-")
         raise OutputError(f"--{option} is for slides that go into a folder, without --spots; leave it out.")
+    sources = [Path(source) for source in (*args.images, args.spots) if source]
+    for output in filter(None, outputs):
+        for source in sources:
+            if output.resolve() in (source.resolve(), *source.resolve().parents):
+                raise OutputError(f"{output} cannot be written: {source} is read from it; give another name.")
     if args.bulk:
         _check_place(Path(args.bulk))
     if args.features and suffix not in (".h5ad", ".zarr"):

@@ -153,6 +153,7 @@ def _found(path: Path, library: str | None, image: Path | None, choose: str) -> 
     if instances.dtype != index.dtype:
         instances, index = instances.astype(str), index.astype(str)
     at = index.get_indexer(instances)
+    at[~np.isfinite(centres).all(axis=1)[at]] = -1  # an outline without points is nowhere
     lone = mine & (at < 0)
     if lone.any():
         left_out["spots without a shape"] = int(lone.sum())
@@ -249,7 +250,9 @@ def _to_image(
     """The matrix from the shapes to pixels of an image, and where that lies itself."""
     inside = os.path.realpath(image).startswith(os.path.realpath(path / "images") + os.sep)
     if not inside:
-        if not any(np.allclose(matrix, np.eye(3)) for matrix in where.values()):
+        # where they lie as they are in micrometres, they are no pixels
+        pixels = [matrix for name, matrix in where.items() if name not in _MICRONS]
+        if not any(np.allclose(matrix, np.eye(3)) for matrix in pixels):
             raise SectionError(
                 f"{element} of {path} is not in pixels of an image; give one of its own, {path / 'images'}/NAME, as"
                 f" how {image} lies is not known."

@@ -26,6 +26,9 @@ LEAST_GENES = 5
 """Fewest genes that a score may rest on, unless it is all of a smaller set."""
 
 
+_KEPT = {"_index", "zarr.json"}  # columns that anndata has of its own, in HDF5 and in Zarr
+
+
 @dataclass(frozen=True)
 class Signature:
     """A gene set, and what of it a score rests on."""
@@ -76,6 +79,8 @@ def load_gene_sets(sets: GeneSets) -> dict[str, list[str]]:
     if twice or not all(name.strip("._ ") for name in names):
         what = f"names {some(twice)} more than once" if twice else "has a gene set without a name"
         raise PanelError(f"{source} {what}; give each gene set a name of its own.")
+    if kept := sorted(_KEPT.intersection(names)):
+        raise PanelError(f"{source} calls a gene set {kept[0]}, which files keep for themselves; give it another name.")
     if empty:
         raise PanelError(f"The gene set {some(empty)} in {source} has no genes; leave it out.")
     return {_tidy(name): genes for name, genes in found.items()}

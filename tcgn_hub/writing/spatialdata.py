@@ -14,9 +14,11 @@ from tcgn_hub.errors import OutputError
 from tcgn_hub.extras import require
 from tcgn_hub.files import read_json, writing_folder
 from tcgn_hub.result import Result, writer
-from tcgn_hub.text import option
+from tcgn_hub.text import option, some
 from tcgn_hub.writing.tables import rows_of
 
+_KINDS = ("images", "labels", "points", "shapes", "tables")
+_OWN = ("images/wsi", "shapes/tiles", "shapes/region_of_interest", "tables/table")
 _CHUNK_BYTES = 1 << 22
 _ARRAY = {"encoding-type": "array", "encoding-version": "0.2.0"}  # what anndata knows an array by
 
@@ -29,6 +31,8 @@ def write_zarr(path: Path, result: Result, *, image: str = "link") -> None:
     levels. Parts that cannot be decoded are white then, and ``attrs['tcgn']['image_parts_lost']`` counts them.
     """
     check_replaced(path)
+    if result.slide is not None and path.resolve() in result.slide.path.resolve().parents:
+        raise OutputError(f"{path} cannot be written: it holds the slide, {result.slide.path}; give another name.")
     if image not in ("link", "copy"):
         raise OutputError(f"{option('image', image)} is neither link nor copy.")
     zarr, dask = (require(name, extra="spatialdata", to="write SpatialData") for name in ("zarr", "dask"))
@@ -49,10 +53,15 @@ def write_zarr(path: Path, result: Result, *, image: str = "link") -> None:
 
 
 def check_replaced(path: Path) -> None:
-    """Refuse to replace a folder that this package has not written."""
-    if path.is_dir() and not _is_own(path):
+    """Refuse to replace a folder that this package has not written, or to which others have added something."""
+    if not path.is_dir():
+        return
+    found = [f"{folder.parent.name}/{folder.name}" for kind in _KINDS for folder in sorted(path.glob(f"{kind}/*/"))]
+    added = [name for name in found if name not in _OWN]
+    what = f"it holds {some(added)}" if _is_own(path) and added else "it is a folder"
+    if added or not _is_own(path):
         raise OutputError(
-            f"{path} cannot be written: it is a folder that tcgn_hub has not written; give another name, or delete it."
+            f"{path} cannot be written: {what} that tcgn_hub has not written; give another name, or delete it."
         )
 
 
