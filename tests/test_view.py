@@ -16,10 +16,12 @@ from results import GENES, HELD_OUT, make, make_patches
 import tcgn_hub
 from tcgn_hub.cli.main import main
 from tcgn_hub.errors import ExtraError, ImageError, SectionError
+from tcgn_hub.images.quality import MEASURES
 from tcgn_hub.writing import view as module
 from tcgn_hub.writing.view import project
 
 GIVEN = {**HELD_OUT, "pcc_given_depth": [0.1, 0.3, None, 0.4]}
+FACTS = {"ood", "predicted depth", "tissue share", "quality", *(name.replace("_", " ") for name in MEASURES)}
 
 
 @pytest.fixture
@@ -51,8 +53,10 @@ def opened(path, **options):
 def test_it_is_given_what_was_predicted(written, suffix):
     path, result = written(suffix)
     about, tmap, arrays, zoom = opened(path)
-    facts = ["ood", "predicted depth"]
+    facts = about["columns"][4:]
     assert about["columns"] == [*GENES, *facts]
+    assert sorted(facts) == sorted(FACTS)
+    assert facts[0] == "ood"
     np.testing.assert_allclose(arrays["X"][:, :4], result.X, atol=1e-5)
     np.testing.assert_allclose(arrays["X"][:, 4], result.obs["ood"], rtol=1e-5)
     np.testing.assert_allclose(np.stack([arrays["x"], arrays["y"]], axis=1), result.obsm["spatial"])
@@ -60,7 +64,7 @@ def test_it_is_given_what_was_predicted(written, suffix):
     assert about["names"] == result.names
     assert list(about["facts"]) == facts
     np.testing.assert_allclose(about["facts"]["ood"], result.obs["ood"], rtol=1e-5)
-    assert about["units"] == [result.units] * 4 + [""] * 2
+    assert about["units"] == [result.units] * 4 + [""] * len(facts)
     assert about["said"][:2] == [
         "significant, PCC 0.42, 0.10 given depth",
         "significant, PCC 0.31, 0.30 given depth",
@@ -70,7 +74,7 @@ def test_it_is_given_what_was_predicted(written, suffix):
     limits = [
         list(map(float, ends)) for ends in zip(result.var["trained_low"], result.var["trained_high"], strict=True)
     ]
-    assert about["limits"] == (limits if suffix == ".h5ad" else [None] * 4) + [None] * 2
+    assert about["limits"] == (limits if suffix == ".h5ad" else [None] * 4) + [None] * len(facts)
     assert zoom.size == result.slide.size
     assert about["side"] == 256
     assert tmap["mpp"] == 0.5
@@ -103,7 +107,36 @@ def test_what_was_added_and_taken_away_with_scanpy_is_shown(written):
     about, _, arrays, _ = opened(path)
     np.testing.assert_allclose(arrays["X"][:, :2], result.X[::2, [1, 0]])
     assert about["facts"]["clusters"][:2] == about["facts"]["group"][:2] == ["a", "b"]
-    assert about["columns"] == ["FASN", "GNAS", "ood", "predicted depth"]
+    assert about["columns"][:2] == ["FASN", "GNAS"]
+    assert sorted(about["columns"][2:]) == sorted(FACTS)
+
+
+def test_what_was_added_may_be_unknown_or_infinite(written):
+    import anndata
+    import pandas as pd
+
+    path, result = written(".h5ad")
+    data = anndata.read_h5ad(path)
+    rest = data.n_obs - 2
+    data.obs["ratio"] = [-np.inf, np.nan, *[1.0] * rest]
+    data.obs["agreed"] = pd.array([None, False, *[True] * rest], "boolean")
+    data.obs["cells"] = pd.array([None, 2, *[3] * rest], "Int64")
+    data.var["trained_low"] = [np.nan, *data.var["trained_low"][1:]]
+    data.write(path)
+    with project(path) as (folder, _):
+        # as browsers do, which know no infinity
+        about = json.loads((folder / "tiles.json").read_text(), parse_constant=pytest.fail)
+    assert about["facts"]["ratio"][:3] == ["-inf", None, 1]
+    assert about["facts"]["agreed"][:3] == [None, False, True]
+    assert about["facts"]["cells"][:3] == [None, 2, 3]
+    assert about["limits"][0] is None
+    assert about["limits"][1] == [float(result.var[f"trained_{end}"][1]) for end in ("low", "high")]
+
+
+def test_a_table_may_have_been_kept_by_a_spreadsheet(written):
+    path, result = written(".csv")
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
+    assert opened(path)[0]["names"] == result.names
 
 
 def test_significance_is_withheld_with_the_result(written):
@@ -182,6 +215,20 @@ def _several(path):
     return path.with_suffix(".h5ad")
 
 
+def _changed(change):
+    def write(path):
+        import anndata
+
+        path = path.with_suffix(".h5ad")
+        make().write(path)
+        data = anndata.read_h5ad(path)
+        change(data)
+        data.write(path)
+        return path
+
+    return write
+
+
 def _table(change):
     def write(path):
         path = path.with_suffix(".csv")
@@ -208,6 +255,12 @@ def _text(old, new):
         (_without_values, "tiles of 0 genes; there is nothing to show"),
         (_damaged, "cannot be read to its end"),
         (_table(lambda path: _text('"mpp": 0.5', '"mpp": "a"')(Path(f"{path}.json"))), "says that mpp is 'a'"),
+        (_changed(lambda data: data.uns.update(tcgn=3)), "does not say of which slide its tiles are"),
+        (_changed(lambda data: data.uns["tcgn"].update(stride_um="a")), "says that stride_um is 'a'"),
+        (_changed(lambda data: data.obsm.update(spatial=data.obsm["spatial"][:, :1])), "does not say where"),
+        (_table(_text("GNAS", "\0" * 200_000)), "is no table that can be read"),
+        (_table(lambda path: path.write_bytes(path.read_bytes() + b"\xe4")), "is no table that can be read"),
+        (_table(lambda path: _text('"gene_ids": {', '"gene_ids": null, "x": {')(Path(f"{path}.json"))), "what was run"),
         (_table(lambda path: Path(f"{path}.json").unlink()), "it says of what slide"),
         (_table(lambda path: Path(f"{path}.json").write_text("[]")), "does not say what was run"),
         (_table(lambda path: Path(f"{path}.json").write_text("{")), "does not say what was run"),

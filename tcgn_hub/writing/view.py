@@ -11,7 +11,7 @@ import socket
 import tempfile
 import warnings
 import webbrowser
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from html import escape
@@ -170,7 +170,7 @@ def _only(app: Callable, zoom: DeepZoom) -> Callable:
     from werkzeug.wrappers import Response
 
     def answer(environ: dict[str, Any], start: Callable) -> Any:
-        path, host = environ.get("PATH_INFO", ""), environ.get("HTTP_HOST", "").rpartition(":")[0]
+        path, host = environ.get("PATH_INFO", ""), environ.get("HTTP_HOST", "").partition(":")[0]
         own = host in (HOST, "localhost") and environ["REQUEST_METHOD"] in ("GET", "HEAD") and ".." not in path
         if own and path == "/slide.dzi":
             return Response(zoom.xml, mimetype="application/xml")(environ, start)
@@ -245,11 +245,13 @@ def _about(tiles: _Tiles) -> dict[str, Any]:
         "x": tiles.xy[:, 0].tolist(),
         "y": tiles.xy[:, 1].tolist(),
         "side": _side_px(run),
-        "facts": {
-            _words(key): [None if value != value else value for value in values.tolist()]
-            for key, values in tiles.facts.items()
-        },
+        "facts": {_words(key): [_said_of(value) for value in values.tolist()] for key, values in tiles.facts.items()},
     }
+
+
+def _said_of(value: Any) -> Any:
+    """As browsers read it: JSON has neither NaN nor infinity."""
+    return str(value) if value in (math.inf, -math.inf) else None if value != value else value
 
 
 def _tmap(tiles: _Tiles) -> dict[str, Any]:
@@ -314,10 +316,13 @@ def _read(path: Path, stack: ExitStack) -> _Tiles:
         raise SectionError(
             f"{path} is neither .h5ad nor .csv, which `tcgn predict` writes of a slide and can be shown."
         )
-    tiles = (_read_h5ad if suffix == ".h5ad" else _read_csv)(path, stack)
+    try:
+        tiles = (_read_h5ad if suffix == ".h5ad" else _read_csv)(path, stack)
+    except (UnicodeDecodeError, csv.Error) as err:
+        raise SectionError(f"{path} is no table that can be read ({err}); predict the slide again.") from err
     if not len(tiles.xy) or not tiles.genes:
         raise SectionError(f"{path} holds {len(tiles.xy)} tiles of {len(tiles.genes)} genes; there is nothing to show.")
-    if not np.isfinite(tiles.xy).all():
+    if tiles.xy.dtype.kind != "f" or not np.isfinite(tiles.xy).all():
         raise SectionError(f"{path} does not say where all of its tiles are.")
     tiles.facts = {key: values for key, values in tiles.facts.items() if (values == values).any()}
     return tiles
@@ -325,13 +330,14 @@ def _read(path: Path, stack: ExitStack) -> _Tiles:
 
 def _run_of(known: Any, path: Path) -> dict[str, Any]:
     """What was run, if it was of one slide."""
-    known = dict(known)
-    if not set(_RUN) <= set(known):
+    if not isinstance(known, Mapping) or not set(_RUN) <= set(known):
         raise SectionError(f"{path} does not say of which slide its tiles are; give what `tcgn predict` wrote of one.")
     run = {key: known[key].item() if isinstance(known[key], np.generic) else known[key] for key in _RUN}
     for key in ("series", "width_px", "height_px", "mpp", "patch_um"):
         if not isinstance(run[key], int | float) or not 0 < run[key] + (key == "series") < math.inf:
             raise SectionError(f"{path} says that {key} is {run[key]!r:.60}, which no slide has; predict it again.")
+    if not isinstance(run["stride_um"], int | float | None):
+        raise SectionError(f"{path} says that stride_um is {run['stride_um']!r:.60}; predict the slide again.")
     return run
 
 
@@ -345,14 +351,15 @@ def _read_h5ad(path: Path, stack: ExitStack) -> _Tiles:
     for key in data.obs.columns:
         kind = data.obs[key].dtype.kind
         if key not in _SAME:
-            facts[key] = data.obs[key].to_numpy(np.float32 if kind in "fiu" else object)
+            facts[key] = data.obs[key].to_numpy(np.float32 if kind in "fiu" else object, na_value=np.nan)
     drawn: dict[str, Any] = next(iter(data.uns.get("spatial", {}).values()), {})
     overview = drawn.get("images", {}).get("hires")
     if overview is not None and overview.dtype != np.uint8:  # as some programs leave it, from 0 to 1
         overview = np.rint(255 * np.clip(overview, 0, 1)).astype(np.uint8)
     limits: list[tuple[float, float] | None] = [None] * data.n_vars
     if "trained_low" in var:
-        limits = list(zip(var["trained_low"].astype(float), var["trained_high"].astype(float), strict=True))
+        ends = zip(var["trained_low"].astype(float), var["trained_high"].astype(float), strict=True)
+        limits = [both if all(map(math.isfinite, both)) else None for both in ends]
 
     def rows(part: slice) -> np.ndarray:
         try:
@@ -364,6 +371,8 @@ def _read_h5ad(path: Path, stack: ExitStack) -> _Tiles:
     columns = [var[key].tolist() if key in var else [None] * data.n_vars for key in _SAID]
     known = list(zip(*columns, strict=True))
     xy = np.asarray(data.obsm["spatial"], np.float64)[:, :2] if "spatial" in data.obsm else np.empty((0, 2))
+    if xy.shape[1] < 2:
+        raise SectionError(f"{path} does not say where all of its tiles are.")
     # of what has no values AnnData says so by an error
     genes = list(data.var_names) if "X" in data.file else []
     return _Tiles(run, genes, *_told(run, known), limits, list(data.obs_names), xy, facts, rows, overview)
@@ -391,14 +400,15 @@ def _read_csv(path: Path, stack: ExitStack) -> _Tiles:
     beside = Path(f"{path}.json")
     try:
         about = read_json(beside)
-        run, ids = _run_of(about["runs"][0], path), about["gene_ids"]
+        run, ids = _run_of(about["runs"][0], path), dict(about["gene_ids"])
+        known_of = [dict(about.get(key) or {}) for key in _SAID]
     except FileNotFoundError as err:
         raise SectionError(f"{beside} is not there; it says of what slide {path} is, keep both together.") from err
     except (OSError, ValueError, KeyError, TypeError, IndexError) as err:
         raise SectionError(f"{beside} does not say what was run ({err}); predict the slide again.") from err
     texts: dict[str, list[str]]
     values: list[np.ndarray] = []
-    with open(path, encoding="utf-8", newline="") as file:
+    with open(path, encoding="utf-8-sig", newline="") as file:  # spreadsheets mark what they keep
         lines = csv.reader(file)
         header = next(lines, [])
         place = {name: i for i, name in enumerate(header)}
@@ -420,7 +430,7 @@ def _read_csv(path: Path, stack: ExitStack) -> _Tiles:
                 raise SectionError(f"Line {lines.line_num} of {path} has a value that is no number ({err}).") from err
     names, facts = texts.pop("name"), {key: _numbers(column) for key, column in texts.items()}
     xy = np.stack([facts.pop("x"), facts.pop("y")], axis=1)
-    known = [tuple((about.get(key) or {}).get(gene) for key in _SAID) for gene in genes]
+    known = [tuple(of.get(gene) for of in known_of) for gene in genes]
     table = np.stack(values) if values else np.empty((0, len(genes)), np.float32)
     limits: list[tuple[float, float] | None] = [None] * len(genes)
     return _Tiles(run, genes, *_told(run, known), limits, names, xy, facts, table.__getitem__)

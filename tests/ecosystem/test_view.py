@@ -172,6 +172,7 @@ def test_nothing_but_the_view_is_served(written):
         ):
             assert status(path) == 404, path
         assert status("/view.tmap", Host="evil.example") == 404
+        assert status("/view.tmap", Host="127.0.0.1") == 200  # as browsers say where the port is 80
         with (
             pytest.raises(OutputError, match="is not free"),
             serving(folder / "slide.csv", port=int(root.rpartition(":")[2])),
@@ -186,7 +187,8 @@ def test_the_log_of_the_process_stays_as_it_was(written):
         assert (root.level, list(root.handlers)) == before
 
 
-def test_ctrl_c_ends_the_command_and_leaves_nothing(written):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_ctrl_c_ends_the_command_and_leaves_nothing(written, number):
     folder, _ = written
     (folder / "tmp").mkdir()
     command = [sys.executable, "-m", "tcgn_hub.cli.main", "view", "slide.h5ad", "--no-browser"]
@@ -198,7 +200,7 @@ def test_ctrl_c_ends_the_command_and_leaves_nothing(written):
     assert list((folder / "tmp").iterdir())
     address = line.split()[4].removesuffix("/view.tmap;")
     with socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2]))):
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         assert process.wait(30) == 0
     assert process.stderr.read() == ""
     assert not list((folder / "tmp").iterdir())
