@@ -111,7 +111,10 @@ def test_predictions_are_those_of_torch(golden_file, exported):
     np.testing.assert_allclose(theirs.layers["tta_std"], ours.layers["tta_std"], atol=2e-4)
     assert theirs.info == ours.info
     for key, column in ours.obs.items():
-        np.testing.assert_array_equal(theirs.obs[key], column)
+        if column.dtype == np.float32:  # of pixels, which are resized by another library
+            np.testing.assert_allclose(theirs.obs[key], column, rtol=1e-3, atol=1e-4, err_msg=key)
+        else:
+            np.testing.assert_array_equal(theirs.obs[key], column)
     assert (ours.uns["backend"], theirs.uns["backend"]) == ("torch", "onnx")
 
 
