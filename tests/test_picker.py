@@ -13,6 +13,7 @@ from PIL import Image
 from playwright.sync_api import sync_playwright
 from results import GENES, PATCH_UM, make
 
+from tcgn_hub.images.quality import MEASURES
 from tcgn_hub.result import gene_table
 from tcgn_hub.weights.info import WeightsInfo
 from tcgn_hub.writing import picker as module
@@ -92,8 +93,14 @@ def test_it_draws_what_the_maps_of_files_show(browser, tmp_path, described, laye
     page.close()
 
 
+def ungraded(result):
+    """Without what is known of the quality of its tiles."""
+    known = ("tissue_share", "quality", *MEASURES)
+    return replace(result, obs={key: values for key, values in result.obs.items() if key not in known})
+
+
 def test_a_gene_is_found_by_keyboard_and_its_values_by_the_pointer(browser, tmp_path):
-    result = make(sure=True)
+    result = ungraded(make(sure=True))
     page = opened(browser, tmp_path / "report.html", result)
     names, gene, said = (page.locator(f".picker {part}") for part in ("option", ".gene", ".said"))
     assert names.all_inner_texts() == ["HLA-DRA", "GNAS", "FASN", "ACTB"]
@@ -159,7 +166,7 @@ def test_values_are_known_to_half_a_step(described):
 
 
 def test_tiles_are_joined_where_they_are_too_many(browser, tmp_path, monkeypatch):
-    result = make(sure=True, stride_um=PATCH_UM / 2)
+    result = ungraded(make(sure=True, stride_um=PATCH_UM / 2))
     monkeypatch.setattr(module, "_MOST_BYTES", 4000)
     data = picker(result, GENES)
     assert data["joined"] == "squares of 3 x 3 tiles, 192 µm"
