@@ -21,7 +21,8 @@ from tcgn_hub.writing.tables import rows_of
 
 _CHUNK_BYTES = 1 << 20
 _MOST_THREADS = 8
-_ARRAY = {"encoding-type": "array", "encoding-version": "0.2.0"}  # what anndata knows an array by
+ARRAY = {"encoding-type": "array", "encoding-version": "0.2.0"}
+"""What anndata knows an array by."""
 
 
 @writer(".h5ad", needs="anndata", extra="h5ad")
@@ -98,11 +99,11 @@ def _write_table(file: Any, place: str, table: Callable[[slice], np.ndarray], re
     rows = max(1, min(len(result), _CHUNK_BYTES // max(row_bytes, 1)))
     shape = len(result), *kind.shape[1:]
     if 0 in shape:
-        file.create_dataset(place, shape, kind.dtype).attrs.update(_ARRAY)
+        file.create_dataset(place, shape, kind.dtype).attrs.update(ARRAY)
         return
     options = {"chunks": (rows, *kind.shape[1:]), "compression": "gzip", "shuffle": True}
     dataset = file.create_dataset(place, shape, kind.dtype, **options)
-    dataset.attrs.update(_ARRAY)
+    dataset.attrs.update(ARRAY)
     nowhere = (0,) * (len(shape) - 1)
     for start, chunk in _in_turn(table, result, rows):
         dataset.id.write_direct_chunk((start, *nowhere), chunk)

@@ -15,12 +15,12 @@ from tcgn_hub.extras import require
 from tcgn_hub.files import read_json, writing_folder
 from tcgn_hub.result import Result, writer
 from tcgn_hub.text import option, some
+from tcgn_hub.writing.anndata import ARRAY
 from tcgn_hub.writing.tables import rows_of
 
 _KINDS = ("images", "labels", "points", "shapes", "tables")
 _OWN = ("images/wsi", "shapes/tiles", "shapes/region_of_interest", "tables/table")
 _CHUNK_BYTES = 1 << 22
-_ARRAY = {"encoding-type": "array", "encoding-version": "0.2.0"}  # what anndata knows an array by
 
 
 @writer(".zarr", needs="spatialdata", extra="spatialdata")
@@ -79,6 +79,6 @@ def _write_table(group: Any, place: str, table: Callable[[slice], np.ndarray], r
     rows = max(1, min(len(result), _CHUNK_BYTES // max(row_bytes, 1)))
     shape = len(result), *kind.shape[1:]
     chunks = tuple(max(1, side) for side in (rows, *kind.shape[1:]))
-    array = group.create_array(place, shape=shape, dtype=kind.dtype, chunks=chunks, attributes=_ARRAY)
+    array = group.create_array(place, shape=shape, dtype=kind.dtype, chunks=chunks, attributes=ARRAY)
     for part in rows_of(result, rows):
         array[part] = table(part)

@@ -26,7 +26,7 @@ from tcgn_hub.data.h5ad import open_h5ad
 from tcgn_hub.errors import ExtraError, ImageError, OutputError, SectionError
 from tcgn_hub.extras import require
 from tcgn_hub.files import read_json
-from tcgn_hub.images.pyramid import DeepZoom
+from tcgn_hub.images.deep_zoom import DeepZoom
 from tcgn_hub.images.readers import open_slide
 from tcgn_hub.images.slides import MAX_PIXELS
 from tcgn_hub.text import option

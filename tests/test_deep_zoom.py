@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from tcgn_hub.errors import ImageError
-from tcgn_hub.images import pyramid
-from tcgn_hub.images.pyramid import DeepZoom
+from tcgn_hub.images import deep_zoom
+from tcgn_hub.images.deep_zoom import DeepZoom
 from tcgn_hub.images.readers import open_slide
 from tcgn_hub.images.readers.picture import ArraySlide
 
@@ -21,7 +21,7 @@ SVS = Path(__file__).parents[1] / "examples/cmu_small_region.svs"
 @pytest.fixture(autouse=True)
 def exact(monkeypatch):
     """Pictures that JPEG changes little."""
-    monkeypatch.setattr(pyramid, "_QUALITY", 98)
+    monkeypatch.setattr(deep_zoom, "_QUALITY", 98)
 
 
 def picture(width=1300, height=700):
@@ -93,7 +93,7 @@ def test_the_overview_stands_in_for_the_slide_and_for_levels_that_it_lacks(monke
             read.append(width * height)
             return super().read(x, y, width, height, level=level)
 
-    monkeypatch.setattr(pyramid, "_MOST_PIXELS", 512 * 512)
+    monkeypatch.setattr(deep_zoom, "_MOST_PIXELS", 512 * 512)
     level_of(DeepZoom(Recorded(Path("x.png"), pixels), (1300, 700), coarse), 8)
     assert read == []
     level_of(DeepZoom(Recorded(Path("x.png"), pixels), (1300, 700), coarse), 11)
